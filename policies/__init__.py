@@ -1,0 +1,1 @@
+"""What policies mean: the pure core of Lark. Imports nothing of the other packages."""

@@ -1,0 +1,238 @@
+"""Messages that agent and controller exchange over the northbound API.
+
+Invariants: every model forbids unknown keys, is frozen, and holds nothing that the receiver could mistake for another
+type (`strict` where JSON allows it). Field docs give units. `docs/interfaces.md` section 5 lists the calls.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+ATTEMPT_ID_PATTERN = r"^[A-Za-z0-9._~@-]{1,200}$"
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+MAX_BODY_BYTES = 256 * 1024
+"""The largest request body the controller reads."""
+MAX_STRING = 16 * 1024
+MAX_ATTRIBUTES = 256
+
+
+def _ipv4(text: str) -> str:
+    return str(ipaddress.IPv4Address(text))
+
+
+def _ipv6(text: str) -> str:
+    if "%" in text:
+        raise ValueError("an IPv6 address with a zone is not allowed here")
+    return str(ipaddress.IPv6Address(text))
+
+
+def _address(text: str) -> str:
+    return _ipv6(text) if ":" in text else _ipv4(text)
+
+
+def _mac(text: str) -> str:
+    if not re.fullmatch(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", text):
+        raise ValueError("a MAC address is six colon-separated octets, for example 02:6c:0a:14:01:05")
+    if int(text[:2], 16) & 1:
+        raise ValueError("a multicast MAC address cannot belong to a job")
+    return text.lower()
+
+
+AttemptId = Annotated[str, StringConstraints(pattern=ATTEMPT_ID_PATTERN)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+PortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,15}$")]
+Ipv4 = Annotated[str, AfterValidator(_ipv4)]
+Ipv6 = Annotated[str, AfterValidator(_ipv6)]
+Address = Annotated[str, AfterValidator(_address)]
+Mac = Annotated[str, AfterValidator(_mac)]
+AttributeName = Annotated[str, StringConstraints(pattern=ATTRIBUTE_PATTERN)]
+Text = Annotated[str, StringConstraints(max_length=MAX_STRING)]
+Scalar = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Text
+AdValue = Scalar | Annotated[list[Scalar], Field(max_length=1024)]
+"""A literal ClassAd value. UNDEFINED is an attribute that is not there; expressions are refused by the agent."""
+Ad = Annotated[dict[AttributeName, AdValue], Field(max_length=MAX_ATTRIBUTES)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Phase(enum.StrEnum):
+    """Phase of an attempt; they only advance, in this order."""
+
+    STAGE_IN = "stage-in"
+    RUN = "run"
+    STAGE_OUT = "stage-out"
+
+
+# An enum in strict mode would refuse the JSON string in python-mode validation (used by tests and the agent).
+PhaseField = Annotated[Phase, Field(strict=False)]
+
+
+class PortSpec(Message):
+    bridge: Name
+    name: PortName
+    ofport: Annotated[int, Field(ge=1, le=65279)]
+
+
+class AttemptSpec(Message):
+    """What the agent says of an attempt. The same content may be PUT again at any time."""
+
+    node: Name
+    port: PortSpec
+    mac: Mac
+    ipv4: Ipv4
+    ipv6: Ipv6 | None = None
+    zone: Annotated[int, Field(ge=1, le=65535)]
+    phase: PhaseField = Phase.STAGE_IN
+    ad: Ad
+    slot: Ad = Field(default_factory=dict)
+    job: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}\.[0-9]{1,10}$")] | None = None
+    """HTCondor's cluster.proc: a label for people, never a key."""
+
+
+class PhaseChange(Message):
+    phase: PhaseField
+
+
+class NodeSpec(Message):
+    """What an agent says of its node at start. `host_addresses`: every address of the host itself, on any interface."""
+
+    boot_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{8,64}$")]
+    bridge: Name
+    host_addresses: Annotated[list[Address], Field(max_length=256)]
+    agent_version: Annotated[str, StringConstraints(max_length=64)]
+
+
+class NodeGrant(Message):
+    """What the controller gives a node: everything comes from `site.yaml`, so that there is one place of truth."""
+
+    node: Name
+    ipv4_range: str
+    """CIDR; jobs' addresses are its usable hosts."""
+    ipv4_prefix_length: Annotated[int, Field(ge=1, le=32)]
+    """Prefix length to configure in the namespace (the on-link network, not the range)."""
+    ipv4_gateway: Ipv4 | None = None
+    ipv6_prefix: str | None = None
+    """CIDR, /64 to /96; a job's address is this prefix with the IPv4 address in its lowest 32 bits."""
+    ipv6_prefix_length: Annotated[int, Field(ge=1, le=128)] | None = None
+    ipv6_gateway: Ipv6 | None = None
+    mtu: Annotated[int, Field(ge=1280, le=65535)] = 1500
+    lease: Annotated[int, Field(ge=1, le=86400)]
+    """Seconds within which the node must send a heartbeat."""
+    attributes: list[AttributeName]
+    """Job attributes that the policy reads; the agent warns when one is missing from STARTD_JOB_ATTRS."""
+
+
+class Heartbeat(Message):
+    boot_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{8,64}$")]
+    attempts: Annotated[list[AttemptId], Field(max_length=100_000)]
+
+
+class HeartbeatAnswer(Message):
+    lease: int
+    drop: list[AttemptId]
+    """The agent named these; the controller does not know them: PUT again if they still run, else forget them."""
+    gone: list[AttemptId]
+    """The controller knows these, the agent did not name them: the agent DELETEs those it does not have."""
+
+
+class BridgeRealisation(enum.StrEnum):
+    REALISED = "realised"
+    PENDING = "pending"
+    REFUSED = "refused"
+
+
+class Denial(Message):
+    """Packets of an attempt that were dropped, by reason (names: `policies.model.Reason`)."""
+
+    reason: str
+    packets: int
+    bytes: int
+    text: str
+    """The reason in a sentence, for example `no grant of this job covers service fileserver`."""
+
+
+class Counters(Message):
+    admitted_packets: int
+    admitted_bytes: int
+    delivered_packets: int
+    delivered_bytes: int
+    denied: list[Denial]
+
+
+class DecisionView(Message):
+    identity: int
+    sealed: bool
+    groups: list[str]
+    grants: list[str]
+    """Services reachable in the present phase."""
+    trail: list[str]
+    """Each rule that mattered, as `file:line: what it gave`."""
+
+
+class AttemptStatus(Message):
+    id: AttemptId
+    spec: AttemptSpec
+    decision: DecisionView
+    bridges: dict[str, Annotated[BridgeRealisation, Field(strict=False)]]
+    counters: Counters | None = None
+
+
+class AttemptList(Message):
+    attempts: list[AttemptStatus]
+
+
+class NodeStatus(Message):
+    node: Name
+    spec: NodeSpec | None
+    attempts: int
+    lease_left: float | None
+    """Seconds until the node's lease ends; None for a node that never registered."""
+
+
+class NodeList(Message):
+    nodes: list[NodeStatus]
+
+
+class BridgeStatus(Message):
+    bridge: Name
+    datapath_id: str
+    roles: list[str]
+    connected: bool
+    converged: bool
+    flows: int
+    ports: dict[str, int]
+    detail: str = ""
+
+
+class BridgeList(Message):
+    bridges: list[BridgeStatus]
+
+
+class Deleted(Message):
+    id: AttemptId
+    bridges: dict[str, Annotated[BridgeRealisation, Field(strict=False)]]
+    """`pending`: that bridge is unreachable; it will lose the flows before it is used again."""
+
+
+class PolicyStatus(Message):
+    digest: str
+    mode: str
+    files: list[str]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; extension members differ by type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: str
+    title: str
+    status: int
+    detail: str
