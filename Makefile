@@ -1,0 +1,142 @@
+# Lark's commands. `make demo` and `make test` install all they need on a fresh Debian 12 machine, as root; see `make help`.
+#
+# Nothing of the checkout is installed into the environment: every command runs with the checkout on PYTHONPATH, so that
+# two checkouts on one machine never run each other's code. The environment's name holds the hash of the lock files.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test test-full check bench lock install-deps install clean clean-cache python packages condor
+
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+UID := $(shell id -u)
+ifeq ($(UID),0)
+LARK_CACHE ?= /var/cache/htlark
+else
+LARK_CACHE ?= $(HOME)/.cache/htlark
+endif
+export LARK_CACHE
+
+PYTHON3 ?= /usr/bin/python3
+ENGINE ?= os-ken
+PREFIX ?= /opt/lark
+ARGS ?=
+
+BUILD_LOCK := requirements-build.lock
+LOCKS := $(BUILD_LOCK) requirements.lock
+VENV := $(LARK_CACHE)/venv-$(shell cat $(LOCKS:%=$(ROOT)/%) $(ROOT)/scripts/make-venv | sha256sum | cut -c1-12)
+PYTHON := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python
+PYTEST := $(PYTHON) -m pytest --quiet --no-skips
+REPORTS := $(ROOT)/build/reports
+
+# What `make check` needs, and what the demo and the system tests need besides.
+BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
+SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libcap2-bin xrootd-server xrootd-client \
+                 util-linux procps tcpdump
+
+help:
+	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
+	@echo 'make test          all tests: check, system tests on os-ken, the main ones again on Ryu (root; installs what it needs)'
+	@echo 'make test-full     the same with HTCondor 25 probes, every system test on both engines, long property tests'
+	@echo 'make check         format, lint, types, import contracts, unit tests (no root needed, under a minute)'
+	@echo 'make bench         measurements against peers (says what does not exist yet)'
+	@echo 'make install       the daemons and commands into PREFIX ($(PREFIX)), in an environment of their own'
+	@echo 'make install-deps  only install: Debian packages, Python environment, HTCondor in a prefix'
+	@echo 'make lock          write the lock files anew from pyproject.toml and requirements-build.in'
+	@echo 'make clean         remove what builds and tests left in this checkout; clean-cache: also $(LARK_CACHE)'
+	@echo
+	@echo 'ARGS="-k name" passes arguments to pytest (test) or to the demo; LARK_CACHE=DIR puts the caches elsewhere.'
+
+# --- what must be there first ---------------------------------------------------------------------------------------
+
+.PHONY: need-root
+need-root:
+	@[ "$(UID)" -eq 0 ] || { echo 'make $(MAKECMDGOALS): needs root (network namespaces, Open vSwitch, job users). Try: sudo make $(MAKECMDGOALS)' >&2; exit 1; }
+
+packages: need-root
+	@$(ROOT)/scripts/install-packages $(BASE_PACKAGES) $(SITE_PACKAGES)
+
+# Without root the base packages can only be looked for; install-packages says which are missing.
+.PHONY: base-packages
+base-packages:
+	@[ ! -x /usr/bin/dpkg-query ] || $(ROOT)/scripts/install-packages $(BASE_PACKAGES)
+
+python: base-packages
+	@$(ROOT)/scripts/make-venv $(PYTHON3) $(VENV) $(LOCKS:%=$(ROOT)/%)
+
+condor: packages python
+	@$(PYTHON) -m condor_bridge.prefix install --version 23 --prefix $(LARK_CACHE)/condor-23
+
+.PHONY: condor-25
+condor-25: packages python
+	@$(PYTHON) -m condor_bridge.prefix install --version 25 --prefix $(LARK_CACHE)/condor-25
+
+install-deps: packages python condor condor-25
+	@echo 'everything is there: $(LARK_CACHE)'
+
+# --- what people run ------------------------------------------------------------------------------------------------
+
+demo: need-root packages python condor
+	@$(PYTHON) -m mininet_tests.demo --engine $(ENGINE) $(ARGS)
+
+check: python
+	@cd $(ROOT) && \
+	run() { echo "==> $$*"; PYTHONPATH=$(ROOT) "$$@"; } && \
+	run $(VENV)/bin/ruff format --check --quiet . && \
+	run $(VENV)/bin/ruff check --quiet . && \
+	run $(VENV)/bin/mypy --no-error-summary && \
+	run $(VENV)/bin/lint-imports --no-logo && \
+	echo '==> unit tests' && \
+	$(PYTEST) tests
+
+test: need-root packages python condor condor-25
+	@$(MAKE) check
+	@mkdir -p $(REPORTS)
+	@echo '==> system tests, engine os-ken'
+	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(PYTEST) --durations=5 --junitxml=$(REPORTS)/os-ken.xml mininet_tests $(ARGS)
+	@echo '==> main system tests, engine ryu'
+	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(PYTEST) --durations=5 --junitxml=$(REPORTS)/ryu.xml -m engine mininet_tests $(ARGS)
+
+test-full: need-root packages python condor condor-25
+	@$(MAKE) check
+	@mkdir -p $(REPORTS)
+	@for engine in os-ken ryu; do \
+	    echo "==> all system tests, engine $$engine"; \
+	    (cd $(ROOT) && LARK_TEST_FULL=1 LARK_TEST_ENGINE=$$engine $(PYTEST) --junitxml=$(REPORTS)/full-$$engine.xml mininet_tests $(ARGS)) || exit 1; \
+	done
+
+bench:
+	@echo 'make bench: nothing is measured yet. Missing:'
+	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
+	@echo '  - bursts of registrations; resync of 50,000 flows; churn; memory for each attempt'
+	@echo '  - job network set-up against the CNI bridge plugin; HTCondor jobs per second with and without Lark'
+	@echo '  - packets through the pipeline against actions=NORMAL; border shares; rates; accounting'
+
+# --- a real installation --------------------------------------------------------------------------------------------
+
+# An environment that holds only what runs in production, and the project itself, all by hash and without isolation.
+install: base-packages
+	@$(ROOT)/scripts/make-venv $(PYTHON3) $(PREFIX) $(ROOT)/$(BUILD_LOCK) $(ROOT)/requirements-run.lock
+	@$(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --no-index --force-reinstall $(ROOT)
+	@echo 'installed into $(PREFIX)/bin: lark-controller larkctl lark-agent'
+
+# --- upkeep ---------------------------------------------------------------------------------------------------------
+
+COMPILE = CUSTOM_COMPILE_COMMAND='make lock' PATH=$(VENV)/bin:$$PATH $(VENV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
+          --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options $(UPGRADE)
+
+# UPGRADE=--upgrade takes newer versions; without it only what pyproject.toml changed moves. Ryu's metadata needs the
+# locked build tools (--no-build-isolation).
+lock: python
+	cd $(ROOT) && $(COMPILE) -o $(BUILD_LOCK) requirements-build.in
+	cd $(ROOT) && $(COMPILE) --no-build-isolation --all-extras -c $(BUILD_LOCK) -o requirements.lock pyproject.toml
+	cd $(ROOT) && $(COMPILE) --no-build-isolation -c requirements.lock -o requirements-run.lock pyproject.toml
+	@$(MAKE) python
+
+clean:
+	rm -rf $(ROOT)/build $(ROOT)/dist $(ROOT)/artifacts
+	find $(ROOT) -name .git -prune -o -type d \( -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache \
+	    -o -name .ruff_cache -o -name .hypothesis -o -name .import_linter_cache \) -prune -exec rm -rf {} +
+
+clean-cache: clean
+	rm -rf $(LARK_CACHE)/venv-* $(LARK_CACHE)/condor-*

@@ -1,0 +1,88 @@
+"""Rules for every test run: seeds are printed, system tests say what they miss, and a skip cannot hide.
+
+Everything under mininet_tests/ is a system test. Such a test fails, not skips, when root or a tool is missing; with
+`--no-skips` (or CI=true) any skip at all counts as a failure, because a suite that skips its way to green proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+TRUE = {"1", "true", "yes"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lark")
+    group.addoption("--no-skips", action="store_true", help="a skipped test is a failed test (set when CI=true)")
+    group.addoption("--seed", type=int, default=None, help="seed of random choices in tests (default: a new one, printed)")
+
+
+def _no_skips(config: pytest.Config) -> bool:
+    return bool(config.getoption("--no-skips")) or os.environ.get("CI", "").lower() in TRUE
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seed = config.getoption("--seed")
+    if seed is None:
+        seed = int(os.environ.get("LARK_TEST_SEED") or random.SystemRandom().randrange(2**31))
+    os.environ["LARK_TEST_SEED"] = str(seed)
+    random.seed(seed)
+    if getattr(config.option, "hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(seed)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [
+        f"lark: seed {os.environ['LARK_TEST_SEED']} (again: --seed {os.environ['LARK_TEST_SEED']}),"
+        f" engine {os.environ.get('LARK_TEST_ENGINE', 'os-ken')}, skips are {'failures' if _no_skips(config) else 'allowed'}"
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOT / "mininet_tests"):
+            item.add_marker("system")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    random.seed(f"{os.environ['LARK_TEST_SEED']} {item.nodeid}")
+    if item.get_closest_marker("system"):
+        if os.geteuid() != 0:
+            pytest.fail("a system test needs root (namespaces, Open vSwitch): run `make test` as root", pytrace=False)
+        missing = [tool for tool in ("ovs-vswitchd", "ovs-vsctl", "ovs-ofctl", "nft", "ip") if not shutil.which(tool)]
+        if missing:
+            pytest.fail(f"a system test needs {', '.join(missing)}: run `make install-deps`", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _no_skips(item.config):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and skips are failures here: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped and _no_skips(collector.config):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and skips are failures here: {report.longrepr}"
+    return report
+
+
+if sys.version_info < (3, 11):  # noqa: UP036  # a plain message beats a syntax error deep in a module
+    raise SystemExit("Lark needs Python 3.11 or later")
