@@ -1,6 +1,6 @@
 """PID 1 of a simulated machine. Standard library only; run as a script by `namespaces.Machine`.
 
-Purpose: prepare the machine's own mounts (`/run`, `/etc`, `/sys`, `/proc`), name it, reap orphans as an init must
+Purpose: prepare the machine's own mounts (`/run`, `/etc`, `/home`, `/sys`, `/proc`), name it, reap orphans as an init must
 (daemons that wait for a pid to vanish would be fooled by zombies), and end with its owner.
 
 Invariants: the owner holds the other end of standard input. End of file there means that the owner is gone, however it
@@ -24,7 +24,7 @@ def run(*argv: str) -> None:
         sys.exit(f"machine set-up: {' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
 
 
-def prepare(hostname: str, etc: str) -> None:
+def prepare(hostname: str, etc: str, home: str) -> None:
     """The machine's own view of the file system. The tmpfs on /run is mounted without nosuid on purpose: the helper
     with its file capability is installed there, and some distributions mount /tmp nosuid."""
     run("mount", "--make-rprivate", "/")
@@ -32,6 +32,7 @@ def prepare(hostname: str, etc: str) -> None:
     run("mount", "-t", "sysfs", "sysfs", "/sys")
     run("mount", "-t", "tmpfs", "-o", "mode=755", "lark-site-run", "/run")
     run("mount", "--bind", etc, "/etc")
+    run("mount", "--bind", home, "/home")
     os.makedirs("/run/netns", mode=0o755)
     run("hostname", hostname)
     run("ip", "link", "set", "lo", "up")
@@ -75,10 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="PID 1 of a simulated machine of the Lark site builder")
     parser.add_argument("--hostname", required=True)
     parser.add_argument("--etc", required=True, help="directory that becomes /etc of this machine")
+    parser.add_argument("--home", required=True, help="directory that becomes /home of this machine")
     args = parser.parse_args()
     if os.getpid() != 1:
         sys.exit("this is the PID 1 of a simulated machine; `mininet_tests.site.namespaces` starts it")
-    prepare(args.hostname, args.etc)
+    prepare(args.hostname, args.etc, args.home)
     print("ready", flush=True)
     serve()
 

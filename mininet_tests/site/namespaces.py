@@ -130,6 +130,8 @@ class Machine:
         """Make the namespaces. `root/etc` must exist."""
         argv = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--"]
         argv += ["/usr/bin/python3", "-I", str(INIT), "--hostname", self.name, "--etc", str(self.root / "etc")]
+        argv += ["--home", str(self.root / "home")]
+        (self.root / "home").mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )

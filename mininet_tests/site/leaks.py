@@ -1,0 +1,99 @@
+"""What a site could leave behind on the machine that carries it, and whether it did.
+
+Invariants: `Snapshot` only reads. The judgement is two-fold: whatever exists after and did not exist before is listed,
+and it is a *leak* when it belongs to the site beyond doubt (a process in one of its namespaces, a name the site uses).
+Other differences are reported but not judged: other people's programs run on the same machine at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS = re.compile(r"lark|^lj[0-9]+|^br-(lark|gate)|^(wf|sf|cf|up|mg)0\b")
+"""Names that the site and the daemons in it give to things."""
+VOLATILE = re.compile(
+    r"^(fs\.(dentry-state|file-nr|inode|quota|aio-nr|binfmt)|kernel\.(random|ns_last_pid|pty\.nr|perf|hung_task_detect)"
+    r"|net\.netfilter\.nf_conntrack_count|net\.ipv4\.tcp_(mem|fastopen_key)|net\.ipv6\.route|vm\.stat|dev\.)"
+)
+PER_DEVICE = re.compile(r"^net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.(?!all\.|default\.|lo\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The machine's state, as sets of lines, by kind."""
+
+    kinds: dict[str, frozenset[str]]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        return cls(
+            {
+                "network namespace": _lines("ip", "netns", "list"),
+                "link": frozenset(os.listdir("/sys/class/net")),
+                "address": _addresses(),
+                "route": _lines("ip", "route", "show", "table", "all"),
+                "nftables": _lines("nft", "list", "ruleset"),
+                "mount": frozenset(Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()),
+                "account": frozenset(f"{entry.pw_name} ({entry.pw_uid})" for entry in pwd.getpwall()),
+                "sysctl": _sysctls(),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    kind: str
+    change: str
+    what: str
+    leak: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.change}: {self.what}"
+
+
+def differences(before: Snapshot, after: Snapshot) -> list[Difference]:
+    """Everything that appeared or went, leaks first."""
+    found = []
+    for kind, old in before.kinds.items():
+        new = after.kinds[kind]
+        for what in sorted(new - old):
+            found.append(Difference(kind, "appeared", what, bool(OURS.search(what))))
+        found += [Difference(kind, "went", what, False) for what in sorted(old - new)]
+    return sorted(found, key=lambda difference: not difference.leak)
+
+
+def processes_in(namespaces: Iterable[str]) -> dict[int, str]:
+    """Processes in any of these namespaces (names as in `readlink /proc/PID/ns/net`), zombies left out."""
+    wanted = frozenset(namespaces)
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            held = {os.readlink(entry / "ns" / kind) for kind in ("net", "pid", "mnt")}
+            if held & wanted:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+def _lines(*argv: str) -> frozenset[str]:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return frozenset(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def _addresses() -> frozenset[str]:
+    # Lifetimes count down; what is left of the line is stable.
+    return frozenset(re.sub(r"\s+(valid_lft|preferred_lft) \S+", "", line) for line in _lines("ip", "-o", "addr"))
+
+
+def _sysctls() -> frozenset[str]:
+    lines = _lines("sysctl", "-a", "--ignore")
+    return frozenset(line for line in lines if not VOLATILE.match(line) and not PER_DEVICE.match(line))
