@@ -1,0 +1,173 @@
+"""The controller's own `ovsdb-server`: one child process on one file in the state directory.
+
+Invariants: the child never outlives the controller (the kernel kills it with its parent); one state directory serves one
+controller at a time (a file lock); a half-written database file is never left under the final name; what an earlier
+controller left behind (socket, dying child) does not keep the next one from starting.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from ryu_apps.store.store import StoreError
+
+LOG = logging.getLogger("lark.store")
+SCHEMA = Path(__file__).with_name("lark.ovsschema")
+_SBIN = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin:/usr/local/bin"
+_START_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def find_tool(name: str) -> str:
+    """The path of an Open vSwitch tool. Raises StoreError."""
+    found = shutil.which(name) or shutil.which(name, path=_SBIN)
+    if found is None:
+        raise StoreError(f"{name} is not installed; install Open vSwitch (Debian: openvswitch-switch)")
+    return found
+
+
+def _die_with_parent(parent: int) -> None:
+    # Runs in the child between fork and exec. SIGKILL is safe: what was acknowledged is on disk.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class EmbeddedServer:
+    """Start with `start()`, look after it with `ensure()`, stop with `stop()`. `remote` is what clients connect to."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir
+        self._db = state_dir / "lark.db"
+        self._socket = state_dir / "lark.sock"
+        self._log = state_dir / "ovsdb-server.log"
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+
+    @property
+    def remote(self) -> str:
+        return f"unix:{self._socket}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Create the database if there is none, start the server, and return when it accepts connections."""
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise StoreError(f"state directory {self._dir}: {problem.strerror}; make it writable") from problem
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            os.close(self._lock)
+            self._lock = None
+            raise StoreError(
+                f"another lark-controller uses state directory {self._dir}; stop it, or give this one its own state-dir"
+            ) from problem
+        self._prepare_file()
+        self._spawn()
+
+    def ensure(self) -> None:
+        """Start the server again if it ended by itself. Call now and then."""
+        if self._child is not None and self._child.poll() is not None:
+            LOG.error("ovsdb-server (pid %d) ended with %s; starting it again", self._child.pid, self._child.returncode)
+            self._spawn()
+
+    def stop(self) -> None:
+        """Stop the server and give the state directory free. May be called twice."""
+        child, self._child = self._child, None
+        if child is not None and child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait(5)
+        self._socket.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _prepare_file(self) -> None:
+        tool = find_tool("ovsdb-tool")
+        if not self._db.exists():
+            new = self._db.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            self._run([tool, "create", str(new), str(SCHEMA)])
+            new.rename(self._db)
+            LOG.info("created database %s", self._db)
+        elif self._run([tool, "needs-conversion", str(self._db), str(SCHEMA)]) == "yes":
+            self._run([tool, "convert", str(self._db), str(SCHEMA)])
+            LOG.info("converted database %s to the present schema", self._db)
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = done.stdout.decode(errors="replace").strip()
+        if done.returncode:
+            raise StoreError(f"{' '.join(command)} failed: {text}")
+        return text
+
+    def _spawn(self) -> None:
+        server = find_tool("ovsdb-server")
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            self._socket.unlink(missing_ok=True)
+            parent = os.getpid()
+            with self._log.open("ab") as log:
+                start = log.tell()
+                self._child = subprocess.Popen(
+                    [
+                        server,
+                        str(self._db),
+                        f"--remote=punix:{self._socket}",
+                        f"--unixctl={self._dir / 'ovsdb-server.ctl'}",
+                        f"--log-file={self._log}",
+                        "--no-chdir",
+                        "-vconsole:off",
+                        "-vsyslog:off",
+                        "-vfile:info",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # Its own session: an interrupt typed at a terminal reaches the controller, which stops it in order.
+                    start_new_session=True,
+                    preexec_fn=lambda: _die_with_parent(parent),
+                )
+            while self._child.poll() is None:
+                if self._accepts():
+                    LOG.info("ovsdb-server pid %d serves %s", self._child.pid, self._db)
+                    return
+                if time.monotonic() > deadline:
+                    raise StoreError(f"ovsdb-server did not open {self._socket} in time; see {self._log}")
+                time.sleep(0.02)
+            # A killed controller's server may still hold the file's lock for a moment: try again.
+            if time.monotonic() > deadline - _START_SECONDS + 5:
+                with self._log.open("rb") as log:
+                    log.seek(start)
+                    tail = log.read()[-600:].decode(errors="replace").strip()
+                raise StoreError(f"ovsdb-server on {self._db} ended with {self._child.returncode}: {tail}")
+            time.sleep(0.1)
+
+    def _accepts(self) -> bool:
+        probe = socket.socket(socket.AF_UNIX)
+        try:
+            probe.connect(str(self._socket))
+        except OSError:
+            return False
+        finally:
+            probe.close()
+        return True

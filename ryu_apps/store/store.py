@@ -1,0 +1,130 @@
+"""What the controller needs of a durable store, and the rows it keeps there.
+
+Invariants: `write` is atomic and idempotent (rows are replaced by key); when its `Pending` says so, the change is on disk.
+`reserve` never returns a number twice, not even after a crash. Nothing here knows where rows live.
+`docs/store.md` explains each column.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from policies.model import Decision, Outcome, Place
+from policies.wire import AttemptSpec, NodeSpec
+
+
+class StoreError(Exception):
+    """The store could not do what was asked; the text says what and how to mend it."""
+
+
+class Kind(enum.StrEnum):
+    """What numbers are given to."""
+
+    ATTEMPT = "attempt"
+    IDENTITY = "identity"
+    SERVICE = "service"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives."""
+
+    id: str
+    number: int
+    identity: int
+    spec: AttemptSpec
+    decision: Decision
+    digest: str
+    registered: float
+    leaving: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    name: str
+    spec: NodeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PutAttempt:
+    row: AttemptRow
+
+
+@dataclass(frozen=True, slots=True)
+class DropAttempt:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutNode:
+    row: NodeRow
+
+
+@dataclass(frozen=True, slots=True)
+class PutNumber:
+    kind: Kind
+    name: str
+    number: int
+
+
+Change = PutAttempt | DropAttempt | PutNode | PutNumber
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that is stored."""
+
+    attempts: tuple[AttemptRow, ...]
+    nodes: tuple[NodeRow, ...]
+    numbers: Mapping[tuple[Kind, str], int]
+
+
+class Pending(Protocol):
+    """A write on its way."""
+
+    def wait(self, deadline: float) -> None:
+        """Return when the write is durable. Raises StoreError when it failed or `time.monotonic()` passed `deadline`."""
+
+
+class Store(Protocol):
+    def load(self) -> Snapshot:
+        """Everything stored, in no particular order."""
+
+    def reserve(self, kind: Kind, count: int) -> int:
+        """Durably reserve `count` numbers; returns the first. Raises StoreError."""
+
+    def write(self, changes: Sequence[Change]) -> Pending:
+        """Begin an atomic write. Writes become durable in the order in which they were begun."""
+
+    def close(self) -> None: ...
+
+
+def decision_to_text(decision: Decision) -> str:
+    """A decision in the compact JSON of column `decision`; equal decisions give equal text."""
+    return json.dumps(
+        {
+            "s": decision.outcome.sealed,
+            "v": sorted(decision.outcome.services),
+            "g": list(decision.groups),
+            "t": [[place.file, place.line, place.column, text] for place, text in decision.trail],
+        },
+        separators=(",", ":"),
+    )
+
+
+def decision_from_text(text: str) -> Decision:
+    """The decision of column `decision`. Raises StoreError when the text is not one."""
+    try:
+        value = json.loads(text)
+        return Decision(
+            outcome=Outcome(sealed=bool(value["s"]), services=frozenset(value["v"])),
+            groups=tuple(value["g"]),
+            trail=tuple((Place(file, line, column), what) for file, line, column, what in value["t"]),
+        )
+    except (ValueError, KeyError, TypeError) as problem:
+        raise StoreError(f"a stored decision cannot be read ({problem}); text: {text[:200]}") from problem
