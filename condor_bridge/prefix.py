@@ -5,10 +5,10 @@ system would replace its C library. So the package and the libraries of its clos
 machine's own Debian mirror, unpacked beside the system, and every program is told (ELF interpreter and RPATH) to use
 the libraries of the prefix. A site that runs jobs installs HTCondor from its own packages.
 
-Invariants: the machine's package database and apt configuration are never touched; packages are verified by apt against
+Invariants: the machine's package database and apt configuration are never touched; apt verifies packages against
 Debian's archive keys; a prefix without its stamp file is not complete and is built again; two installers of the same
-prefix wait for each other; nothing is removed that this program did not make. The paths inside are absolute, so a prefix
-cannot be moved.
+prefix wait for each other; nothing is removed that this program did not make. The paths inside are absolute, so a
+prefix cannot be moved.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _run(
 
 
 def machine_mirror() -> str:
-    """The Debian mirror that this machine's own apt sources name (never the security archive: it has no other suites)."""
+    """The Debian mirror in this machine's own apt sources (never the security archive: it has no other suites)."""
     listed = _run(
         ["apt-get", "indextargets", "--format", "$(LABEL)|$(SITE)", "Created-By: Packages", "Origin: Debian"]
     ).split("\n")

@@ -1,0 +1,433 @@
+/* lark_job.c: HTCondor's native hooks, job wrapper and file-transfer plugin wrapper for Lark.
+ *
+ * One source, installed twice. LIBEXEC/lark-job has the file capability cap_sys_admin and enters the network namespace
+ * that the agent passes; LIBEXEC/lark-hook has none and only talks. Which tool it is, it knows from basename(argv[0]):
+ *
+ *   lark-job-wrapper   USER_JOB_WRAPPER: enter the attempt's network, become powerless, exec argv[1..]
+ *   plugins/NAME       a file-transfer plugin: the same, then exec the program named in plugins/NAME.real
+ *   lark-hook-prepare  PREPARE_JOB_BEFORE_TRANSFER: an attempt begins; a refusal is printed as a hold
+ *   lark-hook-exit     JOB_EXIT: the job has exited
+ *   lark-ping          startd cron: print whether this node can give jobs a network
+ *   lark-job check     tell whether the file capability works where it was installed
+ *
+ * Invariants. Any local user may run this with any arguments, environment and descriptors, so: nothing but root-owned
+ * files beside the binary says where the agent and the real plugins are; the other end of the socket must be uid 0; what
+ * it passes must be a network namespace and not the one we are in. A job or plugin is never executed outside its
+ * network: whatever goes wrong is told and ends in a non-zero exit. Nothing is executed with a capability: all sets are
+ * emptied and read back. The job's ad and environment are never stored or logged.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/nsfs.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Milliseconds; only builds for tests set others. The agent itself gives up after 60 s, HTCondor kills a prepare hook
+ * after 120 s and an exit hook after 30 s. */
+#ifndef LARK_ANSWER_MS
+#define LARK_ANSWER_MS 75000
+#endif
+#ifndef LARK_EXIT_MS
+#define LARK_EXIT_MS 20000
+#endif
+#ifndef LARK_PING_MS
+#define LARK_PING_MS 5000
+#endif
+#ifndef LARK_CONNECT_MS /* an agent that is being restarted is waited for, this long */
+#define LARK_CONNECT_MS 10000
+#endif
+
+#define DEFAULT_SOCKET "/run/lark/agent.sock"
+#define REPLY_MAX 1024
+#define TEXT_MAX 1400
+enum { HOLD_AGENT = 103, HOLD_REFUSED = 105 };
+
+struct answer {
+    int hold;             /* 0: granted; else the hold subcode */
+    int fd;               /* the namespace, or -1 */
+    char text[TEXT_MAX];  /* why not */
+};
+
+static int libexec_dir = -1;
+
+static long long now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+static void pause_ms(long ms) {
+    struct timespec t = {ms / 1000, (ms % 1000) * 1000000L};
+    nanosleep(&t, NULL);
+}
+
+__attribute__((format(printf, 3, 4))) static bool deny(struct answer *a, int hold, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(a->text, sizeof a->text, format, args);
+    va_end(args);
+    a->hold = hold;
+    if (a->fd >= 0) close(a->fd);
+    a->fd = -1;
+    return false;
+}
+
+static bool in_user_namespace(void) {
+    char map[64];
+    unsigned inside = 1, outside = 1, count = 0;
+    int fd = open("/proc/self/uid_map", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, map, sizeof map - 1);
+    if (fd >= 0) close(fd);
+    map[n > 0 ? n : 0] = 0;
+    return sscanf(map, "%u %u %u", &inside, &outside, &count) != 3 || inside || outside || count != 4294967295u;
+}
+
+/* The directory of this binary, if it is root's alone: everything read from it decides whom we believe. A hard link of
+ * the binary in a directory of the user's ends here. */
+static bool open_libexec(struct answer *a) {
+    char path[4096];
+    struct stat st;
+    if (in_user_namespace()) /* root's files do not look like root's here, and the capability does nothing */
+        return deny(a, HOLD_AGENT, "in a user namespace the helper's file capability does nothing; HTCondor must run outside of one");
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0) return deny(a, HOLD_AGENT, "cannot read /proc/self/exe: %s", strerror(errno));
+    path[n] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash || slash == path) return deny(a, HOLD_AGENT, "the helper lies in no directory of its own");
+    *slash = 0;
+    libexec_dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (libexec_dir < 0 || fstat(libexec_dir, &st)) return deny(a, HOLD_AGENT, "cannot open %.900s: %s", path, strerror(errno));
+    if (st.st_uid != 0 || st.st_mode & 022) return deny(a, HOLD_AGENT, "%.900s must belong to root and be writable by nobody else", path);
+    return true;
+}
+
+/* First line of a root-owned regular file below LIBEXEC. 1: read, 0: there is none, -1: error (told in a). */
+static int root_line(struct answer *a, const char *name, char *line, size_t size) {
+    struct stat st;
+    int fd = openat(libexec_dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT) return 0;
+    if (fd < 0 || fstat(fd, &st)) {
+        deny(a, HOLD_AGENT, "cannot read %.200s beside the helper: %s", name, strerror(errno));
+        return -1;
+    }
+    if (!S_ISREG(st.st_mode) || st.st_uid != 0 || st.st_mode & 022) {
+        close(fd);
+        deny(a, HOLD_AGENT, "%.200s beside the helper must be a file of root, writable by nobody else", name);
+        return -1;
+    }
+    ssize_t n = read(fd, line, size - 1);
+    close(fd);
+    line[n > 0 ? n : 0] = 0;
+    line[strcspn(line, "\r\n")] = 0;
+    if (n < 0 || (size_t)n >= size - 1 || line[0] != '/') {
+        deny(a, HOLD_AGENT, "%.200s beside the helper must hold one absolute path", name);
+        return -1;
+    }
+    return 1;
+}
+
+/* A connection to the agent, its other end checked, or -1. */
+static int connect_agent(struct answer *a, const char *path, int connect_ms) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) {
+        deny(a, HOLD_AGENT, "the socket path %.300s is longer than %zu bytes", path, sizeof address.sun_path - 1);
+        return -1;
+    }
+    strcpy(address.sun_path, path);
+    for (long long end = now_ms() + connect_ms;;) {
+        int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0) {
+            deny(a, HOLD_AGENT, "cannot make a socket: %s", strerror(errno));
+            return -1;
+        }
+        if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) {
+            struct ucred peer = {.uid = (uid_t)-1};
+            socklen_t size = sizeof peer;
+            if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == 0) return fd;
+            close(fd);
+            deny(a, HOLD_AGENT, "what listens on %s is not root but uid %u: not the agent", path, peer.uid);
+            return -1;
+        }
+        int why = errno;
+        close(fd);
+        /* Not there, nobody listening, or its queue is full (EAGAIN): it may be starting, or busy. */
+        if ((why != ENOENT && why != ECONNREFUSED && why != EAGAIN && why != EINTR) || now_ms() >= end) {
+            deny(a, HOLD_AGENT, "the agent does not answer on %s: %s; is lark-agent running on this node?", path, strerror(why));
+            return -1;
+        }
+        pause_ms(100);
+    }
+}
+
+/* One request, one reply. Fills a; true when the agent said ok. A passed descriptor is in a->fd, and only then. */
+static bool ask(struct answer *a, const char *request, int answer_ms, int connect_ms) {
+    char path[512] = DEFAULT_SOCKET, reply[REPLY_MAX + 2];
+    union { struct cmsghdr align; char bytes[CMSG_SPACE(4 * sizeof(int))]; } control;
+    if (root_line(a, "lark-socket", path, sizeof path) < 0) return false;
+    int fd = connect_agent(a, path, connect_ms);
+    if (fd < 0) return false;
+    long long end = now_ms() + answer_ms;
+    ssize_t n = send(fd, request, strlen(request), MSG_NOSIGNAL);
+    if (n != (ssize_t)strlen(request)) {
+        int why = errno;
+        close(fd);
+        return deny(a, HOLD_AGENT, "cannot send to the agent: %s", strerror(why));
+    }
+    struct iovec iov = {reply, REPLY_MAX + 1};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    for (;;) {
+        long long left = end - now_ms();
+        struct pollfd p = {fd, POLLIN, 0};
+        int ready = left > 0 ? poll(&p, 1, (int)left) : 0;
+        if (ready == 0) {
+            close(fd);
+            return deny(a, HOLD_AGENT, "the agent has not answered within %d s", answer_ms / 1000);
+        }
+        if (ready < 0 && errno == EINTR) continue;
+        n = ready < 0 ? -1 : recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        break;
+    }
+    int why = errno, passed = 0;
+    close(fd);
+    if (n >= 0)
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+            for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+                int got;
+                memcpy(&got, CMSG_DATA(c) + i * sizeof got, sizeof got);
+                if (passed++ == 0) a->fd = got;
+                else close(got);
+            }
+        }
+    if (n < 0) return deny(a, HOLD_AGENT, "cannot read the agent's answer: %s", strerror(why));
+    if (n == 0) return deny(a, HOLD_AGENT, "the agent closed the connection without an answer; was it restarted?");
+    if (n > REPLY_MAX || message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) || passed > 1)
+        return deny(a, HOLD_AGENT, "the agent's answer is too long or passes too much: do agent and helper fit together?");
+    reply[n] = 0;
+    for (ssize_t i = 0; i < n; i++)
+        if (reply[i] < ' ' || reply[i] > '~') return deny(a, HOLD_AGENT, "the agent's answer is not plain text");
+    if (strcmp(reply, "ok") == 0) {
+        a->hold = 0;
+        return true;
+    }
+    if (strncmp(reply, "refused ", 8) == 0) return deny(a, HOLD_REFUSED, "refused by the agent: %s", reply + 8);
+    if (strncmp(reply, "hold ", 5) == 0) {
+        char *rest;
+        long code = strtol(reply + 5, &rest, 10);
+        if (reply[5] >= '1' && reply[5] <= '9' && *rest == ' ' && code >= 100 && code <= 199) return deny(a, (int)code, "%s", rest + 1);
+    }
+    return deny(a, HOLD_AGENT, "the agent answered nonsense: do agent and helper fit together?");
+}
+
+static bool capabilities(struct answer *a, bool *has_admin) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &header, data)) return deny(a, HOLD_AGENT, "capget: %s", strerror(errno));
+    *has_admin = data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN);
+    return true;
+}
+
+/* Empty every capability set of this process and read them back. */
+static bool become_powerless(struct answer *a) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {{0}};
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) || syscall(SYS_capset, &header, data))
+        return deny(a, HOLD_AGENT, "cannot give up capabilities: %s", strerror(errno));
+    memset(data, 0xff, sizeof data);
+    if (syscall(SYS_capget, &header, data)) return deny(a, HOLD_AGENT, "capget: %s", strerror(errno));
+    for (int i = 0; i < 2; i++)
+        if (data[i].effective | data[i].permitted | data[i].inheritable) return deny(a, HOLD_AGENT, "capabilities are left after giving them up");
+    for (int cap = 0; cap < 64; cap++) {
+        int set = prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, cap, 0, 0);
+        if (set > 0) return deny(a, HOLD_AGENT, "ambient capability %d is left after giving it up", cap);
+        if (set < 0) break; /* beyond the last one this kernel knows */
+    }
+    return true;
+}
+
+/* Why does the file capability not work? Told before the agent is asked, so that nothing has happened yet. */
+static bool able_to_enter(struct answer *a) {
+    bool able = false;
+    struct statvfs mount;
+    if (geteuid() == 0 || getuid() == 0)
+        return deny(a, HOLD_AGENT, "will not run a job as root: it would have every capability again after exec");
+    if (!capabilities(a, &able)) return false;
+    if (able) return true;
+    if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
+        return deny(a, HOLD_AGENT, "no_new_privs is set, so the helper's file capability does nothing; remove DISABLE_SETUID = True from this execution point, and start HTCondor without NoNewPrivileges");
+    if (fstatvfs(libexec_dir, &mount) == 0 && mount.f_flag & ST_NOSUID)
+        return deny(a, HOLD_AGENT, "the helper lies on a file system mounted nosuid, so its file capability does nothing; install it elsewhere");
+    return deny(a, HOLD_AGENT, "the helper lacks the file capability cap_sys_admin; run condor_bridge.native_install again (a copy or an upgrade loses it)");
+}
+
+/* Move into the namespace the agent passes, for good, and lose all power. */
+static bool enter(struct answer *a, const char *request) {
+    struct stat theirs, ours;
+    if (!able_to_enter(a) || !ask(a, request, LARK_ANSWER_MS, LARK_CONNECT_MS)) return false;
+    if (a->fd < 0) return deny(a, HOLD_AGENT, "the agent said ok but passed no network namespace");
+    if (ioctl(a->fd, NS_GET_NSTYPE) != CLONE_NEWNET) return deny(a, HOLD_AGENT, "what the agent passed is not a network namespace");
+    if (fstat(a->fd, &theirs) || stat("/proc/self/ns/net", &ours)) return deny(a, HOLD_AGENT, "cannot compare namespaces: %s", strerror(errno));
+    if (theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino)
+        return deny(a, HOLD_AGENT, "the agent passed the network that HTCondor itself is in");
+    if (setns(a->fd, CLONE_NEWNET)) return deny(a, HOLD_AGENT, "setns: %s", strerror(errno));
+    if (stat("/proc/self/ns/net", &ours) || theirs.st_dev != ours.st_dev || theirs.st_ino != ours.st_ino)
+        return deny(a, HOLD_AGENT, "not in the job's network after setns");
+    close(a->fd);
+    a->fd = -1;
+    return become_powerless(a);
+}
+
+static void drain_stdin(void) {
+    char buffer[4096];
+    ssize_t n;
+    while ((n = read(STDIN_FILENO, buffer, sizeof buffer)) > 0 || (n < 0 && errno == EINTR)) continue;
+    explicit_bzero(buffer, sizeof buffer);
+}
+
+/* Text inside a ClassAd string: neither old nor new syntax gives any of these letters a meaning. */
+static void plain(char *text) {
+    for (; *text; text++)
+        if (*text == '"') *text = '\'';
+        else if (*text == '\\') *text = '/';
+        else if (*text < ' ' || *text > '~') *text = '?';
+}
+
+static int fail_job(struct answer *a) {
+    struct answer ignored = {.fd = -1};
+    become_powerless(&ignored); /* the file's name is the owner's; nothing of ours is needed to write it */
+    char text[TEXT_MAX + 64];
+    snprintf(text, sizeof text, "lark hold %d: %s\n", a->hold, a->text);
+    const char *name = getenv("_CONDOR_WRAPPER_ERROR_FILE");
+    int fd = name ? open(name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600) : -1;
+    if (fd >= 0) {
+        if (write(fd, text, strlen(text)) < 0) perror("lark-job-wrapper: error file");
+        close(fd);
+    }
+    fprintf(stderr, "lark-job-wrapper: %s", text);
+    return 126;
+}
+
+static int job_wrapper(struct answer *a, char **argv) {
+    if (!argv[1]) {
+        deny(a, HOLD_AGENT, "no command given; this is HTCondor's USER_JOB_WRAPPER");
+        return fail_job(a);
+    }
+    if (!open_libexec(a) || !enter(a, "LARK1 enter job")) return fail_job(a);
+    execv(argv[1], argv + 1);
+    deny(a, HOLD_AGENT, "cannot execute %.500s: %s", argv[1], strerror(errno));
+    return fail_job(a);
+}
+
+/* A multi-file plugin reports failures in the file after -outfile; HTCondor puts the text into the hold reason. */
+static int fail_plugin(struct answer *a, char **argv) {
+    struct answer ignored = {.fd = -1};
+    become_powerless(&ignored);
+    plain(a->text);
+    fprintf(stderr, "lark-plugin: hold %d: %s\n", a->hold, a->text);
+    for (char **word = argv; *word; word++) {
+        if (strcmp(*word, "-outfile") != 0 || !word[1]) continue;
+        int fd = open(word[1], O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
+        if (fd < 0) break;
+        dprintf(fd, "TransferSuccess = false\nTransferError = \"lark hold %d: %s\"\nTransferUrl = \"\"\n", a->hold, a->text);
+        close(fd);
+        break;
+    }
+    return 1;
+}
+
+static int plugin(struct answer *a, const char *name, char **argv) {
+    char file[256], real[4096];
+    struct stat st;
+    bool asks_only = argv[1] && strcmp(argv[1], "-classad") == 0;
+    if (!open_libexec(a)) return fail_plugin(a, argv);
+    if (strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") != strlen(name) || strlen(name) > 200) {
+        deny(a, HOLD_AGENT, "not a name of a plugin");
+        return fail_plugin(a, argv);
+    }
+    snprintf(file, sizeof file, "plugins/%s.real", name);
+    if (fstatat(libexec_dir, "plugins", &st, AT_SYMLINK_NOFOLLOW) == 0 && (!S_ISDIR(st.st_mode) || st.st_uid != 0 || st.st_mode & 022)) {
+        deny(a, HOLD_AGENT, "plugins beside the helper must be a directory of root, writable by nobody else");
+        return fail_plugin(a, argv);
+    }
+    int found = root_line(a, file, real, sizeof real);
+    if (found == 0) deny(a, HOLD_AGENT, "called as %.200s, which is none of my names and has no %.220s", name, file);
+    if (found != 1) return fail_plugin(a, argv);
+    /* -classad asks what the plugin can do. It runs outside of any job, as HTCondor itself. */
+    if (!(asks_only ? geteuid() == 0 || become_powerless(a) : enter(a, "LARK1 enter plugin"))) return fail_plugin(a, argv);
+    argv[0] = real;
+    execv(real, argv);
+    deny(a, HOLD_AGENT, "cannot execute %.500s: %s", real, strerror(errno));
+    return fail_plugin(a, argv);
+}
+
+static int hook_prepare(struct answer *a) {
+    drain_stdin();
+    if (open_libexec(a) && ask(a, "LARK1 begin", LARK_ANSWER_MS, LARK_CONNECT_MS)) return 0;
+    plain(a->text);
+    printf("HookStatusCode = %d\nHookStatusMessage = \"lark: %s\"\n", a->hold, a->text);
+    fprintf(stderr, "lark-hook-prepare: hold %d: %s\n", a->hold, a->text);
+    return fflush(stdout) ? 1 : 0;
+}
+
+static int hook_exit(struct answer *a) {
+    drain_stdin();
+    if (open_libexec(a) && ask(a, "LARK1 stage-out", LARK_EXIT_MS - LARK_CONNECT_MS, LARK_CONNECT_MS)) return 0;
+    /* The job's result is not lost for this: without the phase, stage-out has the network of the run. */
+    fprintf(stderr, "lark-hook-exit: %s\n", a->text);
+    return 0;
+}
+
+static int ping(struct answer *a) {
+    bool able = open_libexec(a) && ask(a, "LARK1 ping", LARK_PING_MS, 0);
+    plain(a->text);
+    if (able) printf("HasLarkNetwork = true\nLarkNetworkReason = undefined\n- update:true\n");
+    else printf("HasLarkNetwork = false\nLarkNetworkReason = \"%s\"\n- update:true\n", a->text);
+    return fflush(stdout) ? 1 : 0;
+}
+
+/* Could the wrapper enter a network here? Asks nobody; for the installer and for administrators, as an ordinary user. */
+static int check(struct answer *a) {
+    if (open_libexec(a) && able_to_enter(a)) {
+        printf("lark-job: the file capability works here\n");
+        return 0;
+    }
+    fprintf(stderr, "lark-job: %s\n", a->text);
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    struct answer a = {.hold = HOLD_AGENT, .fd = -1};
+    /* A caller may have closed 0, 1 or 2: a socket must not be mistaken for one of them. */
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd ? O_WRONLY : O_RDONLY) != fd) return 126;
+    if (argc < 1 || !argv[0]) return 126;
+    const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+    if (strcmp(name, "lark-job-wrapper") == 0) return job_wrapper(&a, argv);
+    if (strcmp(name, "lark-hook-prepare") == 0) return hook_prepare(&a);
+    if (strcmp(name, "lark-hook-exit") == 0) return hook_exit(&a);
+    if (strcmp(name, "lark-ping") == 0) return ping(&a);
+    if (strcmp(name, "lark-job") == 0 && argc == 2 && strcmp(argv[1], "check") == 0) return check(&a);
+    if (strcmp(name, "lark-job") == 0 || strcmp(name, "lark-hook") == 0 || strcmp(name, "lark-plugin") == 0) {
+        fprintf(stderr, "%s: HTCondor calls this by its other names: lark-job-wrapper, plugins/NAME, lark-hook-prepare, lark-hook-exit, lark-ping.\n"
+                        "`lark-job check`, as an ordinary user, tells whether job networks can be entered here.\n", name);
+        return 2;
+    }
+    return plugin(&a, name, argv);
+}
