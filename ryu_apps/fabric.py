@@ -1,0 +1,255 @@
+"""What the controller needs of the switches: the `Fabric` protocol, its values, and `FakeFabric` for tests.
+
+`ryu_apps.app.SwitchApp` is the real one. This module imports no framework, so that everything above the switches can be
+tested in an ordinary process. Deadlines are values of `time.monotonic()`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ryu_apps.openflow.flows import Cookie, Flow, FlowKey, FlowStats
+
+OnPorts = Callable[[str, Mapping[str, int]], None]
+"""Called with a bridge and all its ports, name to number, whenever they change and once after each connect."""
+OnConnected = Callable[[str], None]
+"""Called with a bridge when its switch has connected, before its flows are brought in line."""
+
+
+class FabricError(Exception):
+    """A switch could not be asked: not connected, or no answer in time. The text names the bridge."""
+
+
+class Outcome(enum.Enum):
+    """What became of a change."""
+
+    REALISED = "realised"  # every bridge entry confirmed by a barrier
+    REFUSED = "refused"  # the switch refused it; nothing of it is in force and it is forgotten
+    TIMED_OUT = "timed-out"  # not yet known; it stays wanted until it is taken back
+
+
+@dataclass(frozen=True, slots=True)
+class TicketResult:
+    outcome: Outcome
+    reason: str = ""
+
+    @property
+    def realised(self) -> bool:
+        return self.outcome is Outcome.REALISED
+
+
+REALISED = TicketResult(Outcome.REALISED)
+
+
+class Ticket(Protocol):
+    """The receipt for one change to one bridge."""
+
+    def wait(self, deadline: float) -> TicketResult:
+        """Wait (green) until the change is settled or `deadline` (`time.monotonic()`) has passed."""
+
+    def result(self) -> TicketResult | None:
+        """The result if it is settled; never waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeState:
+    """One bridge as the fabric sees it now."""
+
+    bridge: str
+    datapath_id: int
+    connected: bool
+    converged: bool
+    """Everything wanted is confirmed by the switch and nothing is under way."""
+    flows: int
+    """Lark's entries on the switch, as far as known; 0 while it is not connected."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    detail: str = ""
+    """What is wrong or under way, in a sentence; empty when all is well."""
+
+
+class Fabric(Protocol):
+    """All bridges under control. An unknown bridge name is a KeyError everywhere: the caller checks names first."""
+
+    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> Ticket:
+        """Say the whole truth for a bridge. Before it is said for the first time nothing on the bridge is touched."""
+
+    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> Ticket:
+        """Change that truth, all or nothing. Removals are taken first, so a key in both is replaced."""
+
+    def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
+        """Counters of the entries whose cookie equals `cookie` under `mask`. Raises FabricError."""
+
+    def bridges(self) -> list[BridgeState]:
+        """Every bridge of the site, in the order of their names."""
+
+
+class FakeTicket:
+    """A ticket that never waits: an open one says at once that the time is over."""
+
+    def __init__(self) -> None:
+        self._result: TicketResult | None = None
+
+    def settle(self, result: TicketResult) -> None:
+        if self._result is None:
+            self._result = result
+
+    def wait(self, deadline: float) -> TicketResult:
+        return self._result or TicketResult(Outcome.TIMED_OUT, "the fake bridge says nothing")
+
+    def result(self) -> TicketResult | None:
+        return self._result
+
+
+@dataclass
+class FakeBridge:
+    """A bridge of `FakeFabric`. Tests read and set these directly."""
+
+    datapath_id: int
+    ports: dict[str, int]
+    connected: bool = True
+    silent: bool = False
+    """Connected, but confirms nothing: tickets stay open."""
+    refuse: str | None = None
+    """When set: the reason for which the next changes are refused."""
+    desired: dict[FlowKey, Flow] | None = None
+    """The whole truth, as last said; None before it was said."""
+    actual: dict[FlowKey, Flow] = field(default_factory=dict)
+    """What would be on the switch."""
+    flow_mods: int = 0
+    """How many flow-mods were sent to the switch so far."""
+    counters: dict[FlowKey, tuple[int, int]] = field(default_factory=dict)
+    """Packets and bytes that `flow_stats` shall report; (0, 0) where nothing is said."""
+    waiting: list[FakeTicket] = field(default_factory=list)
+
+
+class FakeFabric:
+    """A fabric without switches, with the promises of the real one, for tests of what stands above it.
+
+    A connected bridge confirms at once and counts the flow-mods that the real one would send. `disconnect`, `silence`
+    and `refuse` make it misbehave; `connect` and `speak` bring it in line and settle what was open.
+    """
+
+    def __init__(
+        self,
+        bridges: Mapping[int, str],
+        ports: Mapping[str, Mapping[str, int]] | None = None,
+        on_ports: OnPorts | None = None,
+        on_connected: OnConnected | None = None,
+    ) -> None:
+        ports = ports or {}
+        self.state = {name: FakeBridge(dpid, dict(ports.get(name, {}))) for dpid, name in bridges.items()}
+        self._on_ports = on_ports
+        self._on_connected = on_connected
+
+    def notify(self, on_ports: OnPorts | None = None, on_connected: OnConnected | None = None) -> None:
+        """Set the callbacks afterwards, for a controller that needs the fabric first."""
+        self._on_ports = on_ports
+        self._on_connected = on_connected
+
+    # --- the Fabric protocol
+
+    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> FakeTicket:
+        return self._want(self.state[bridge], dict(flows))
+
+    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> FakeTicket:
+        state = self.state[bridge]
+        if state.desired is None:
+            ticket = FakeTicket()
+            ticket.settle(TicketResult(Outcome.REFUSED, f"{bridge}: a change before set_desired"))
+            return ticket
+        wanted = {key: flow for key, flow in state.desired.items() if key not in set(remove)}
+        wanted.update((flow.key, flow) for flow in add)
+        return self._want(state, wanted)
+
+    def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
+        state = self.state[bridge]
+        if not state.connected:
+            raise FabricError(f"{bridge}: not connected")
+        if state.silent:
+            raise FabricError(f"{bridge}: no answer within {timeout} s")
+        return [
+            FlowStats(key, Cookie(flow.cookie), *state.counters.get(key, (0, 0)))
+            for key, flow in sorted(state.actual.items(), key=lambda item: item[0])
+            if flow.cookie & mask == cookie & mask
+        ]
+
+    def bridges(self) -> list[BridgeState]:
+        return [
+            BridgeState(
+                bridge=name,
+                datapath_id=state.datapath_id,
+                connected=state.connected,
+                converged=state.connected and state.desired is not None and state.actual == state.desired,
+                flows=len(state.actual) if state.connected else 0,
+                ports=dict(state.ports),
+                detail="" if state.connected else "not connected",
+            )
+            for name, state in sorted(self.state.items())
+        ]
+
+    # --- what a test does to it
+
+    def connect(self, bridge: str) -> None:
+        """The switch connects (again): callbacks first, then it is brought in line."""
+        state = self.state[bridge]
+        state.connected = True
+        if self._on_connected is not None:
+            self._on_connected(bridge)
+        if self._on_ports is not None:
+            self._on_ports(bridge, dict(state.ports))
+        self._push(state)
+
+    def disconnect(self, bridge: str, *, forget: bool = False) -> None:
+        """The switch goes away; with `forget` it loses its flows meanwhile, as a restart of Open vSwitch does."""
+        state = self.state[bridge]
+        state.connected = False
+        if forget:
+            state.actual = {}
+
+    def silence(self, bridge: str) -> None:
+        """From now on the switch confirms nothing."""
+        self.state[bridge].silent = True
+
+    def speak(self, bridge: str) -> None:
+        """The switch answers again and settles what was open."""
+        state = self.state[bridge]
+        state.silent = False
+        self._push(state)
+
+    def refuse(self, bridge: str, reason: str | None) -> None:
+        """From now on every change that needs a message is refused with this reason; None ends that."""
+        self.state[bridge].refuse = reason
+
+    def set_ports(self, bridge: str, ports: Mapping[str, int]) -> None:
+        """The ports of the switch are now these."""
+        self.state[bridge].ports = dict(ports)
+        if self._on_ports is not None and self.state[bridge].connected:
+            self._on_ports(bridge, dict(ports))
+
+    @property
+    def flow_mods(self) -> int:
+        """Flow-mods sent to all bridges so far."""
+        return sum(state.flow_mods for state in self.state.values())
+
+    def _want(self, state: FakeBridge, wanted: dict[FlowKey, Flow]) -> FakeTicket:
+        ticket = FakeTicket()
+        if state.refuse is not None and state.connected and not state.silent and wanted != state.actual:
+            ticket.settle(TicketResult(Outcome.REFUSED, state.refuse))
+            return ticket
+        state.desired = wanted
+        state.waiting.append(ticket)
+        self._push(state)
+        return ticket
+
+    def _push(self, state: FakeBridge) -> None:
+        if not state.connected or state.silent or state.desired is None:
+            return
+        state.flow_mods += sum(1 for key, flow in state.desired.items() if state.actual.get(key) != flow)
+        state.flow_mods += sum(1 for key in state.actual if key not in state.desired)
+        state.actual = dict(state.desired)
+        waiting, state.waiting = state.waiting, []
+        for ticket in waiting:
+            ticket.settle(REALISED)

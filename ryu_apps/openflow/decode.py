@@ -1,0 +1,278 @@
+"""OpenFlow 1.4 flow-stats replies to values. Pure; the inverse of `encode` after a switch stored what it wrote.
+
+What a switch shows may have been put there by anyone: bytes that do not say a `Flow` are no error. Such an entry comes
+back as `Dumped` with what could be read, so that it can be reported, or taken away by the very bytes of its match.
+Only a reply that breaks OpenFlow itself raises DecodeError.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ryu_apps.openflow import encode, oxm
+from ryu_apps.openflow.flows import (
+    Action,
+    ConnTrack,
+    Cookie,
+    FieldMatch,
+    Flow,
+    FlowKey,
+    FlowStats,
+    Goto,
+    Match,
+    Move,
+    Normal,
+    Output,
+    OutputReg,
+    SetField,
+)
+
+ENTRY = struct.Struct("!HBxIIHHHHH2xQQQ")
+"""length, table, seconds, nanoseconds, priority, idle, hard, flags, importance, cookie, packets, bytes"""
+REPLY_MORE = 1
+
+
+class DecodeError(ValueError):
+    """The message is not what OpenFlow says it must be; the connection cannot be trusted any further."""
+
+
+class _Unknown(Exception):
+    """The entry says something that a `Flow` cannot say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """One entry as a switch shows it. `match` and `actions` are None where they say more than our values can."""
+
+    table: int
+    priority: int
+    cookie: Cookie
+    match: Match | None
+    actions: tuple[Action, ...] | None
+    raw_match: bytes
+    packets: int
+    bytes: int
+
+    @property
+    def flow(self) -> Flow | None:
+        if self.match is None or self.actions is None:
+            return None
+        return Flow(self.table, self.priority, self.match, self.actions, self.cookie)
+
+    @property
+    def key(self) -> FlowKey | None:
+        return None if self.match is None else FlowKey(self.table, self.priority, self.match)
+
+    @property
+    def stats(self) -> FlowStats | None:
+        key = self.key
+        return None if key is None else FlowStats(key, self.cookie, self.packets, self.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStatsReply:
+    xid: int
+    more: bool
+    entries: tuple[Dumped, ...]
+
+
+def is_flow_stats(message: bytes) -> bool:
+    """Is this whole message a flow-stats reply of OpenFlow 1.4?"""
+    return (
+        len(message) >= 16
+        and message[0] == encode.VERSION
+        and message[1] == encode.MULTIPART_REPLY
+        and int.from_bytes(message[8:10], "big") == encode.MP_FLOW
+    )
+
+
+def flow_stats(message: bytes) -> FlowStatsReply:
+    """A flow-stats reply. Raises DecodeError."""
+    message = bytes(message)
+    if not is_flow_stats(message):
+        raise DecodeError("not a flow-stats reply")
+    _, _, length, xid = encode.HEADER.unpack_from(message)
+    if length != len(message):
+        raise DecodeError(f"message says it has {length} octets and has {len(message)}")
+    flags = int.from_bytes(message[10:12], "big")
+    try:
+        entries = tuple(_entries(message))
+    except (struct.error, IndexError) as error:
+        raise DecodeError(f"flow-stats reply is cut short: {error}") from error
+    return FlowStatsReply(xid, bool(flags & REPLY_MORE), entries)
+
+
+def _entries(message: bytes) -> Iterator[Dumped]:
+    at = 16
+    while at < len(message):
+        length, table, _, _, priority, idle, hard, _, _, cookie, packets, octets = ENTRY.unpack_from(message, at)
+        end = at + length
+        match_at = at + ENTRY.size
+        kind, match_length = encode.MATCH_HEADER.unpack_from(message, match_at)
+        match_end = match_at + -(-match_length // 8) * 8
+        if kind != 1 or match_length < 4 or not match_end <= end <= len(message):
+            raise DecodeError("an entry of a flow-stats reply does not hold together")
+        match: Match | None
+        try:
+            match = match_value(message[match_at + 4 : match_at + match_length])
+        except _Unknown:
+            match = None
+        actions: tuple[Action, ...] | None
+        try:
+            # An entry that would time out is not one of ours, whatever it does meanwhile.
+            actions = None if idle or hard else tuple(_instructions(message[match_end:end]))
+        except (_Unknown, struct.error):
+            actions = None
+        yield Dumped(table, priority, Cookie(cookie), match, actions, message[match_at:match_end], packets, octets)
+        at = end
+
+
+def _header(data: bytes, at: int) -> tuple[oxm.Header, bool, int, int]:
+    """Header, masked?, octets of value and mask, and where they begin."""
+    word = int.from_bytes(data[at : at + 4], "big")
+    if len(data) < at + 4:
+        raise _Unknown
+    class_, number, masked, length = word >> 16, (word >> 9) & 0x7F, bool(word & 0x100), word & 0xFF
+    if class_ != oxm.EXPERIMENTER:
+        return oxm.Header(class_, number), masked, length, at + 4
+    experimenter = int.from_bytes(data[at + 4 : at + 8], "big")
+    return oxm.Header(class_, number, experimenter), masked, length - 4, at + 8
+
+
+def _oxm(data: bytes, at: int) -> tuple[oxm.Header, int, int | None, int]:
+    """Header, value, mask and where the next field begins."""
+    header, masked, length, at = _header(data, at)
+    end = at + length
+    if length <= 0 or end > len(data):
+        raise _Unknown
+    if not masked:
+        return header, int.from_bytes(data[at:end], "big"), None, end
+    middle = at + length // 2
+    return header, int.from_bytes(data[at:middle], "big"), int.from_bytes(data[middle:end], "big"), end
+
+
+def match_value(data: bytes) -> Match:
+    """The OXM fields of a match as a value."""
+    found: list[FieldMatch] = []
+    vlan_value = vlan_mask = 0
+    at = 0
+    while at < len(data):
+        header, value, mask, at = _oxm(data, at)
+        if header == oxm.VLAN_VID:
+            vlan_value |= value
+            vlan_mask |= 0x1FFF if mask is None else mask
+            continue
+        if header == oxm.VLAN_PCP:
+            vlan_value |= value << 13
+            vlan_mask |= 0xE000
+            continue
+        if header == oxm.IN_PORT_32:
+            if mask is not None:
+                raise _Unknown
+            try:
+                found.append(FieldMatch("in_port", oxm.port_from_wire(value)))
+            except ValueError as error:
+                raise _Unknown from error
+            continue
+        field = oxm.BY_HEADER.get(header)
+        if field is None or field.name not in oxm.MATCHABLE:
+            raise _Unknown
+        if mask is not None:
+            mask &= field.full
+            if mask == field.full:
+                mask = None
+        found.append(FieldMatch(field.name, value & field.full, mask))
+    if vlan_mask:
+        found.append(FieldMatch("vlan_tci", vlan_value, None if vlan_mask == 0xFFFF else vlan_mask))
+    return tuple(sorted(found, key=lambda one: one.field))
+
+
+def _instructions(data: bytes) -> Iterator[Action]:
+    at = 0
+    goto: Goto | None = None
+    while at < len(data):
+        kind, length = struct.unpack_from("!HH", data, at)
+        if length < 8 or at + length > len(data) or goto is not None:
+            raise _Unknown
+        if kind == encode.INSTRUCTION_APPLY:
+            yield from _actions(data[at + 8 : at + length])
+        elif kind == encode.INSTRUCTION_GOTO:
+            goto = Goto(data[at + 4])
+        else:
+            raise _Unknown
+        at += length
+    if goto is not None:
+        yield goto
+
+
+def _actions(data: bytes) -> Iterator[Action]:
+    at = 0
+    while at < len(data):
+        kind, length = struct.unpack_from("!HH", data, at)
+        if length < 8 or at + length > len(data):
+            raise _Unknown
+        body = data[at + 4 : at + length]
+        if kind == encode.ACTION_OUTPUT:
+            yield _output(int.from_bytes(body[:4], "big"))
+        elif kind == encode.ACTION_SET_FIELD:
+            yield _set_field(body)
+        elif kind == encode.ACTION_EXPERIMENTER and int.from_bytes(body[:4], "big") == oxm.NICIRA:
+            yield _nicira(int.from_bytes(body[4:6], "big"), body[6:])
+        else:
+            raise _Unknown
+        at += length
+
+
+def _output(port: int) -> Action:
+    if port == encode.PORT_NORMAL:
+        return Normal()
+    try:
+        return Output(oxm.port_from_wire(port))
+    except ValueError as error:
+        raise _Unknown from error
+
+
+def _writable(header: oxm.Header) -> oxm.WireField:
+    field = oxm.BY_HEADER.get(header)
+    if field is None:
+        raise _Unknown
+    return field
+
+
+def _set_field(data: bytes) -> SetField:
+    header, value, mask, _ = _oxm(data, 0)
+    field = _writable(header)
+    if mask is None or mask == field.full:
+        return SetField(field.name, value, 0, field.bits)
+    low = (mask & -mask).bit_length() - 1
+    width = mask.bit_count()
+    if mask == 0 or mask != ((1 << width) - 1) << low:
+        raise _Unknown
+    return SetField(field.name, (value & mask) >> low, low, width)
+
+
+def _nicira(subtype: int, body: bytes) -> Action:
+    if subtype == encode.NX_REG_LOAD2:
+        return _set_field(body[6:])
+    if subtype == encode.NX_REG_LOAD:
+        bits, head, value = struct.unpack_from("!H4sQ", body)
+        field = _writable(_header(head, 0)[0])
+        return SetField(field.name, value, bits >> 6, (bits & 0x3F) + 1)
+    if subtype == encode.NX_REG_MOVE:
+        width, source_low, target_low = struct.unpack_from("!HHH", body)
+        source, _, _, at = _header(body, 6)
+        target, _, _, _ = _header(body, at)
+        return Move(_writable(source).name, source_low, _writable(target).name, target_low, width)
+    if subtype == encode.NX_OUTPUT_REG:
+        bits, head = struct.unpack_from("!H4s", body)
+        return OutputReg(_writable(_header(head, 0)[0]).name, bits >> 6, (bits & 0x3F) + 1)
+    if subtype == encode.NX_CT:
+        flags, head, bits, table, alg = struct.unpack_from("!H4sHB3xH", body)
+        if flags & ~encode.CT_COMMIT or alg or len(body) > 14 or bits & 0x3F != 15 or head == bytes(4):
+            raise _Unknown
+        zone = _writable(_header(head, 0)[0]).name
+        recirculate = None if table == encode.CT_NO_RECIRCULATION else table
+        return ConnTrack(bool(flags & encode.CT_COMMIT), zone, bits >> 6, recirculate)
+    raise _Unknown
