@@ -5,6 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test test-full check bench lock install-deps install clean clean-cache python packages condor
 

@@ -22,7 +22,9 @@ TRUE = {"1", "true", "yes"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lark")
     group.addoption("--no-skips", action="store_true", help="a skipped test is a failed test (set when CI=true)")
-    group.addoption("--seed", type=int, default=None, help="seed of random choices in tests (default: a new one, printed)")
+    group.addoption(
+        "--seed", type=int, default=None, help="seed of random choices in tests (default: a new one, printed)"
+    )
 
 
 def _no_skips(config: pytest.Config) -> bool:
