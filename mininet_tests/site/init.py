@@ -1,7 +1,7 @@
 """PID 1 of a simulated machine. Standard library only; run as a script by `namespaces.Machine`.
 
-Purpose: prepare the machine's own mounts (`/run`, `/etc`, `/home`, `/sys`, `/proc`), name it, reap orphans as an init must
-(daemons that wait for a pid to vanish would be fooled by zombies), and end with its owner.
+Purpose: prepare the machine's own mounts (`/run`, `/etc`, `/home`, `/sys`, `/proc`), name it, reap orphans as an init
+must (daemons that wait for a pid to vanish would be fooled by zombies), and end with its owner.
 
 Invariants: the owner holds the other end of standard input. End of file there means that the owner is gone, however it
 died: init exits, and the kernel then kills every process of the machine and frees its namespaces and mounts. Only the

@@ -90,9 +90,7 @@ class Larkctl:
     token_file: Path
 
     def argv(self, *argv: str) -> list[str]:
-        return python_command(
-            "ryu_apps.larkctl", "--url", f"http://{API}", "--token-file", str(self.token_file), *argv
-        )
+        return python_command("ryu_apps.larkctl", "--url", f"http://{API}", "--token-file", str(self.token_file), *argv)
 
     def text(self, *argv: str) -> str:
         return self.machine.run(self.argv(*argv), env=ENVIRONMENT).need().out.strip()
@@ -134,10 +132,11 @@ class Agent:
         ports = ", ".join(self.loopback)
         self.config.write_text(
             f"node: {self.node}\n"
-            f'controller: {{urls: ["http://{API}"], token-file: agent.token, allow-plaintext: true, wait: {self.wait}}}\n'
+            f'controller: {{urls: ["http://{API}"], token-file: agent.token, allow-plaintext: true, '
+            f"wait: {self.wait}}}\n"
             "socket: /run/lark/agent.sock\nstate-dir: state\n"
             f"bridge: {{name: {self.bridge}, uplink: {self.uplink}, "
-            "ovsdb: \"unix:/run/openvswitch/db.sock\", rundir: /run/openvswitch}\n"
+            'ovsdb: "unix:/run/openvswitch/db.sock", rundir: /run/openvswitch}\n'
             f"condor: {{config: /etc/condor/condor_config, sbin: {self.condor_sbin}}}\n"
             f"libexec: {self.libexec}\n"
             "pool: {warm: 6}\n"
@@ -171,6 +170,6 @@ class Agent:
 
 
 def shell(argv: list[str]) -> str:
-    """A command line as a person would type it, with our interpreter and module prefix shortened to the command name."""
+    """A command line as a person would type it, our interpreter and module as the command they are."""
     text = shlex.join(argv)
     return text.replace(f"{this_python()} -P -m ryu_apps.larkctl", "larkctl")

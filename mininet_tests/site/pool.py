@@ -55,6 +55,14 @@ class Job:
     def errors(self) -> str:
         return self._read("err")
 
+    def said(self, name: str) -> str:
+        """What the job wrote into a file of its submit directory while it runs (it shares the file system)."""
+        return self._read(name)
+
+    def let_go(self) -> None:
+        """Make the file `go`, for which a waiting job looks."""
+        (self.directory / "go").touch()
+
     def _read(self, name: str) -> str:
         path = self.directory / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -80,7 +88,9 @@ class Job:
             wait_until(f"job {self.id} of {self.user}: {'/'.join(w.name for w in wanted)}", probe, timeout, 0.25)
         except SiteError as error:
             state = {key: seen.get(key) for key in ("JobStatus", "HoldReason", "NumJobStarts", "LastRejMatchReason")}
-            raise SiteError(f"{error}; it is {state}; output {self.output()[-500:]!r} {self.errors()[-500:]!r}") from None
+            raise SiteError(
+                f"{error}; it is {state}; output {self.output()[-500:]!r} {self.errors()[-500:]!r}"
+            ) from None
         return dict(seen)
 
     def finish(self, timeout: float = 60) -> str:
@@ -159,7 +169,10 @@ class Pool:
     def submit(
         self, user: str, lines: Mapping[str, str], files: Mapping[str, str] | None = None, name: str = "job"
     ) -> Job:
-        """Write a submit file (and further files) into a directory of the user's, and `condor_submit` it as the user."""
+        """Write a submit file (and further files) into a directory of the user's; `condor_submit` it as the user.
+
+        `@HERE@` in the files stands for that directory: jobs use it to talk to the story while they run.
+        """
         said, directory = self.try_submit(user, lines, files, name)
         first = re.match(r"(\d+\.\d+)", said.need().out)
         if first is None:
@@ -175,7 +188,8 @@ class Pool:
         folder = f"{self.submitted:02d}-{name}"
         outside = self.machine.root / "home" / user / folder
         outside.mkdir(parents=True)
-        # `+` as a last line's prefix or `My.` names reach condor_submit untouched: this is exactly what an owner writes.
+        inside = account.home / folder
+        # `My.` names reach condor_submit untouched: this is exactly what an owner writes.
         defaults = {
             "universe": "vanilla",
             "output": "out",
@@ -190,11 +204,10 @@ class Pool:
         text = "\n".join(f"{key} = {value}" for key, value in (defaults | dict(lines)).items()) + "\nqueue\n"
         for file, content in {"submit": text, **(files or {})}.items():
             path = outside / file
-            path.write_text(content, encoding="utf-8")
+            path.write_text(content.replace("@HERE@", str(inside)), encoding="utf-8")
             path.chmod(0o755)
         for path in (outside, *outside.iterdir()):
             os.chown(path, account.uid, account.uid)
-        inside = account.home / folder
         return self.command("condor_submit", "-terse", "submit", user=user, cwd=inside), outside
 
     def ad(self, job: str) -> dict[str, AdValue]:
@@ -284,4 +297,3 @@ RunBenchmarks = False
 STARTER_ALLOW_RUNAS_OWNER = True
 MAX_DEFAULT_LOG = 20 Mb
 """
-

@@ -50,7 +50,9 @@ def private_etc(target: Path, accounts: Sequence[Account], hosts: Sequence[tuple
     lines = ["127.0.0.1 localhost", "::1 ip6-localhost", *(f"{address} {name}" for address, name in hosts)]
     (target / "hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Names come from the file alone: the site has no DNS server, and a waiting resolver would only slow the story down.
-    (target / "nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n", encoding="utf-8")
+    (target / "nsswitch.conf").write_text(
+        "passwd: files\ngroup: files\nshadow: files\nhosts: files\n", encoding="utf-8"
+    )
 
 
 def _passwd(account: Account) -> str:

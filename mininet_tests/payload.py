@@ -1,0 +1,142 @@
+"""Programs that the story's jobs run: what an ordinary owner might write. Texts only; nothing is executed here.
+
+Each is a self-contained script for /bin/sh or /usr/bin/python3. `@HERE@` stands for the submit directory, which the job
+shares with the story: it writes what it sees there, and waits there for the file `go`.
+"""
+
+from __future__ import annotations
+
+PROBE = r'''#!/usr/bin/python3
+"""probe.py NAME=HOST:PORT ...: try each by TCP, and tell. `open TEXT` when connected, else why not."""
+import errno, socket, sys
+
+def attempt(where):
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with socket.create_connection((host, int(port)), timeout=3) as s:
+            return "open"
+    except socket.timeout:
+        return "timeout"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+
+for argument in sys.argv[1:]:
+    name, _, where = argument.partition("=")
+    print(name, where, attempt(where), flush=True)
+'''
+"""Prints one line a target: name, address, `open` or why not."""
+
+WAIT = """
+: > @HERE@/done
+while [ ! -e @HERE@/go ]; do sleep 0.1; done
+"""
+
+FETCH = (
+    """#!/bin/sh
+# Fetch the protected file over IPv4 and IPv6, as any owner would, and tell its checksum.
+export XRD_CONNECTIONWINDOW=5 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=20 XRD_TIMEOUTRESOLUTION=1
+exec > @HERE@/live 2>&1
+for server in 10.20.0.5 '[2001:db8:20::5]'; do
+    timeout 30 xrdcp -f -s root://$server:1094//data/events.root copy && sha256sum copy | sed "s|copy|root://$server|"
+    rm -f copy
+done
+"""
+    + WAIT
+)
+
+ASK_AGENT = r'''#!/usr/bin/python3
+"""ask.py NAME=REQUEST ...: send each request to the agent's socket, and tell the answer."""
+import socket, sys
+
+for argument in sys.argv[1:]:
+    name, _, request = argument.partition("=")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.settimeout(15)
+        try:
+            s.connect("/run/lark/agent.sock")
+            s.send(request.encode())
+            reply, fds, _, _ = socket.recv_fds(s, 1024, 4)
+            print(name, reply.decode(errors="replace") or "(closed)", f"fds={len(fds)}", flush=True)
+        except OSError as error:
+            print(name, "error:", error, flush=True)
+'''
+
+LONG_CONNECTION = r'''#!/usr/bin/python3
+"""Open a connection to the file server and hold it, in a process that outlives the job's own."""
+import os, socket, sys, time
+
+peer = (sys.argv[1], int(sys.argv[2]))
+s = socket.create_connection(peer, timeout=10)
+s.sendall(bytes(12) + (4).to_bytes(4, "big") + (2012).to_bytes(4, "big"))   # xrootd's initial handshake
+answer = s.recv(16)
+print("connected from", s.getsockname()[0], s.getsockname()[1], "server answered", len(answer), "bytes", flush=True)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(600)
+'''
+
+LISTENER = r'''#!/usr/bin/python3
+"""Serve on this job's own addresses until `go` appears."""
+import json, os, socket, subprocess, threading, time
+
+def serve(family, address):
+    s = socket.socket(family, socket.SOCK_STREAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    s.bind((address, 7000))
+    s.listen(16)
+    while True:
+        c, peer = s.accept()
+        with open("@HERE@/visitors", "a") as f:
+            f.write(peer[0] + "\n")
+        c.close()
+
+for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    threading.Thread(target=serve, args=(family, address), daemon=True).start()
+told = json.loads(subprocess.run(["ip", "-j", "addr"], capture_output=True, text=True).stdout)
+found = [a["local"] for l in told for a in l["addr_info"] if a["scope"] == "global"]
+time.sleep(0.3)
+probe = subprocess.run(["./probe.py", *(f"own=[{a}]:7000" for a in found)], capture_output=True, text=True).stdout
+with open("@HERE@/addresses.new", "w") as f:
+    f.write("\n".join(found) + "\n")
+with open("@HERE@/live", "w") as f:
+    f.write(probe)
+os.rename("@HERE@/addresses.new", "@HERE@/addresses")
+while not os.path.exists("@HERE@/go"):
+    time.sleep(0.1)
+'''
+
+
+def probing(*targets: str, wait: bool = True) -> str:
+    """A job script that runs probe.py on these targets and then waits for `go`."""
+    quoted = " ".join(f"'{target}'" for target in targets)
+    return f"#!/bin/sh\n./probe.py {quoted} > @HERE@/live 2>&1\n" + (WAIT if wait else ": > @HERE@/done\n")
+
+
+PRE_COMMAND = """#!/bin/sh
+# The owner's PreCmd: HTCondor runs it outside of the job's own network.
+exec > @HERE@/pre 2>&1
+readlink /proc/self/ns/net
+./probe.py 'fs=10.20.0.5:1094' 'fs6=[2001:db8:20::5]:1094' 'web=10.20.0.1:8000'
+exit 0
+"""
+
+TRANSFER_PLUGIN = r'''#!/usr/bin/python3
+"""A file-transfer plugin that the owner names in the submit file."""
+import os, subprocess, sys
+
+PROBE = r"""@PROBE@"""
+if "-classad" in sys.argv:
+    print('MultipleFileSupport = true\nPluginVersion = "0.1"\nPluginType = "FileTransfer"\nSupportedMethods = "mine"')
+    sys.exit(0)
+with open("@HERE@/plugin", "w") as f:
+    print(os.readlink("/proc/self/ns/net"), file=f, flush=True)
+    targets = ["fs=10.20.0.5:1094", "fs6=[2001:db8:20::5]:1094", "web=10.20.0.1:8000"]
+    subprocess.run(["/usr/bin/python3", "-c", PROBE, *targets], stdout=f, stderr=f)
+infile, outfile = sys.argv[sys.argv.index("-infile") + 1], sys.argv[sys.argv.index("-outfile") + 1]
+with open(outfile, "w") as f:
+    f.write('TransferSuccess = false\nTransferError = "the plugin only looked around"\nTransferUrl = "mine://x"\n')
+sys.exit(1)
+'''.replace("@PROBE@", PROBE.replace('"""', "'''"))

@@ -1,0 +1,583 @@
+"""The story of the demo, chapter by chapter: what each job may reach, proven on a real site.
+
+Every chapter is a function of a running site and a `Telling`; `demo` prints it and `test_story_*` assert it.
+
+Invariants: a chapter leaves no job behind; everything denied stands beside a positive control that shows the same thing
+working where it is allowed (otherwise a broken wire would look like a firewall).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mininet_tests import payload
+from mininet_tests.site.campus import (
+    ALICE,
+    BOB,
+    CAMPUS,
+    CAMPUS_6,
+    FILE_SERVER,
+    FILE_SERVER_6,
+    GATE_BRIDGE,
+    HOST_ADDRESS,
+    HOST_ADDRESS_6,
+    HOST_LISTENER_PORT,
+    HTTP_PORT,
+    LIBEXEC,
+    NODE,
+    WEB_GREETING,
+    WORKER_BRIDGE,
+    Site,
+)
+from mininet_tests.site.lark import API
+from mininet_tests.site.namespaces import Machine, Output, SiteError, wait_until
+from mininet_tests.site.pool import AdValue, Job, JobStatus
+from mininet_tests.site.xrootd import FILE, PORT
+from mininet_tests.telling import Telling
+
+FS = f"fs={FILE_SERVER}:{PORT}"
+FS6 = f"fs6=[{FILE_SERVER_6}]:{PORT}"
+WEB = f"web={CAMPUS}:{HTTP_PORT}"
+WEB6 = f"web6=[{CAMPUS_6}]:{HTTP_PORT}"
+HOST = f"host={HOST_ADDRESS}:{HOST_LISTENER_PORT}"
+HOST6 = f"host6=[{HOST_ADDRESS_6}]:{HOST_LISTENER_PORT}"
+CONTROLLER_API = f"api={API}"
+UNREACHABLE = 102
+
+
+# --- small tools ------------------------------------------------------------------------------------------------------
+
+
+def run_job(
+    site: Site,
+    user: str,
+    script: str,
+    files: Mapping[str, str] | None = None,
+    lines: Mapping[str, str] | None = None,
+    name: str = "job",
+    arguments: str | None = None,
+) -> Job:
+    """Submit a job of which the script is the executable; probe.py comes along."""
+    more = dict(files or {})
+    carried = ["probe.py", *more]
+    submit = {"executable": "job.sh", "transfer_input_files": ", ".join(carried), **(lines or {})}
+    if arguments is not None:
+        submit["arguments"] = arguments
+    return site.pool.submit(user, submit, {"job.sh": script, "probe.py": payload.PROBE, **more}, name)
+
+
+def wait_for_file(job: Job, name: str = "done", timeout: float = 45) -> str:
+    """Wait until the running job wrote a file; its text. Tells at once when the job was held instead."""
+    last = time.monotonic()
+
+    def probe() -> bool:
+        nonlocal last
+        if (job.directory / name).exists():
+            return True
+        if time.monotonic() - last > 3:
+            last = time.monotonic()
+            status = job.status()
+            if status in (JobStatus.HELD, JobStatus.REMOVED, JobStatus.COMPLETED):
+                raise SiteError(f"job {job.id} is {status.name}: {job.ad().get('HoldReason')}: {job.errors()}")
+        return False
+
+    wait_until(f"job {job.id} of {job.user} writes {name}", probe, timeout)
+    return job.said(name)
+
+
+def results(text: str) -> dict[str, str]:
+    """probe.py's lines: name -> `open` or why not."""
+    return {line.split()[0]: line.split()[2] for line in text.splitlines() if len(line.split()) >= 3}
+
+
+def attempt_of(site: Site, job: Job) -> dict[str, object]:
+    """The controller's status of a running job's attempt, with counters."""
+    attempts = site.larkctl.json("attempts")["attempts"]
+    assert isinstance(attempts, list)
+    for attempt in attempts:
+        if attempt["spec"]["job"] == job.id:
+            return site.larkctl.json("attempt", attempt["id"])
+    raise SiteError(f"the controller knows no attempt of job {job.id}; it knows {[a['spec']['job'] for a in attempts]}")
+
+
+def denials(site: Site, job: Job) -> list[dict[str, object]]:
+    """What was dropped of a running job, as the controller tells it."""
+    counters = attempt_of(site, job)["counters"]
+    assert isinstance(counters, dict)
+    return list(counters["denied"])
+
+
+def wait_for_denial(site: Site, job: Job, text: str) -> list[dict[str, object]]:
+    """Denials once one of them holds `text` (counters reach the controller when it asks the switch)."""
+    seen: list[dict[str, object]] = []
+
+    def probe() -> bool:
+        seen[:] = denials(site, job)
+        return any(text in str(denial["text"]) and int(str(denial["packets"])) > 0 for denial in seen)
+
+    try:
+        wait_until(f"a counted denial of job {job.id} with {text!r}", probe, 8, 0.5)
+    except SiteError:
+        pass  # the claim is made from what was seen
+    return seen
+
+
+def denied_text(found: list[dict[str, object]]) -> list[str]:
+    return [f"denied: {d['packets']} packets: {d['text']} ({d['reason']})" for d in found]
+
+
+def shown(output: Output) -> list[str]:
+    """A command and what it said, for people."""
+    return ["$ " + " ".join(output.argv), *output.text.splitlines()]
+
+
+def end(*jobs: Job) -> None:
+    """Let waiting jobs end and wait for them."""
+    for job in jobs:
+        job.let_go()
+    for job in jobs:
+        job.finish()
+
+
+def open_(found: Mapping[str, str], *names: str) -> bool:
+    return all(found.get(name) == "open" for name in names)
+
+
+def closed(found: Mapping[str, str], *names: str) -> bool:
+    """Each was tried and none opened."""
+    return all(name in found and found[name] != "open" for name in names)
+
+
+# --- the chapters -----------------------------------------------------------------------------------------------------
+
+
+def granted(site: Site, tell: Telling) -> None:
+    job = run_job(site, ALICE, payload.FETCH, name="fetch")
+    live = wait_for_file(job)
+    expected = site.files.sha256
+    for server in (FILE_SERVER, f"[{FILE_SERVER_6}]"):
+        line = next((text for text in live.splitlines() if text.endswith(f"root://{server}")), "")
+        tell.works(
+            f"job {job.id} of {ALICE} (group physics) fetched {FILE} from {server} with the right checksum",
+            line.startswith(expected),
+            [f"job: {text}" for text in live.splitlines()] + [f"expected sha256: {expected}"],
+        )
+    status = attempt_of(site, job)
+    decision, spec = status["decision"], status["spec"]
+    assert isinstance(decision, dict)
+    assert isinstance(spec, dict)
+    tell.works(
+        "the controller names the grant and the line of the policy that gave it",
+        "fileserver" in decision["grants"] and any("policy.yaml:" in line for line in decision["trail"]),
+        [f"attempt {status['id']}", f"grants {decision['grants']}", *decision["trail"], f"bridges {status['bridges']}"],
+    )
+    zone = [flow for flow in site.switches[NODE].flows(WORKER_BRIDGE) if "cookie=0x4c07" in flow]
+    gate = [flow for flow in site.switches["gate"].flows(GATE_BRIDGE) if "cookie=0x4c07" in flow]
+    tell.shows(
+        f"its own flows are few: {len(zone)} on the worker bridge, {len(gate)} on the gate",
+        1 <= len(zone) <= 6 and 1 <= len(gate) <= 2,
+        [
+            f"$ ovs-ofctl dump-flows {WORKER_BRIDGE} | grep cookie=0x4c07",
+            *zone,
+            f"$ ovs-ofctl dump-flows {GATE_BRIDGE} | grep cookie=0x4c07",
+            *gate,
+        ],
+    )
+    end(job)
+
+
+def ungranted(site: Site, tell: Telling) -> None:
+    job = run_job(site, BOB, payload.probing(FS, FS6, WEB, WEB6), name="denied")
+    live = wait_for_file(job)
+    found = results(live)
+    tell.works(
+        f"job {job.id} of {BOB} reaches the open web server, over IPv4 and IPv6", open_(found, "web", "web6"), live
+    )
+    tell.shows("it cannot connect to the file server, over IPv4 or IPv6", closed(found, "fs", "fs6"), live)
+    denied = wait_for_denial(site, job, "fileserver")
+    tell.shows(
+        "the drop counter names the job, the service, and that no grant covers it",
+        any(
+            "fileserver" in str(d["text"]) and "no grant" in str(d["text"]) and int(str(d["packets"])) >= 2
+            for d in denied
+        ),
+        [f"$ larkctl attempt {attempt_of(site, job)['id']}   (job {job.id})", *denied_text(denied)],
+    )
+    end(job)
+
+
+def forged(site: Site, tell: Telling) -> None:
+    forger = {"My.LarkGroup": '"physics"'}
+    said, directory = site.pool.try_submit(
+        BOB,
+        {"executable": "job.sh", "transfer_input_files": "probe.py", **forger},
+        {"job.sh": payload.probing(FS, WEB), "probe.py": payload.PROBE},
+        "forged",
+    )
+    if said.code != 0:
+        tell.shows(f"{BOB}'s submit file with My.LarkGroup = physics is refused", "LarkGroup" in said.text, shown(said))
+    else:
+        job = Job(site.pool, said.out.split()[0], BOB, directory)
+        found = results(live := wait_for_file(job))
+        tell.shows(
+            f"job {job.id} of {BOB}, forged with My.LarkGroup = physics, still cannot connect",
+            closed(found, "fs"),
+            [f"job's ad: LarkGroup = {job.ad().get('LarkGroup')!r}", *live.splitlines()],
+        )
+        tell.works("while it reaches the open web server", open_(found, "web"), live)
+        end(job)
+    idle = site.pool.submit(
+        BOB,
+        {"executable": "job.sh", "transfer_input_files": "probe.py", "hold": "True"},
+        {"job.sh": payload.probing(FS, WEB), "probe.py": payload.PROBE},
+        "edited",
+    )
+    harmless = site.pool.command("condor_qedit", idle.id, "JobPrio", "7", user=BOB)
+    tell.works(
+        f"{BOB} may edit his job with condor_qedit",
+        harmless.code == 0 and idle.ad().get("JobPrio") == 7,
+        shown(harmless),
+    )
+    edit = site.pool.command("condor_qedit", idle.id, "LarkGroup", '"physics"', user=BOB)
+    tell.shows(
+        "but not into the group",
+        idle.ad().get("LarkGroup") != "physics",
+        [*shown(edit), f"LarkGroup is {idle.ad().get('LarkGroup')!r}"],
+    )
+    site.pool.command("condor_release", idle.id, user=BOB).need()
+    found = results(live := wait_for_file(idle))
+    tell.shows(f"released, job {idle.id} still cannot connect", closed(found, "fs") and open_(found, "web"), live)
+    end(idle)
+
+
+def sealed(site: Site, tell: Telling) -> None:
+    script = payload.probing(FS, WEB, WEB6, HOST, CONTROLLER_API)
+    plain = run_job(site, ALICE, script, name="not-sealed")
+    closed_job = run_job(site, ALICE, script, lines={"My.LarkNetwork": '"none"'}, name="sealed")
+    found = results(live := wait_for_file(plain))
+    tell.works(f"job {plain.id} of {ALICE} reaches file server and web server", open_(found, "fs", "web", "web6"), live)
+    found = results(live := wait_for_file(closed_job))
+    tell.shows(
+        f'the same job with My.LarkNetwork = "none" ({closed_job.id}) reaches nothing',
+        closed(found, "fs", "web", "web6", "host", "api"),
+        live,
+    )
+    end(plain, closed_job)
+    wrong = run_job(site, ALICE, script, lines={"My.LarkNetwork": '"nome"'}, name="misspelt")
+    ad = wrong.wait(JobStatus.HELD, JobStatus.RUNNING, JobStatus.COMPLETED, timeout=40)
+    tell.shows(
+        "misspelt, the job is held with a reason instead of running with a network",
+        ad["JobStatus"] == JobStatus.HELD
+        and ad.get("HoldReasonSubCode") == 101
+        and "LarkNetwork" in str(ad["HoldReason"]),
+        held(site, wrong, ad),
+    )
+    wrong.remove()
+
+
+def held(site: Site, job: Job, ad: Mapping[str, AdValue]) -> list[str]:
+    codes = f"HoldReasonCode {ad.get('HoldReasonCode')}, HoldReasonSubCode {ad.get('HoldReasonSubCode')}"
+    return [*shown(site.pool.command("condor_q", "-hold", job.id, "-af:j", "HoldReason", user=job.user)), codes]
+
+
+def apart(site: Site, tell: Telling) -> None:
+    first = run_job(site, BOB, "#!/bin/sh\nexec ./listen.py\n", {"listen.py": payload.LISTENER}, name="listener")
+    addresses = wait_for_file(first, "addresses").split()
+    live = first.said("live")
+    tell.works(
+        f"job {first.id} listens on its own addresses, and reaches itself there",
+        len(addresses) == 2 and live.count(" open") == 2,
+        live,
+    )
+    targets = [f"peer{n}=[{address}]:7000" for n, address in enumerate(addresses)]
+    second = run_job(site, BOB, payload.probing(*targets, HOST, HOST6, CONTROLLER_API, WEB, WEB6), name="neighbour")
+    found = results(live := wait_for_file(second))
+    tell.works(f"job {second.id} beside it reaches the open web server", open_(found, "web", "web6"), live)
+    visitors = set(first.said("visitors").split())
+    tell.shows(
+        f"but not job {first.id}, though both belong to {BOB}",
+        closed(found, *(target.split("=")[0] for target in targets)) and visitors <= set(addresses),
+        [*live.splitlines(), f"visitors seen by the listener: {sorted(visitors)} (itself)"],
+    )
+    outside = try_from(site.machines["campus"], HOST, HOST6)
+    tell.works("another machine reaches the host's own addresses", open_(outside, "host", "host6"), str(outside))
+    tell.shows("the job does not reach them", closed(found, "host", "host6"), live)
+    manager = try_from(site.worker, CONTROLLER_API)
+    tell.works("the host reaches the controller's API", open_(manager, "api"), str(manager))
+    tell.shows("the job does not reach it", closed(found, "api"), live)
+    stranger = try_from(site.machines["campus"], *targets)
+    tell.shows(
+        "nor does another machine reach the listening job (ingress: deny)",
+        closed(stranger, *stranger) and bool(stranger),
+        str(stranger),
+    )
+    denied = denied_text(denials(site, second))
+    tell.shows("what was dropped is counted for the job, with its reason", len(denied) >= 2, denied)
+    end(second, first)
+
+
+def try_from(machine: Machine, *targets: str, user: str | None = None) -> dict[str, str]:
+    """probe.py, run on a machine of the site."""
+    return results(machine.run(["/usr/bin/python3", "-c", payload.PROBE, *targets], user=user, timeout=40).need().out)
+
+
+def ended(site: Site, tell: Telling) -> None:
+    script = f"#!/bin/sh\n./long.py {FILE_SERVER} {PORT} > @HERE@/live 2>&1\n" + payload.WAIT
+    job = run_job(site, ALICE, script, {"long.py": payload.LONG_CONNECTION}, name="long")
+    live = wait_for_file(job)
+    status = attempt_of(site, job)
+    spec = status["spec"]
+    assert isinstance(spec, dict)
+    address, port, mac = spec["ipv4"], spec["port"]["name"], spec["mac"]
+    lane = f"lark-{NODE}-{port.removeprefix('lj')}"
+
+    def connections() -> Output:
+        return site.machines["fs"].run(["ss", "-Htn", "state", "established", "dst", address])
+
+    before = connections()
+    tell.works(
+        f"job {job.id} of {ALICE} holds a connection from {address} to the file server",
+        address in before.out and "server answered 16 bytes" in live,
+        [f"job: {line}" for line in live.splitlines()] + shown(before),
+    )
+    traces = evidence_of(site, address, port, mac, lane)
+    tell.works(
+        "worker bridge, gate and node know it",
+        all(traces[kind] for kind in ("worker flows", "gate flows", "port", "namespace")),
+        [f"{kind}: {len(found)}" for kind, found in traces.items()],
+    )
+    job.let_go()
+    started = time.monotonic()
+    job.finish()
+    left: dict[str, list[str]] = {}
+
+    def gone() -> bool:
+        left.clear()
+        left.update(evidence_of(site, address, port, mac, lane))
+        return not any(left.values()) and address not in connections().out
+
+    try:
+        wait_until("everything of the job is gone", gone, 15, 0.2)
+    except SiteError:
+        pass  # the claims tell what is left
+    after = connections()
+    tell.shows(
+        "the job has left; its connection is dead although a process of it was still holding it",
+        address not in after.out,
+        [*shown(after), "(nothing)"] if not after.out.strip() else shown(after),
+    )
+    for kind, found in left.items():
+        tell.shows(
+            f"no {kind} of it is left",
+            not found,
+            [f"grep {address} or its cookies, port and MAC: {len(found)} lines", *found],
+        )
+    again = site.machines["fs"].run(["ping", "-c1", "-W1", address])
+    tell.shows("its address answers nobody", again.code != 0, shown(again)[:3])
+    tell.shows(
+        f"seen gone {time.monotonic() - started:.1f} s after the job was told to end", not any(left.values()), "clock"
+    )
+
+
+def evidence_of(site: Site, address: str, port: str, mac: str, lane: str) -> dict[str, list[str]]:
+    """Every trace of an attempt, by kind."""
+    plain = re.compile(rf"(?<![\d.]){re.escape(address)}(?![\d.])|{mac}|{port}\b")
+    words = int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
+    hexed = re.compile(rf"\b0x0*{words:x}\b")
+    found: dict[str, list[str]] = {}
+    for kind, name, bridge in (("worker flows", NODE, WORKER_BRIDGE), ("gate flows", "gate", GATE_BRIDGE)):
+        flows = site.switches[name].flows(bridge)
+        found[kind] = [flow for flow in flows if plain.search(flow) or hexed.search(flow)]
+    found["port"] = [name for name in site.switches[NODE].ports(WORKER_BRIDGE) if name == port]
+    found["namespace"] = [name for name in site.agent.lanes() if name == lane]
+    attempts = site.larkctl.json("attempts")["attempts"]
+    assert isinstance(attempts, list)
+    found["attempt"] = [a["id"] for a in attempts if a["spec"]["ipv4"] == address]
+    return found
+
+
+def controller_down(site: Site, tell: Telling) -> None:
+    running = run_job(site, ALICE, "#!/bin/sh\n./loop.sh\n", {"loop.sh": LOOP}, name="undisturbed")
+    wait_for_file(running, "live")
+    site.controller.stop(signal.SIGKILL)
+    tell.shows("the controller is killed", site.controller.daemon is None, "kill -9 lark-controller")
+    job = run_job(site, ALICE, payload.probing(FS, wait=False), name="waits")
+    ad = job.wait(JobStatus.HELD, JobStatus.COMPLETED, JobStatus.REMOVED, timeout=60)
+    lines = held(site, job, ad)
+    tell.shows(
+        f"job {job.id}, started meanwhile, does not run: it is held, and condor_q says why",
+        ad["JobStatus"] == JobStatus.HELD
+        and ad.get("HoldReasonSubCode") == UNREACHABLE
+        and "controller" in str(ad.get("HoldReason"))
+        and not (job.directory / "done").exists(),
+        lines,
+    )
+    count = len(running.said("live").splitlines())
+    wait_until("the running job goes on", lambda: len(running.said("live").splitlines()) >= count + 2, 20)
+    went = running.said("live").splitlines()[count:]
+    tell.works(
+        f"job {running.id}, already running, still reaches the file server",
+        all(line.endswith(" open") for line in went) and bool(went),
+        went[-2:],
+    )
+    site.controller.start()
+    ad = job.wait(JobStatus.COMPLETED, JobStatus.REMOVED, timeout=90)
+    tell.works(
+        "the controller is back; HTCondor releases the job by itself, and it runs and connects",
+        ad["JobStatus"] == JobStatus.COMPLETED and open_(results(job.said("live")), "fs"),
+        [site.controller.ready_line, f"job {job.id}: {job.said('live').strip()}", f"starts: {ad.get('NumJobStarts')}"],
+    )
+    tell.shows(
+        "the running job never lost the file server",
+        set(running.said("live").split("\n")) - {""} != set()
+        and all(line.endswith(" open") for line in running.said("live").splitlines()),
+        f"{len(running.said('live').splitlines())} connections, all open",
+    )
+    end(running)
+
+
+LOOP = f"""#!/bin/sh
+while [ ! -e @HERE@/go ]; do
+    ./probe.py {FS} >> @HERE@/live
+    sleep 0.5
+done
+"""
+
+
+def owner_code_outside(site: Site, tell: Telling) -> None:
+    host = try_from(site.worker, FS, FS6, WEB)
+    tell.works("the node's own network reaches the campus", open_(host, "web"), f"root on {NODE}: {host}")
+    tell.shows("but the gate keeps it from the protected file server", closed(host, "fs", "fs6"), str(host))
+    owner = try_from(site.worker, FS, WEB, user=ALICE)
+    tell.shows(
+        f"the guard stops processes of {ALICE} in the node's network, even towards the campus",
+        closed(owner, "fs", "web"),
+        f"{ALICE} on {NODE}, outside of a job: {owner}",
+    )
+    job = run_job(
+        site,
+        ALICE,
+        payload.probing(FS, WEB),
+        {"pre.sh": payload.PRE_COMMAND},
+        {"My.PreCmd": '"pre.sh"'},
+        name="precmd",
+    )
+    found = results(live := wait_for_file(job))
+    tell.works(f"job {job.id} of {ALICE} itself reaches file server and web server", open_(found, "fs", "web"), live)
+    pre = job.said("pre")
+    tell.shows(
+        "its PreCmd, which HTCondor runs in the node's network, reached neither"
+        if pre
+        else "its PreCmd was not run at all",
+        not pre or closed(results(pre), "fs", "fs6", "web"),
+        pre or "no output of PreCmd",
+    )
+    end(job)
+    named = run_job(
+        site,
+        ALICE,
+        payload.probing(FS, wait=False),
+        {"plugin.py": payload.TRANSFER_PLUGIN},
+        {"transfer_plugins": "mine=plugin.py", "transfer_input_files": "probe.py, mine://x/y"},
+        name="plugin",
+    )
+    ad = named.wait(JobStatus.HELD, JobStatus.COMPLETED, JobStatus.REMOVED, timeout=60)
+    text = named.said("plugin")
+    tell.shows(
+        "a transfer plugin named in the submit file reached neither"
+        if text
+        else "a plugin of the submit file does not run",
+        not text or closed(results(text), "fs", "fs6", "web"),
+        [*text.splitlines(), f"job {named.id}: {ad.get('HoldReason')}"],
+    )
+    named.remove()
+    fetched = run_job(
+        site,
+        ALICE,
+        "#!/bin/sh\ncat index.html > @HERE@/live\n: > @HERE@/done\n",
+        lines={"transfer_input_files": f"probe.py, http://{CAMPUS}:{HTTP_PORT}/index.html"},
+        name="stage-in",
+    )
+    wait_for_file(fetched)
+    tell.works(
+        "the pool's own plugin (http), wrapped, stages in through the job's network",
+        WEB_GREETING in fetched.said("live"),
+        fetched.said("live"),
+    )
+    fetched.finish()
+    counted = [
+        line.strip() for line in site.worker.need("nft", "list", "ruleset").splitlines() if "counter packets" in line
+    ]
+    tell.shows(
+        "the guard counted what it stopped", any(not re.search(r"packets 0\b", line) for line in counted), counted
+    )
+
+
+def impostors(site: Site, tell: Telling) -> None:
+    script = (
+        "#!/bin/sh\n{\n"
+        "./ask.py ping='LARK1 ping' begin='LARK1 begin' stage-out='LARK1 stage-out' nonsense='LARK9 rule the world'\n"
+        "readlink /proc/self/ns/net\n"
+        f"{LIBEXEC}/lark-job-wrapper /bin/readlink /proc/self/ns/net; echo wrapper exit $?\n"
+        f"cat .job.ad | {LIBEXEC}/lark-hook-prepare; echo hook exit $?\n"
+        "./probe.py '" + FS + "' '" + WEB + "'\n"
+        "} > @HERE@/live 2>&1\n" + payload.WAIT
+    )
+    job = run_job(site, BOB, script, {"ask.py": payload.ASK_AGENT}, name="impostor")
+    attempts_before = len(site.larkctl.json("attempts")["attempts"])  # type: ignore[arg-type]
+    live = wait_for_file(job)
+    answers = {line.split()[0]: line for line in live.splitlines() if line}
+    tell.works("any process may ask whether the agent serves", "ping ok" in live, answers.get("ping", live))
+    for name in ("begin", "stage-out", "nonsense"):
+        tell.shows(
+            f"job {job.id}'s own process saying {name!r} is refused",
+            answers.get(name, "").startswith(f"{name} refused") and answers[name].endswith("fds=0"),
+            answers.get(name, live),
+        )
+    attempts = site.larkctl.json("attempts")["attempts"]
+    assert isinstance(attempts, list)
+    mine = [a for a in attempts if a["spec"]["job"] == job.id]
+    tell.shows(
+        "it has still one attempt, one identity and one port",
+        len(mine) == 1 and len(attempts) <= attempts_before + 1,
+        [f"{a['id']} identity {a['decision']['identity']} port {a['spec']['port']['name']}" for a in mine],
+    )
+    found = results(live)
+    tell.shows("and still its own network and nothing more", closed(found, "fs") and open_(found, "web"), live)
+    tell.works("its network works", open_(found, "web"), live)
+    user = site.worker.run(
+        ["/usr/bin/python3", "-c", payload.ASK_AGENT, "begin=LARK1 begin", "enter=LARK1 enter job", "ping=LARK1 ping"],
+        user=BOB,
+    )
+    tell.shows(
+        f"{BOB} on the node, outside of any job, is refused as well",
+        "begin refused" in user.out and "enter refused" in user.out and "fds=1" not in user.out,
+        user.text,
+    )
+    end(job)
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """One line of the story."""
+
+    slug: str
+    title: str
+    tell: Callable[[Site, Telling], None]
+
+
+CHAPTERS = (
+    Chapter("granted", "A job of the granted group fetches the protected file", granted),
+    Chapter("ungranted", "A job of another user cannot connect, and is told why", ungranted),
+    Chapter("forged", "Forging the attribute does not help", forged),
+    Chapter("sealed", 'A job with My.LarkNetwork = "none" reaches nothing', sealed),
+    Chapter("apart", "Jobs are kept apart from each other and from the host", apart),
+    Chapter("ended", "When a job ends, everything it was given is gone", ended),
+    Chapter("outside", "Owner code outside of the job's network is stopped", owner_code_outside),
+    Chapter("impostors", "A job cannot pose as its hook, its starter or another job", impostors),
+    Chapter("controller-down", "No policy, no run: the controller is down and comes back", controller_down),
+)
