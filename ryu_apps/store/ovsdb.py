@@ -102,7 +102,7 @@ class _Write:
 
 
 class OvsdbStore:
-    """Implements `store.Store` on `remote`, an OVSDB remote such as `unix:/path` (several, comma-separated: a cluster)."""
+    """Implements `store.Store` on an OVSDB remote such as `unix:/path` (several, comma-separated: a cluster)."""
 
     def __init__(self, remote: str) -> None:
         helper = ovs.db.idl.SchemaHelper(location=str(SCHEMA))

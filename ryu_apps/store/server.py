@@ -1,7 +1,7 @@
 """The controller's own `ovsdb-server`: one child process on one file in the state directory.
 
-Invariants: the child never outlives the controller (the kernel kills it with its parent); one state directory serves one
-controller at a time (a file lock); a half-written database file is never left under the final name; what an earlier
+Invariants: the child never outlives the controller (the kernel kills it with its parent); one state directory serves
+one controller at a time (a file lock); a half-written database file is never left under the final name; what an earlier
 controller left behind (socket, dying child) does not keep the next one from starting.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -145,7 +146,7 @@ class EmbeddedServer:
                     stderr=log,
                     # Its own session: an interrupt typed at a terminal reaches the controller, which stops it in order.
                     start_new_session=True,
-                    preexec_fn=lambda: _die_with_parent(parent),
+                    preexec_fn=functools.partial(_die_with_parent, parent),
                 )
             while self._child.poll() is None:
                 if self._accepts():

@@ -1,6 +1,6 @@
 """What the controller needs of a durable store, and the rows it keeps there.
 
-Invariants: `write` is atomic and idempotent (rows are replaced by key); when its `Pending` says so, the change is on disk.
+Invariants: `write` is atomic and idempotent (rows are replaced by key); when its `Pending` says so, it is on disk.
 `reserve` never returns a number twice, not even after a crash. Nothing here knows where rows live.
 `docs/store.md` explains each column.
 """
@@ -88,7 +88,7 @@ class Pending(Protocol):
     """A write on its way."""
 
     def wait(self, deadline: float) -> None:
-        """Return when the write is durable. Raises StoreError when it failed or `time.monotonic()` passed `deadline`."""
+        """Return when the write is durable. Raises StoreError when it failed or `time.monotonic()` is past `deadline`."""
 
 
 class Store(Protocol):

@@ -49,9 +49,7 @@ def row(n: int, **changes: object) -> AttemptRow:
             phase=Phase.RUN,
             ad={"Owner": 'a"b\\c', "Nul": "x\x00y", "Odd": "ü☃😀\n", "N": 5, "F": 1.5, "L": ["a", True, 3]},
         ),
-        "decision": Decision(
-            Outcome(False, frozenset({"b", "a"})), ("g",), ((Place("p.yaml", 3, 5), "grants a"),)
-        ),
+        "decision": Decision(Outcome(False, frozenset({"b", "a"})), ("g",), ((Place("p.yaml", 3, 5), "grants a"),)),
         "digest": "d" * 64,
         "registered": 1234.5,
         "leaving": (),
@@ -90,7 +88,9 @@ def store(request: pytest.FixtureRequest) -> Store:
 def test_rows_come_back_equal(store: Store) -> None:
     gone = row(2, leaving=("gate1", "gate2"))
     one_left = row(4, leaving=("gate1",))
-    node = NodeRow("wn1", NodeSpec(boot_id="12345678", bridge="br1", host_addresses=["10.9.9.9", "::1"], agent_version="1"))
+    node = NodeRow(
+        "wn1", NodeSpec(boot_id="12345678", bridge="br1", host_addresses=["10.9.9.9", "::1"], agent_version="1")
+    )
     store.write([PutAttempt(row(1)), PutAttempt(gone), PutAttempt(one_left), PutNode(node)]).wait(soon())
     store.write([PutNumber(Kind.SERVICE, "fileserver", 3)]).wait(soon())
     snapshot = store.load()
@@ -198,7 +198,7 @@ def test_a_broken_database_file_is_named(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     (state / "lark.db").write_text("not a database")
-    with pytest.raises(StoreError, match="lark.db"):
+    with pytest.raises(StoreError, match=r"lark\.db"):
         EmbeddedServer(state).start()
 
 

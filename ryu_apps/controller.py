@@ -1,0 +1,956 @@
+"""The life of an attempt: register, decide, store, program, answer; and the end of it.
+
+    PUT ──▶ check ──▶ decide ──▶ ┬──▶ store (durable) ──────┬──▶ both confirmed: answer
+             │           │       └──▶ flows ──▶ fabric ─────┘         else: take back, answer 503
+             ▼ 4xx       ▼ 422
+    DELETE, lease over, boot id changed ──▶ flows away ──▶ every bridge confirmed: row away
+                                                           else: "leaving": its address is given to nobody yet
+
+Invariants:
+* What the fabric was told always equals `compiler.desired_flows` of `world`: the increments here are an optimisation.
+* An attempt is answered as realised only when its row is on disk and each of its bridges has confirmed.
+* Address, MAC, port and zone belong to one attempt, living or leaving, at a time.
+* The lock is never held while waiting for a switch or for a row; requests for the same attempt id take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from policies import decide as deciding
+from policies.model import Address, Attempt, Decision, Outcome, Policy, Site, World
+from policies.wire import (
+    AttemptSpec,
+    AttemptStatus,
+    BridgeRealisation,
+    BridgeStatus,
+    Counters,
+    DecisionView,
+    Deleted,
+    HeartbeatAnswer,
+    NodeGrant,
+    NodeSpec,
+    NodeStatus,
+    Phase,
+    PolicyStatus,
+)
+from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket
+from ryu_apps.fabric import Outcome as Settled
+from ryu_apps.openflow import compiler
+from ryu_apps.openflow.cookies import FULL_MASK, Feature, cookie
+from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.store.blocks import NumberBlock
+from ryu_apps.store.store import (
+    AttemptRow,
+    Change,
+    DropAttempt,
+    Kind,
+    NodeRow,
+    Pending,
+    PutAttempt,
+    PutNode,
+    PutNumber,
+    Store,
+    StoreError,
+)
+
+LOG = logging.getLogger("lark.controller")
+ZONE_BASE = 1000
+"""The conntrack zone of lane n is ZONE_BASE + n (docs/interfaces.md section 2)."""
+PORT_PATIENCE = 2.0
+"""Seconds that a port which the agent has just plugged may take to show up at the controller."""
+_PHASES = list(Phase)
+Claim = tuple[str, str, object]
+"""Something that one attempt at a time may hold: where, what, which."""
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """An attempt that has ended and that some bridge has not yet confirmed as gone."""
+
+    row: AttemptRow
+    tickets: dict[str, Ticket]
+    stored: tuple[str, ...] | None = None
+    """What the stored row says it waits for; None: the row still says that the attempt lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why something is not realised. `refused_by`: bridges that forgot the change, on which others may have relied."""
+
+    answer: Refused
+    refused_by: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedWrite:
+    problem: str
+
+    def wait(self, deadline: float) -> None:
+        raise StoreError(self.problem)
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: int = 0
+
+
+class Controller:
+    """All state of the controller. `start()` once, then any thread may call. `deadline`: seconds to confirm in."""
+
+    def __init__(
+        self,
+        site: Site,
+        policy: Policy,
+        store: Store,
+        *,
+        deadline: float = 10.0,
+        lease: int = 60,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._deadline = deadline
+        self._lease = lease
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lock = threading.Condition(threading.Lock())
+        self._fabric: Fabric | None = None
+        self._world = World(site=site, policy=policy)
+        self._rows: dict[str, AttemptRow] = {}
+        self._leaving: dict[str, _Leaving] = {}
+        self._claims: dict[Claim, str] = {}
+        self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in site.bridges}
+        self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in site.bridges}
+        self._nodes: dict[str, NodeRow] = {}
+        self._leases: dict[str, float] = {}
+        self._turns: dict[str, _Turn] = {}
+        self._numbers = {kind: NumberBlock(store, kind) for kind in Kind}
+
+    # --- start ------------------------------------------------------------------------------------------------------
+
+    def start(self, fabric: Fabric) -> None:
+        """Read everything back and say the desired state of every bridge; only then may switches be let in.
+
+        Raises StoreError when the store cannot be read.
+        """
+        snapshot = self._store.load()
+        numbers = dict(snapshot.numbers)
+        world = self._world
+        changes: list[Change] = []
+        service_numbers = self._number(Kind.SERVICE, world.policy.services, numbers, changes)
+        node_numbers = self._number(Kind.NODE, world.site.nodes, numbers, changes)
+        self._nodes = {row.name: row for row in snapshot.nodes if row.name in world.site.nodes}
+        attempts: dict[str, Attempt] = {}
+        identities: dict[Outcome, int] = {}
+        taken: set[int] = set()
+        leaving: list[AttemptRow] = []
+        for row in sorted(snapshot.attempts, key=lambda row: row.number):
+            if row.leaving:
+                leaving.append(row)
+                continue
+            try:
+                self._check(row.id, row.spec, self._nodes)
+            except Refused as refused:
+                LOG.error("attempt=%s does not fit site.yaml any more (%s): torn down", row.id, refused.detail)
+                leaving.append(replace(row, leaving=tuple(world.site.bridges)))
+                changes.append(PutAttempt(leaving[-1]))
+                continue
+            if row.digest != world.policy.digest:
+                row = self._decide_anew(row, world.policy)
+                changes.append(PutAttempt(row))
+            outcome = row.decision.outcome
+            if outcome not in identities:
+                # A number stays with its outcome; another policy may have parted those who shared one.
+                fresh = row.identity in taken
+                identities[outcome] = self._numbers[Kind.IDENTITY].take() if fresh else row.identity
+                taken.add(identities[outcome])
+            if identities[outcome] != row.identity:
+                row = replace(row, identity=identities[outcome])
+                changes.append(PutAttempt(row))
+            self._rows[row.id] = row
+            attempts[row.id] = _attempt(row)
+            self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
+        self._world = replace(
+            world,
+            host_addresses={name: _host_addresses(row.spec) for name, row in self._nodes.items()},
+            service_numbers=service_numbers,
+            node_numbers=node_numbers,
+            identities=identities,
+            attempts=attempts,
+        )
+        if changes:
+            self._store.write(changes).wait(self._clock() + self._deadline)
+        for kind in (Kind.ATTEMPT, Kind.IDENTITY):
+            self._numbers[kind].top_up()
+        now = self._clock()
+        self._leases = dict.fromkeys(self._nodes, now + self._lease)
+        with self._lock:
+            self._fabric = fabric
+            tickets = self._say_everything()
+            for row in leaving:
+                waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
+                self._leaving[row.id] = _Leaving(row, waits, row.leaving)
+                self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
+        LOG.info(
+            "read back %d attempts (%d leaving) of %d nodes, %d identities; policy %s",
+            len(self._rows), len(leaving), len(self._nodes), len(identities), world.policy.digest[:12],
+        )  # fmt: skip
+
+    @property
+    def world(self) -> World:
+        """The present world, a value."""
+        return self._world
+
+    def fabric_ports(self, bridge: str, ports: Mapping[str, int]) -> None:
+        """The fabric's `on_ports`: standing flows follow the numbers of a bridge's declared ports."""
+        with self._lock:
+            # Ports of jobs come and go; only the declared ones mean something to the standing flows.
+            declared = {name: ports[name] for name in self._world.site.bridges[bridge].ports if name in ports}
+            if self._world.ports.get(bridge) != declared:
+                self._world = replace(self._world, ports={**self._world.ports, bridge: declared})
+                self._follow_base([bridge])
+            self._lock.notify_all()
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
+    def register(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
+        """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
+        with self._turn(id):
+            deadline = self._clock() + self._deadline
+            with self._lock:
+                known = self._rows.get(id)
+                if known is None:
+                    self._check(id, spec, self._nodes)
+            if known is not None:
+                return self._again(known, spec, deadline), False
+            self._await_port(spec)
+            self._top_up()
+            with self._lock:
+                self._check(id, spec, self._nodes)
+                self._check_claims(id, spec)
+                policy = self._world.policy
+                decision = _decide(policy, spec, spec.phase)
+                row = AttemptRow(
+                    id=id,
+                    number=self._numbers[Kind.ATTEMPT].take(),
+                    identity=0,
+                    spec=spec,
+                    decision=decision,
+                    digest=policy.digest,
+                    registered=self._wall_clock(),
+                )
+                tickets = self._shift(None, _attempt(row))
+                row = self._keep(replace(row, identity=self._world.identities[decision.outcome]))
+                pending = self._write([PutAttempt(row)])
+                self._leases[spec.node] = self._clock() + self._lease
+            failure = self._confirm(id, tickets, pending, deadline)
+            if failure is not None:
+                with self._lock:
+                    self._leave(id)
+                    self._say(failure.refused_by)
+                self._settle(id, self._clock() + 1)
+                raise failure.answer
+            LOG.info(
+                "attempt=%s job=%s node=%s bridge=%s port=%s number=%d identity=%d in force on %s",
+                id, spec.job, spec.node, spec.port.bridge, spec.port.name, row.number, row.identity, ",".join(tickets),
+            )  # fmt: skip
+            return self._status(row, dict.fromkeys(tickets, BridgeRealisation.REALISED)), True
+
+    def advance(self, id: str, phase: Phase) -> AttemptStatus:
+        """Bring the policy of a later phase into force; the same phase again confirms it. Raises Refused."""
+        with self._turn(id):
+            deadline = self._clock() + self._deadline
+            self._top_up()
+            with self._lock:
+                row = self._rows.get(id)
+                if row is None:
+                    raise _no_such_attempt(id)
+                if _PHASES.index(phase) < _PHASES.index(row.spec.phase):
+                    raise Refused(
+                        Slug.PHASE,
+                        f"attempt {id} is in phase {row.spec.phase} already; phases only advance, not to {phase}",
+                    )
+                if phase is not row.spec.phase:
+                    policy = self._world.policy
+                    spec = row.spec.model_copy(update={"phase": phase})
+                    new = replace(row, spec=spec, decision=_decide(policy, spec, phase), digest=policy.digest)
+                    tickets = self._shift(self._world.attempts[id], _attempt(new))
+                    new = self._keep(replace(new, identity=self._world.identities[new.decision.outcome]))
+                    pending: Pending | None = self._write([PutAttempt(new)])
+                else:
+                    new, tickets, pending = row, self._repeat(id), None
+            failure = self._confirm(id, tickets, pending, deadline)
+            if failure is not None:
+                with self._lock:
+                    if new is not row:
+                        # The policy may have been replaced meanwhile: back to the old phase, not to the old policy.
+                        back = (
+                            row
+                            if row.digest == self._world.policy.digest
+                            else self._decide_anew(row, self._world.policy)
+                        )
+                        self._shift(self._world.attempts[id], _attempt(back))
+                        back = self._keep(replace(back, identity=self._world.identities[back.decision.outcome]))
+                        self._write([PutAttempt(back)])
+                    self._say(failure.refused_by)
+                raise failure.answer
+            LOG.info("attempt=%s job=%s node=%s phase %s in force", id, new.spec.job, new.spec.node, phase)
+            return self._status(new, dict.fromkeys(self._bridges_of(new), BridgeRealisation.REALISED))
+
+    def delete(self, id: str) -> Deleted:
+        """End an attempt; returns when every reachable bridge has confirmed. Raises Refused."""
+        with self._turn(id):
+            with self._lock:
+                if id not in self._rows:
+                    raise _no_such_attempt(id)
+                self._leave(id)
+                leaving = self._leaving[id]
+                tickets = dict(leaving.tickets)
+            self._settle(id, self._clock() + self._deadline)
+            answer = {
+                bridge: BridgeRealisation.REALISED if _gone(ticket) else BridgeRealisation.PENDING
+                for bridge, ticket in tickets.items()
+            }
+            LOG.info(
+                "attempt=%s job=%s node=%s ended: %s", id, leaving.row.spec.job, leaving.row.spec.node, _words(answer)
+            )
+            return Deleted(id=id, bridges=answer)
+
+    def attempt(self, id: str) -> AttemptStatus:
+        """An attempt with its counters. Raises Refused."""
+        with self._lock:
+            row = self._rows.get(id)
+            attempt = self._world.attempts.get(id)
+        if row is None or attempt is None:
+            raise _no_such_attempt(id)
+        return self._status(row, self._seen(row), self._counters(attempt))
+
+    def attempts(self, *, job: str | None = None, node: str | None = None) -> list[AttemptStatus]:
+        """Attempts (without counters) in the order in which they were registered."""
+        with self._lock:
+            rows = sorted(self._rows.values(), key=lambda row: row.number)
+        states = {state.bridge: state for state in self._switches().bridges()}
+        return [
+            self._status(row, self._seen(row, states))
+            for row in rows
+            if (job is None or row.spec.job == job) and (node is None or row.spec.node == node)
+        ]
+
+    def node_of(self, id: str) -> str | None:
+        """The node an attempt belongs to, or None if there is no such attempt."""
+        with self._lock:
+            row = self._rows.get(id)
+        return None if row is None else row.spec.node
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def register_node(self, name: str, spec: NodeSpec) -> NodeGrant:
+        """An agent says what its node is; it is told what the node may use. Raises Refused."""
+        with self._lock:
+            site = self._world.site
+            node = site.nodes.get(name)
+            if node is None:
+                raise Refused(Slug.NO_SUCH_NODE, f"node {name} is not in site.yaml; declare it under nodes")
+            if spec.bridge != node.bridge:
+                raise Refused(
+                    Slug.UNKNOWN_BRIDGE,
+                    f"node {name} has bridge {node.bridge} in site.yaml, the agent says {spec.bridge}",
+                )
+            old = self._nodes.get(name)
+            row = NodeRow(name, spec)
+        if old != row:
+            try:
+                self._store.write([PutNode(row)]).wait(self._clock() + self._deadline)
+            except StoreError as problem:
+                raise Refused(Slug.NOT_REALISED, f"node {name}: {problem}; try again", {"bridges": []}) from problem
+        with self._lock:
+            self._nodes[name] = row
+            self._leases[name] = self._clock() + self._lease
+            addresses = _host_addresses(spec)
+            if self._world.host_addresses.get(name, ()) != addresses:
+                self._world = replace(self._world, host_addresses={**self._world.host_addresses, name: addresses})
+                # Not waited for: on each bridge these flows go before those of any job registered from now on.
+                self._follow_base(site.bridges)
+        if old is not None and old.spec.boot_id != spec.boot_id:
+            lost = [id for id, row in list(self._rows.items()) if row.spec.node == name]
+            LOG.warning("node=%s has rebooted (boot id %s): %d attempts are over", name, spec.boot_id, len(lost))
+            for id in lost:
+                self._end_quietly(id)
+        elif old != row:
+            LOG.info("node=%s registered: bridge=%s, %d host addresses", name, spec.bridge, len(addresses))
+        network = site.network
+        return NodeGrant(
+            node=name,
+            ipv4_range=str(node.ipv4),
+            ipv4_prefix_length=network.ipv4.prefixlen,
+            ipv4_gateway=_text(network.gateway_ipv4),
+            ipv6_prefix=_text(node.ipv6),
+            ipv6_prefix_length=network.ipv6.prefixlen if network.ipv6 is not None and node.ipv6 is not None else None,
+            ipv6_gateway=_text(network.gateway_ipv6) if node.ipv6 is not None else None,
+            mtu=network.mtu,
+            lease=self._lease,
+            attributes=self._attributes(),
+        )
+
+    def heartbeat(self, name: str, boot_id: str, named: Sequence[str]) -> HeartbeatAnswer:
+        """Renew a node's lease and compare what both sides know. Raises Refused."""
+        with self._lock:
+            node = self._nodes.get(name)
+            if node is None:
+                raise Refused(Slug.NO_SUCH_NODE, f"node {name} has not registered; PUT /v1/nodes/{name} first")
+            if node.spec.boot_id != boot_id:
+                raise Refused(
+                    Slug.CONFLICT,
+                    f"node {name} registered with boot id {node.spec.boot_id}; PUT /v1/nodes/{name} again",
+                )
+            self._leases[name] = self._clock() + self._lease
+            mine = {id for id, row in self._rows.items() if row.spec.node == name}
+        theirs = set(named)
+        return HeartbeatAnswer(lease=self._lease, drop=sorted(theirs - mine), gone=sorted(mine - theirs))
+
+    def nodes(self) -> list[NodeStatus]:
+        """Every node of the site, registered or not."""
+        with self._lock:
+            count = Counter(row.spec.node for row in self._rows.values())
+            now = self._clock()
+            found = []
+            for name in sorted(self._world.site.nodes):
+                row = self._nodes.get(name)
+                left = None if row is None else max(0.0, round(self._leases.get(name, now) - now, 1))
+                found.append(
+                    NodeStatus(node=name, spec=row.spec if row else None, attempts=count[name], lease_left=left)
+                )
+            return found
+
+    def tick(self) -> None:
+        """Call about once a second: ends leases that ran out, and finishes what is leaving."""
+        now = self._clock()
+        with self._lock:
+            over = [name for name, end in self._leases.items() if end <= now]
+            for name in over:
+                del self._leases[name]
+            ended = set(self._nodes) - set(self._leases)
+            orphans = [id for id, row in self._rows.items() if row.spec.node in ended]
+            leaving = list(self._leaving)
+        for name in over:
+            LOG.warning("node=%s: its lease is over; its attempts are torn down", name)
+        for id in orphans:
+            self._end_quietly(id)
+        for id in leaving:
+            with self._turn(id, wait=False) as mine:
+                if mine:
+                    self._settle(id, now)
+
+    # --- bridges and policy -----------------------------------------------------------------------------------------
+
+    def bridges(self) -> list[BridgeStatus]:
+        """Every bridge as the fabric sees it."""
+        site = self._world.site
+        return [
+            BridgeStatus(
+                bridge=state.bridge,
+                datapath_id=f"{state.datapath_id:016x}",
+                roles=sorted(role.value for role in site.bridges[state.bridge].roles),
+                connected=state.connected,
+                converged=state.converged,
+                flows=state.flows,
+                ports=dict(state.ports),
+                detail=state.detail,
+            )
+            for state in self._switches().bridges()
+        ]
+
+    def policy(self) -> PolicyStatus:
+        policy = self._world.policy
+        return PolicyStatus(digest=policy.digest, mode=policy.mode.value, files=list(policy.files))
+
+    def reload(self, policy: Policy) -> None:
+        """Put another policy in force, also for the attempts there are. Raises StoreError; then the old one stays."""
+        numbers = {(Kind.SERVICE, name): number for name, number in self._world.service_numbers.items()}
+        fresh: list[Change] = []
+        self._top_up()
+        service_numbers = self._number(Kind.SERVICE, policy.services, numbers, fresh)
+        if fresh:
+            self._store.write(fresh).wait(self._clock() + self._deadline)
+        with self._lock:
+            before = self._world.policy.digest
+            rows = {id: self._decide_anew(row, policy) for id, row in self._rows.items()}
+            identities = {
+                outcome: self._world.identities.get(outcome) or self._numbers[Kind.IDENTITY].take()
+                for outcome in dict.fromkeys(row.decision.outcome for row in rows.values())
+            }
+            self._rows = {id: replace(row, identity=identities[row.decision.outcome]) for id, row in rows.items()}
+            self._world = replace(
+                self._world,
+                policy=policy,
+                service_numbers={**self._world.service_numbers, **service_numbers},
+                identities=identities,
+                attempts={id: _attempt(row) for id, row in self._rows.items()},
+            )
+            tickets = self._say_everything()
+            pending = self._write([PutAttempt(row) for row in self._rows.values()])
+        failure = self._confirm("(all)", tickets, pending, self._clock() + self._deadline)
+        LOG.info("policy %s replaces %s; %d attempts decided anew", policy.digest[:12], before[:12], len(rows))
+        if failure is not None:
+            LOG.warning("the new policy is not in force everywhere yet: %s", failure.answer.detail)
+
+    def problems(self) -> list[str]:
+        """Why the controller is not ready to serve; empty when it is."""
+        return [] if self._fabric is not None else ["the stored state has not been read back yet"]
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    def _check(self, id: str, spec: AttemptSpec, nodes: Mapping[str, NodeRow]) -> None:
+        """Everything about a registration that the site alone decides. Raises Refused."""
+        site = self._world.site
+        node = site.nodes.get(spec.node)
+        if node is None:
+            raise Refused(Slug.NO_SUCH_NODE, f"node {spec.node} is not in site.yaml; declare it under nodes")
+        if not id.startswith(f"{spec.node}~"):
+            raise Refused(Slug.MALFORMED, f"attempt id {id} does not begin with its node, {spec.node}~")
+        if spec.port.bridge != node.bridge:
+            known = "is another node's" if spec.port.bridge in site.bridges else "is not in site.yaml"
+            raise Refused(
+                Slug.UNKNOWN_BRIDGE, f"bridge {spec.port.bridge} {known}; node {spec.node} has bridge {node.bridge}"
+            )
+        if spec.node not in nodes:
+            # Without the host's own addresses its jobs could reach them.
+            raise Refused(Slug.NO_SUCH_NODE, f"node {spec.node} has not registered; PUT /v1/nodes/{spec.node} first")
+        if spec.port.name in site.bridges[node.bridge].ports or spec.port.name == node.bridge:
+            raise Refused(Slug.NO_SUCH_PORT, f"port {spec.port.name} of bridge {node.bridge} is not a job's port")
+        ipv4 = ipaddress.IPv4Address(spec.ipv4)
+        edge = node.ipv4.prefixlen < 31 and ipv4 in (node.ipv4.network_address, node.ipv4.broadcast_address)
+        if ipv4 not in node.ipv4 or edge:
+            raise Refused(Slug.BAD_ADDRESS, f"{ipv4} is not a usable host address of {spec.node}'s range {node.ipv4}")
+        if ipv4 == site.network.gateway_ipv4:
+            raise Refused(Slug.BAD_ADDRESS, f"{ipv4} is the gateway of the job network")
+        mac, ipv6 = compiler.lane_addresses(site, spec.node, ipv4)
+        if _mac(spec.mac) != mac:
+            raise Refused(Slug.BAD_ADDRESS, f"the MAC address of {ipv4} must be {_mac_text(mac)}, not {spec.mac}")
+        if (ipv6 is None) != (spec.ipv6 is None) or (
+            spec.ipv6 is not None and ipaddress.IPv6Address(spec.ipv6) != ipv6
+        ):
+            raise Refused(
+                Slug.BAD_ADDRESS, f"the IPv6 address of {ipv4} must be {ipv6 or 'absent'}, not {spec.ipv6 or 'absent'}"
+            )
+        lane = int(ipv4) - int(node.ipv4.network_address) + (1 if node.ipv4.prefixlen >= 31 else 0)
+        if spec.zone != ZONE_BASE + lane:
+            raise Refused(Slug.BAD_ADDRESS, f"the conntrack zone of {ipv4} must be {ZONE_BASE + lane}, not {spec.zone}")
+
+    def _check_claims(self, id: str, spec: AttemptSpec) -> None:
+        if id in self._leaving:
+            raise Refused(Slug.CONFLICT, f"attempt {id} has ended; an id is used once")
+        for claim in _claims(spec):
+            holder = self._claims.get(claim)
+            if holder is None:
+                continue
+            where, what, which = claim
+            leaving = self._leaving.get(holder)
+            if leaving is None:
+                raise Refused(Slug.CONFLICT, f"{what} {which} on {where} is used by attempt {holder}")
+            waits = sorted(bridge for bridge, ticket in leaving.tickets.items() if not _gone(ticket))
+            raise Refused(
+                Slug.CONFLICT,
+                f"{what} {which} on {where} was used by attempt {holder} and stays in quarantine until "
+                f"{', '.join(waits) or 'the store'} has confirmed that it is gone",
+            )
+
+    def _await_port(self, spec: AttemptSpec) -> None:
+        """The port must be on the switch, under this name and number. Raises Refused."""
+        bridge, port = spec.port.bridge, spec.port
+        until = time.monotonic() + min(PORT_PATIENCE, self._deadline)
+        while True:
+            state = self._state(bridge)
+            if not state.connected:
+                return  # the change waits for the bridge; whether it is answered, the deadline decides
+            if state.ports.get(port.name) == port.ofport:
+                return
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            # A port plugged a moment ago is told of by a message that may still be under way.
+            with self._lock:
+                self._lock.wait(min(left, 0.25))
+        number = state.ports.get(port.name)
+        found = f"has number {number} there, not {port.ofport}" if number is not None else "is not there"
+        raise Refused(Slug.NO_SUCH_PORT, f"port {port.name} of bridge {bridge} {found}")
+
+    def _again(self, row: AttemptRow, spec: AttemptSpec, deadline: float) -> AttemptStatus:
+        """The same PUT once more: confirm it, change nothing. Raises Refused."""
+        if spec != row.spec:
+            differ = sorted(name for name in AttemptSpec.model_fields if getattr(spec, name) != getattr(row.spec, name))
+            raise Refused(
+                Slug.CONFLICT, f"attempt {row.id} is registered with other content: {', '.join(differ)} differ"
+            )
+        with self._lock:
+            tickets = self._repeat(row.id)
+        failure = self._confirm(row.id, tickets, None, deadline)
+        if failure is not None:
+            with self._lock:
+                self._say(failure.refused_by)
+            raise failure.answer
+        return self._status(row, dict.fromkeys(tickets, BridgeRealisation.REALISED))
+
+    # --- steps; the caller holds the lock ---------------------------------------------------------------------------
+
+    def _shift(self, old: Attempt | None, new: Attempt | None) -> dict[str, Ticket]:
+        """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
+        before = self._world
+        attempts = dict(before.attempts)
+        identities = dict(before.identities)
+        if old is not None:
+            del attempts[old.id]
+        if new is not None:
+            attempts[new.id] = new
+            if new.outcome not in identities:
+                identities[new.outcome] = self._numbers[Kind.IDENTITY].take()
+        after = replace(before, attempts=attempts, identities=identities)
+        here_before = compiler.bridges_of(before, old) if old is not None else ()
+        here_after = compiler.bridges_of(after, new) if new is not None else ()
+        tickets: dict[str, Ticket] = {}
+        for bridge in dict.fromkeys((*here_before, *here_after)):
+            gone: list[Flow] = []
+            come: list[Flow] = []
+            uses = self._uses[bridge]
+            outcomes = {a.outcome for a in (old, new) if a is not None}
+            had = {outcome: uses[outcome] for outcome in outcomes}
+            if old is not None and bridge in here_before:
+                gone += compiler.attempt_flows(before, bridge, old)
+                uses[old.outcome] -= 1
+            if new is not None and bridge in here_after:
+                come += compiler.attempt_flows(after, bridge, new)
+                uses[new.outcome] += 1
+            for outcome in outcomes:
+                if had[outcome] and not uses[outcome]:
+                    gone += compiler.identity_flows(before, bridge, outcome)
+                elif uses[outcome] and not had[outcome]:
+                    come += compiler.identity_flows(after, bridge, outcome)
+                if not uses[outcome]:
+                    del uses[outcome]
+            tickets[bridge] = self._tell(bridge, gone, come)
+        if old is not None and not any(old.outcome in uses for uses in self._uses.values()):
+            after = replace(after, identities={o: n for o, n in identities.items() if o != old.outcome})
+        self._world = after
+        return tickets
+
+    def _tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
+        was = {flow.key: flow for flow in gone}
+        will = {flow.key: flow for flow in come}
+        add = [flow for key, flow in will.items() if was.get(key) != flow]
+        remove = [key for key in was if key not in will]
+        return self._switches().change(bridge, add, remove)
+
+    def _follow_base(self, bridges: Sequence[str] | Mapping[str, object]) -> None:
+        """Bring the standing flows of bridges in line with the world."""
+        if self._fabric is None:
+            return
+        for bridge in bridges:
+            old = self._base[bridge]
+            new = {flow.key: flow for flow in compiler.base_flows(self._world, bridge)}
+            if new != old:
+                self._base[bridge] = new
+                self._tell(bridge, list(old.values()), list(new.values()))
+
+    def _say(self, bridges: Iterable[str]) -> dict[str, Ticket]:
+        """Say the whole truth of bridges anew, from the world alone."""
+        world = self._world
+        tickets = {}
+        for bridge in bridges:
+            self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
+            tickets[bridge] = self._switches().set_desired(bridge, compiler.desired_flows(world, bridge))
+        return tickets
+
+    def _say_everything(self) -> dict[str, Ticket]:
+        """After the world was replaced as a whole: count afresh who uses what, and say all of it."""
+        world = self._world
+        self._uses = {bridge: Counter() for bridge in world.site.bridges}
+        for attempt in world.attempts.values():
+            for bridge in compiler.bridges_of(world, attempt):
+                self._uses[bridge][attempt.outcome] += 1
+        return self._say(world.site.bridges)
+
+    def _repeat(self, id: str) -> dict[str, Ticket]:
+        """Ask the bridges of an attempt to confirm what is in force already; sends nothing where it is."""
+        world = self._world
+        attempt = world.attempts[id]
+        return {
+            bridge: self._switches().change(bridge, compiler.attempt_flows(world, bridge, attempt), [])
+            for bridge in compiler.bridges_of(world, attempt)
+        }
+
+    def _keep(self, row: AttemptRow) -> AttemptRow:
+        self._rows[row.id] = row
+        self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
+        return row
+
+    def _leave(self, id: str) -> None:
+        """Take an attempt out of the world; its claims stay until every bridge has confirmed."""
+        row = self._rows.pop(id)
+        self._leaving[id] = _Leaving(row, self._shift(self._world.attempts[id], None))
+
+    def _switches(self) -> Fabric:
+        if self._fabric is None:
+            raise Refused(Slug.STARTING, "the controller is starting; try again")
+        return self._fabric
+
+    # --- waiting; the caller does not hold the lock -----------------------------------------------------------------
+
+    def _confirm(
+        self, id: str, tickets: Mapping[str, Ticket], pending: Pending | None, deadline: float
+    ) -> _Failure | None:
+        """Wait for bridges and store. None: all confirmed."""
+        failed: dict[str, str] = {}
+        refused_by = []
+        for bridge, ticket in tickets.items():
+            result = ticket.wait(deadline)
+            if not result.realised:
+                failed[bridge] = f"{result.outcome.value}{f' ({result.reason})' if result.reason else ''}"
+                if result.outcome is Settled.REFUSED:
+                    refused_by.append(bridge)
+        problem = []
+        if pending is not None:
+            try:
+                pending.wait(deadline)
+            except StoreError as error:
+                problem = [str(error)]
+        if not failed and not problem:
+            return None
+        detail = "; ".join([f"bridge {bridge}: {why}" for bridge, why in failed.items()] + problem)
+        LOG.error("attempt=%s not realised: %s", id, detail)
+        return _Failure(Refused(Slug.NOT_REALISED, f"{detail}; try again", {"bridges": sorted(failed)}), refused_by)
+
+    def _settle(self, id: str, deadline: float) -> None:
+        """Finish a leaving attempt as far as its bridges have confirmed. Unreachable ones are not waited for."""
+        with self._lock:
+            leaving = self._leaving.get(id)
+        if leaving is None:
+            return
+        connected = {state.bridge for state in self._switches().bridges() if state.connected}
+        for bridge, ticket in list(leaving.tickets.items()):
+            result = ticket.wait(deadline) if bridge in connected else ticket.result()
+            if result is not None and result.outcome is Settled.REFUSED:
+                LOG.error("attempt=%s bridge=%s refused to let it go (%s); saying all anew", id, bridge, result.reason)
+                with self._lock:
+                    leaving.tickets.update(self._say([bridge]))
+        waits = tuple(sorted(bridge for bridge, ticket in leaving.tickets.items() if not _gone(ticket)))
+        if waits == leaving.stored:
+            return
+        change: Change = PutAttempt(replace(leaving.row, leaving=waits)) if waits else DropAttempt(id)
+        try:
+            self._store.write([change]).wait(max(deadline, self._clock() + self._deadline))
+        except StoreError as problem:
+            LOG.error("attempt=%s has ended, but its row is still stored: %s", id, problem)
+            return
+        leaving.stored = waits
+        if waits:
+            LOG.warning("attempt=%s has ended; its address is in quarantine until %s confirms", id, ", ".join(waits))
+            return
+        with self._lock:
+            del self._leaving[id]
+            for claim in _claims(leaving.row.spec):
+                if self._claims.get(claim) == id:
+                    del self._claims[claim]
+
+    def _end_quietly(self, id: str) -> None:
+        """End an attempt without waiting; `tick` finishes it."""
+        with self._turn(id, wait=False) as mine:
+            if not mine:
+                return  # a request about it is under way; the next tick comes back
+            with self._lock:
+                if id not in self._rows:
+                    return
+                row = self._rows[id]
+                self._leave(id)
+            LOG.warning("attempt=%s job=%s node=%s torn down without its agent", id, row.spec.job, row.spec.node)
+            self._settle(id, self._clock())
+
+    @contextlib.contextmanager
+    def _turn(self, id: str, *, wait: bool = True) -> Iterator[bool]:
+        """One request at a time for an attempt id. Yields False if it is another's turn and `wait` is False."""
+        with self._lock:
+            turn = self._turns.setdefault(id, _Turn())
+            turn.waiting += 1
+        mine = False
+        try:
+            mine = turn.lock.acquire(timeout=4 * self._deadline) if wait else turn.lock.acquire(blocking=False)
+            if wait and not mine:
+                raise Refused(Slug.TOO_MANY, f"other requests for attempt {id} are under way; try again")
+            yield mine
+        finally:
+            if mine:
+                turn.lock.release()
+            with self._lock:
+                turn.waiting -= 1
+                if not turn.waiting:
+                    self._turns.pop(id, None)
+
+    # --- small helpers ----------------------------------------------------------------------------------------------
+
+    def _top_up(self) -> None:
+        try:
+            self._numbers[Kind.ATTEMPT].top_up()
+            self._numbers[Kind.IDENTITY].top_up()
+        except StoreError as problem:
+            raise Refused(Slug.NOT_REALISED, f"{problem}; try again", {"bridges": []}) from problem
+
+    def _number(
+        self,
+        kind: Kind,
+        names: Mapping[str, object],
+        known: Mapping[tuple[Kind, str], int],
+        changes: list[Change],
+    ) -> dict[str, int]:
+        """Durable numbers for all names; new ones are added to `changes`."""
+        found = {}
+        for name in names:
+            number = known.get((kind, name))
+            if number is None:
+                number = self._numbers[kind].take()
+                changes.append(PutNumber(kind, name, number))
+            found[name] = number
+        return found
+
+    def _decide_anew(self, row: AttemptRow, policy: Policy) -> AttemptRow:
+        """The row under another policy. A job that this policy would hold is sealed: it runs already, so cut it off."""
+        try:
+            decision = _decide(policy, row.spec, row.spec.phase)
+        except Refused as held:
+            LOG.error(
+                "attempt=%s job=%s would be held by the policy in force: sealed. %s", row.id, row.spec.job, held.detail
+            )
+            place = policy.mode_place
+            text = f"sealed, because this policy would hold the job: {held.detail}"
+            decision = Decision(Outcome(sealed=True, services=frozenset()), (), ((place, text),))
+        return replace(row, decision=decision, digest=policy.digest)
+
+    def _write(self, changes: Sequence[Change]) -> Pending:
+        """Begin a write; a store that is closed shows when it is waited for."""
+        try:
+            return self._store.write(changes)
+        except StoreError as problem:
+            return _FailedWrite(str(problem))
+
+    def _attributes(self) -> list[str]:
+        policy = self._world.policy
+        names = {name for group in policy.groups.values() for name in group.condition.references}
+        return sorted(names | set(policy.attributes), key=str.lower)
+
+    def _state(self, bridge: str) -> BridgeState:
+        return next(state for state in self._switches().bridges() if state.bridge == bridge)
+
+    def _bridges_of(self, row: AttemptRow) -> tuple[str, ...]:
+        return compiler.bridges_of(self._world, _attempt(row))
+
+    def _seen(self, row: AttemptRow, states: Mapping[str, BridgeState] | None = None) -> dict[str, BridgeRealisation]:
+        if states is None:
+            states = {state.bridge: state for state in self._switches().bridges()}
+        return {
+            bridge: BridgeRealisation.REALISED if states[bridge].converged else BridgeRealisation.PENDING
+            for bridge in self._bridges_of(row)
+        }
+
+    def _counters(self, attempt: Attempt) -> Counters | None:
+        try:
+            stats = self._switches().flow_stats(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
+        except FabricError as problem:
+            LOG.warning("attempt=%s bridge=%s: no counters: %s", attempt.id, attempt.bridge, problem)
+            return None
+        return compiler.read_counters(attempt, stats)
+
+    def _status(
+        self, row: AttemptRow, bridges: Mapping[str, BridgeRealisation], counters: Counters | None = None
+    ) -> AttemptStatus:
+        decision = row.decision
+        return AttemptStatus(
+            id=row.id,
+            spec=row.spec,
+            decision=DecisionView(
+                identity=row.identity,
+                sealed=decision.outcome.sealed,
+                groups=list(decision.groups),
+                grants=sorted(decision.outcome.services),
+                trail=[f"{place}: {text}" for place, text in decision.trail],
+            ),
+            bridges=dict(bridges),
+            counters=counters,
+        )
+
+
+def _decide(policy: Policy, spec: AttemptSpec, phase: Phase) -> Decision:
+    try:
+        return deciding.decide(policy, spec.node, spec.ad, spec.slot, phase)
+    except deciding.Held as held:
+        where = f"{held.place}: " if held.place is not None else ""
+        raise Refused(
+            Slug.HELD, f"{where}{held.reason}", {"subcode": held.subcode, "reason": f"{where}{held.reason}"}
+        ) from held
+
+
+def _attempt(row: AttemptRow) -> Attempt:
+    spec = row.spec
+    return Attempt(
+        id=row.id,
+        number=row.number,
+        node=spec.node,
+        bridge=spec.port.bridge,
+        port_name=spec.port.name,
+        ofport=spec.port.ofport,
+        mac=_mac(spec.mac),
+        ipv4=ipaddress.IPv4Address(spec.ipv4),
+        ipv6=ipaddress.IPv6Address(spec.ipv6) if spec.ipv6 is not None else None,
+        zone=spec.zone,
+        phase=spec.phase,
+        outcome=row.decision.outcome,
+    )
+
+
+def _claims(spec: AttemptSpec) -> tuple[Claim, ...]:
+    bridge = f"bridge {spec.port.bridge}"
+    # MAC, IPv6 address and zone follow from the IPv4 address, which is checked.
+    return (
+        ("the job network", "address", spec.ipv4),
+        (bridge, "port", spec.port.name),
+        (bridge, "port number", spec.port.ofport),
+        (f"node {spec.node}", "zone", spec.zone),
+    )
+
+
+def _host_addresses(spec: NodeSpec) -> tuple[Address, ...]:
+    return tuple(
+        sorted({ipaddress.ip_address(text) for text in spec.host_addresses}, key=lambda a: (a.version, int(a)))
+    )
+
+
+def _gone(ticket: Ticket) -> bool:
+    result = ticket.result()
+    return result is not None and result.realised
+
+
+def _no_such_attempt(id: str) -> Refused:
+    return Refused(Slug.NO_SUCH_ATTEMPT, f"there is no attempt {id}")
+
+
+def _mac(text: str) -> int:
+    return int(text.replace(":", ""), 16)
+
+
+def _mac_text(value: int) -> str:
+    return ":".join(f"{octet:02x}" for octet in value.to_bytes(6, "big"))
+
+
+def _text(value: object | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _words(answer: Mapping[str, BridgeRealisation]) -> str:
+    return ", ".join(f"{bridge} {state.value}" for bridge, state in answer.items())

@@ -1,0 +1,43 @@
+"""Why the controller says no: one error type with a slug that the northbound API turns into a problem document.
+
+Invariant: a `Refused` means that nothing was changed, or that what was changed has been taken back.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+
+class Slug(enum.StrEnum):
+    """Problem types of docs/interfaces.md section 5."""
+
+    MALFORMED = "malformed"
+    BAD_ADDRESS = "bad-address"
+    UNKNOWN_BRIDGE = "unknown-bridge"
+    NO_SUCH_PORT = "no-such-port"
+    UNAUTHORISED = "unauthorised"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not-found"
+    NO_SUCH_ATTEMPT = "no-such-attempt"
+    NO_SUCH_NODE = "no-such-node"
+    METHOD = "method-not-allowed"
+    CONFLICT = "conflict"
+    PHASE = "phase"
+    TOO_LARGE = "too-large"
+    UNSUPPORTED = "unsupported-media-type"
+    HELD = "held"
+    TOO_MANY = "too-many"
+    INTERNAL = "internal"
+    NOT_REALISED = "not-realised"
+    STARTING = "starting"
+
+
+class Refused(Exception):
+    """A request that was not done. `extra`: further members of the problem document."""
+
+    def __init__(self, slug: Slug, detail: str, extra: Mapping[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.slug = slug
+        self.detail = detail
+        self.extra = dict(extra or {})
