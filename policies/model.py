@@ -127,7 +127,6 @@ class Expression:
 class Group:
     name: str
     condition: Expression
-    trust_user: bool
     place: Place
 
 

@@ -1,0 +1,113 @@
+"""From a job's description to a decision. Pure: the same policy, node, literals and phase give the same decision.
+
+An ERROR in any condition, or a declared attribute that does not fit, holds the job: `=?=` alone would read
+`LarkNetwork = 5` as "not sealed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from policies import expressions
+from policies.model import Attribute, AttributeType, Decision, Outcome, Place, Policy
+from policies.wire import Phase
+
+HOLD_SUBCODE = 101
+"""HoldReasonSubCode of a job whose description the policy refuses (docs/interfaces.md section 3)."""
+
+
+class Held(Exception):
+    """The job must be held. `reason` is for its owner; `place` is the line of the policy that says so, if one does."""
+
+    def __init__(self, reason: str, place: Place | None = None) -> None:
+        self.reason = reason
+        self.place = place
+        self.subcode = HOLD_SUBCODE
+        super().__init__(f"{reason} ({place})" if place else reason)
+
+
+def decide(policy: Policy, node: str, ad: Mapping[str, object], slot: Mapping[str, object], phase: Phase) -> Decision:
+    """What a job may do on a node in a phase.
+
+    `ad`: the job's attributes, literals only; UNDEFINED ones are absent. `slot`: the slot's. `node`: its authenticated
+    name. Raises Held.
+    """
+    described = _described(policy, ad)
+    scope = expressions.Scope(described, slot)
+    member = {}
+    for group in policy.groups.values():
+        value = scope.evaluate(group.condition.text)
+        if value is expressions.ERROR:
+            raise Held(f"the condition of group `{group.name}` is an ERROR for this job", group.place)
+        if not isinstance(value, bool) and value is not expressions.UNDEFINED:
+            raise Held(f"the condition of group `{group.name}` gives {value!r}, not true or false", group.place)
+        member[group.name] = value is True
+    trail: list[tuple[Place, str]] = []
+    sealed = False
+    for seal in policy.seals:
+        if member[seal.group]:
+            sealed = True
+            trail.append((seal.place, f"sealed, as a member of group {seal.group}"))
+    services = set()
+    for grant in policy.grants:
+        if sealed or not member[grant.group] or phase not in grant.during or not node_matches(grant.nodes, node):
+            continue
+        services.add(grant.service)
+        trail.append((grant.place, f"may reach service {grant.service}, as a member of group {grant.group}"))
+    groups = tuple(name for name, is_member in member.items() if is_member)
+    return Decision(Outcome(sealed, frozenset(services)), groups, tuple(trail))
+
+
+def _described(policy: Policy, ad: Mapping[str, object]) -> dict[str, object]:
+    """The ad with declared attributes checked and defaults filled in. Raises Held."""
+    by_name: dict[str, str] = {}
+    for name in ad:
+        other = by_name.setdefault(name.lower(), name)
+        if other != name:
+            raise Held(f"the job has both `{other}` and `{name}`: attribute names ignore case")
+    described = dict(ad)
+    for attribute in policy.attributes.values():
+        spelt = by_name.get(attribute.name.lower())
+        if spelt is None:
+            if attribute.default is not None:
+                described[attribute.name] = attribute.default
+            continue
+        wrong = misfit(attribute, ad[spelt])
+        if wrong:
+            raise Held(f"{attribute.name} {wrong}", attribute.place)
+    return described
+
+
+def misfit(attribute: Attribute, value: object) -> str | None:
+    """What is wrong with a value for a declared attribute, in words that follow its name; None if it fits."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    match attribute.type:
+        case AttributeType.STRING:
+            if not isinstance(value, str):
+                return f"must be a string, not {shown}"
+            if attribute.max_length is not None and len(value) > attribute.max_length:
+                return f"must be at most {attribute.max_length} characters long, not {len(value)}"
+        case AttributeType.ENUM:
+            if not isinstance(value, str) or value not in attribute.values:
+                return f"must be one of {', '.join(repr(v) for v in attribute.values)}, not {shown}"
+        case AttributeType.BOOLEAN:
+            if not isinstance(value, bool):
+                return f"must be true or false, not {shown}"
+        case AttributeType.NUMBER:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return f"must be a number, not {shown}"
+            if attribute.min is not None and value < attribute.min:
+                return f"must be at least {attribute.min}, not {shown}"
+            if attribute.max is not None and value > attribute.max:
+                return f"must be at most {attribute.max}, not {shown}"
+    return None
+
+
+def node_matches(patterns: tuple[str, ...], node: str) -> bool:
+    """Whether a node's authenticated name fits `nodes:`; a pattern with `!` excludes, whatever else fits."""
+    if any(fnmatchcase(node, p[1:]) for p in patterns if p.startswith("!")):
+        return False
+    positive = [p for p in patterns if not p.startswith("!")]
+    return not positive or any(fnmatchcase(node, p) for p in positive)

@@ -1,0 +1,67 @@
+"""ClassAd expressions of a policy: parse once, evaluate against a job's literals with HTCondor's own library.
+
+Results are Python values or one of the two states `UNDEFINED` and `ERROR`; nothing raises during evaluation.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Mapping
+
+import classad2
+
+
+class State(enum.Enum):
+    UNDEFINED = "undefined"
+    ERROR = "error"
+
+
+UNDEFINED = State.UNDEFINED
+ERROR = State.ERROR
+Result = bool | int | float | str | list[object] | State
+
+NON_DETERMINISTIC = ("random", "time")
+"""Functions whose value changes from one evaluation to the next: a decision must not."""
+
+
+class BadExpression(ValueError):
+    """The text is not a ClassAd expression, or not one that a policy may use."""
+
+
+@functools.cache
+def _parse(text: str) -> classad2.ExprTree:
+    return classad2.ExprTree(text)
+
+
+def references(text: str) -> frozenset[str]:
+    """Attributes that an expression reads, in lower case; those of the slot as `target.name`. Raises BadExpression."""
+    if not text.strip():
+        raise BadExpression("an empty expression")
+    try:
+        tree = _parse(text)
+    except classad2.ClassAdException as exc:
+        raise BadExpression(f"not a ClassAd expression: {text!r}") from exc
+    lowered = str(tree).lower()
+    for name in NON_DETERMINISTIC:
+        if f"{name}(" in lowered.replace(" ", ""):
+            raise BadExpression(f"{name}() changes from one evaluation to the next; a decision must not")
+    # With an empty ad every reference is external, whatever its scope.
+    names = (n.lower() for n in classad2.ClassAd().externalRefs(tree))
+    return frozenset(n.removeprefix("my.") for n in names if n)
+
+
+class Scope:
+    """A job's literals (MY) and a slot's (TARGET). Attribute names ignore case, as in HTCondor."""
+
+    def __init__(self, ad: Mapping[str, object], slot: Mapping[str, object]) -> None:
+        self._my = classad2.ClassAd(dict(ad))
+        self._target = classad2.ClassAd(dict(slot))
+
+    def evaluate(self, text: str) -> Result:
+        value = _parse(text).eval(self._my, self._target)
+        if isinstance(value, classad2.Value):
+            return ERROR if value == classad2.Value.Error else UNDEFINED
+        if isinstance(value, bool | int | float | str | list):
+            return value
+        return ERROR

@@ -1,0 +1,661 @@
+"""From a world to the flows of its bridges. Pure; `desired_flows` is the specification, the parts are its increments.
+
+One flow guards all: a job's MAC is 02:6c plus its IPv4 address, and its IPv6 address ends in the same 32 bits. CLASSIFY
+copies every address that a frame claims for its sender (IP source, ARP and ND link-layer and protocol addresses) into
+three registers; one flow per attempt compares them all with the same 32 bits. So an attempt costs six flows on its
+worker bridge and two on a gate, whatever the policy's size and however many other jobs there are:
+
+    SPOOF_GUARD   its own frames go on            SPOOF_GUARD   everything else from its port is dropped, and counted
+    DENIED        refusals for lack of a grant    DENIED        its other refusals
+    RECEIVER      packets for it                  DELIVER       packets delivered to it
+
+What an identity may reach costs one flow per service on a worker bridge and two on a gate, for all its jobs together.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from policies.model import (
+    NEVER_OPENED_BY_AUDIT,
+    Attempt,
+    Bridge,
+    Mode,
+    Node,
+    Outcome,
+    PortKind,
+    PortRange,
+    Protocol,
+    Reason,
+    Role,
+    Service,
+    Site,
+    Verdict,
+    World,
+)
+from policies.wire import Counters, Denial
+from ryu_apps.openflow import registers as r
+from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.openflow.fields import TCP_ACK, CtState, EtherType, Frag, IpProto, ethertype, exact, masked, network, port_masks
+from ryu_apps.openflow.flows import Action, ConnTrack, FieldMatch, Flow, FlowKey, FlowStats, Goto, Normal, Output
+from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
+
+MAC_PREFIX = 0x026C
+"""The first two octets of every job's MAC address: locally administered, unicast; the other four are its IPv4 address."""
+_MAC_PREFIX_MATCH = (MAC_PREFIX << 32, 0xFFFF_0000_0000)
+_DERIVED_BITS = 32
+
+
+class ND:
+    """ICMPv6 types of neighbour discovery (RFC 4861)."""
+
+    ROUTER_SOLICITATION = 133
+    ROUTER_ADVERTISEMENT = 134
+    NEIGHBOUR_SOLICITATION = 135
+    NEIGHBOUR_ADVERTISEMENT = 136
+    REDIRECT = 137
+
+
+DHCPV4_SERVER_PORT = 67
+DHCPV6_SERVER_PORT = 547
+
+
+def lane_addresses(site: Site, node: str, ipv4: ipaddress.IPv4Address) -> tuple[int, ipaddress.IPv6Address | None]:
+    """MAC and IPv6 address that a job with this IPv4 address must have on this node (docs/interfaces.md section 2)."""
+    prefix = site.nodes[node].ipv6
+    mac = (MAC_PREFIX << 32) | int(ipv4)
+    if prefix is None:
+        return mac, None
+    return mac, ipaddress.IPv6Address(int(prefix.network_address) | int(ipv4))
+
+
+def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
+    """The bridges that must know an attempt before it starts: its worker bridge, and gates of services it is granted."""
+    gates = [
+        b.name
+        for b in world.site.bridges.values()
+        if Role.GATE in b.roles and not attempt.outcome.sealed and attempt.outcome.services.intersection(b.guards)
+    ]
+    return (attempt.bridge, *sorted(gates))
+
+
+def desired_flows(world: World, bridge: str) -> dict[FlowKey, Flow]:
+    """Every flow of ours that a bridge should have: the specification of all incremental paths."""
+    flows = base_flows(world, bridge)
+    here = [a for a in world.attempts.values() if bridge in bridges_of(world, a)]
+    for outcome in {a.outcome for a in here}:
+        flows += identity_flows(world, bridge, outcome)
+    for attempt in here:
+        flows += attempt_flows(world, bridge, attempt)
+    return {f.key: f for f in flows}
+
+
+def base_flows(world: World, bridge: str) -> list[Flow]:
+    """The flows that do not depend on which jobs there are. A bridge without its declared ports gets none: closed."""
+    spec = world.site.bridges[bridge]
+    if Role.WORKER in spec.roles:
+        uplinks = _port_numbers(world, spec, PortKind.UPLINK)
+        if len(uplinks) != 1:
+            return []
+        return _worker_base(world, spec, uplinks[0])
+    if Role.GATE in spec.roles:
+        return _gate_base(world, spec)
+    return []
+
+
+def identity_flows(world: World, bridge: str, outcome: Outcome) -> list[Flow]:
+    """What an identity may reach, as this bridge enforces it."""
+    spec = world.site.bridges[bridge]
+    if outcome.sealed:
+        return []
+    number = world.identities[outcome]
+    own = cookie(Feature.IDENTITY, number)
+    flows = []
+    for name in sorted(outcome.services):
+        pair = (r.IDENTITY.equals(number), r.SERVICE.equals(world.service_numbers[name]))
+        if Role.WORKER in spec.roles:
+            flows.append(entry(Table.GRANT, Priority.OBJECT, pair, (Goto(Table.TRACK),), own))
+        elif Role.GATE in spec.roles and name in spec.guards:
+            flows.append(entry(Table.GATE_GRANT, Priority.OBJECT, pair, (Normal(),), own))
+            flows.append(entry(Table.GATE_RETURN_GRANT, Priority.OBJECT, pair, (Normal(),), own))
+    return flows
+
+
+def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
+    """An attempt's own flows on one of `bridges_of(world, attempt)`."""
+    own = cookie(Feature.ATTEMPT, attempt.number)
+    bits = int(attempt.ipv4)
+    if bridge != attempt.bridge:
+        identity = r.IDENTITY.load(world.identities[attempt.outcome])
+        who = (exact("dl_src", attempt.mac), r.CLAIM_ADDRESS.equals(bits))
+        known = (r.ATTEMPT.load(attempt.number), identity)
+        return [
+            entry(Table.GATE_IDENTITY, Priority.OBJECT, who, (*known, Goto(Table.GATE_SERVICE)), own),
+            entry(
+                Table.GATE_RECEIVER,
+                Priority.OBJECT,
+                (r.DESTINATION.equals(bits),),
+                (*known, Goto(Table.GATE_RETURN_GRANT)),
+                own,
+            ),
+        ]
+    port = exact("in_port", attempt.ofport)
+    counted = entry(
+        Table.DENIED, Priority.OTHERWISE_OBJECT, (r.ATTEMPT.equals(attempt.number),), (Goto(Table.ENFORCE),), own
+    )
+    if attempt.outcome.sealed:
+        sealed = (r.ATTEMPT.load(attempt.number), *_deny(Reason.SEALED))
+        return [entry(Table.SPOOF_GUARD, Priority.OBJECT, (port,), sealed, own), counted]
+    known = (
+        r.ATTEMPT.load(attempt.number),
+        r.IDENTITY.load(world.identities[attempt.outcome]),
+        r.ZONE.load(attempt.zone),
+    )
+    claims = tuple(c.equals(bits) for c in (r.CLAIM_ADDRESS, r.CLAIM_LINK, r.CLAIM_TARGET))
+    receiver = (r.DESTINATION.equals(bits),)
+    return [
+        entry(
+            Table.SPOOF_GUARD,
+            Priority.OBJECT,
+            (port, exact("dl_src", attempt.mac), *claims),
+            (*known, Goto(Table.PLUMBING)),
+            own,
+        ),
+        entry(Table.SPOOF_GUARD, Priority.OTHERWISE_OBJECT, (port,), (), own),
+        entry(
+            Table.DENIED,
+            Priority.OBJECT,
+            (r.ATTEMPT.equals(attempt.number), r.REASON.equals(Reason.NO_GRANT)),
+            (Goto(Table.ENFORCE),),
+            own,
+        ),
+        counted,
+        entry(Table.RECEIVER, Priority.OBJECT, receiver, (*known, Goto(Table.REPLY)), own),
+        entry(Table.DELIVER, Priority.OBJECT, receiver, (Output(attempt.ofport),), own),
+    ]
+
+
+def read_counters(attempt: Attempt, stats: Iterable[FlowStats]) -> Counters:
+    """An attempt's counters from the statistics of its own flows on its worker bridge."""
+    admitted = delivered = (0, 0)
+    denied: list[Denial] = []
+    for s in stats:
+        seen = (s.packets, s.bytes)
+        place = (Table(s.key.table), s.key.priority)
+        if place == (Table.SPOOF_GUARD, Priority.OBJECT):
+            if not attempt.outcome.sealed:
+                admitted = seen
+        elif place == (Table.SPOOF_GUARD, Priority.OTHERWISE_OBJECT):
+            denied.append(_denial(Reason.SPOOFED.slug, seen, "frames that did not carry the job's own MAC and addresses"))
+        elif place == (Table.DENIED, Priority.OBJECT):
+            denied.append(_denial(Reason.NO_GRANT.slug, seen, "no grant of this job covers the protected service"))
+        elif place == (Table.DENIED, Priority.OTHERWISE_OBJECT):
+            if attempt.outcome.sealed:
+                denied.append(_denial(Reason.SEALED.slug, seen, "the job is sealed: it has no network"))
+            else:
+                text = "other jobs, a node's own addresses or infrastructure, multicast, or the defaults"
+                denied.append(_denial("policy", seen, text))
+        elif place == (Table.DELIVER, Priority.OBJECT):
+            delivered = seen
+    return Counters(
+        admitted_packets=admitted[0],
+        admitted_bytes=admitted[1],
+        delivered_packets=delivered[0],
+        delivered_bytes=delivered[1],
+        denied=sorted(denied, key=lambda d: d.reason),
+    )
+
+
+def _denial(reason: str, seen: tuple[int, int], text: str) -> Denial:
+    return Denial(reason=reason, packets=seen[0], bytes=seen[1], text=text)
+
+
+# --- worker ---------------------------------------------------------------------------------------------------------
+
+
+def _worker_base(world: World, spec: Bridge, uplink: int) -> list[Flow]:
+    node = next(n for n in world.site.nodes.values() if n.bridge == spec.name)
+    return [
+        *_worker_classify(world, node, uplink),
+        *_worker_plumbing(world),
+        *_worker_slice(world),
+        *_worker_services(world, spec),
+        *_worker_node(world),
+        *_worker_replies(world),
+        *_worker_enforce(world),
+        *_worker_delivery(world, node, uplink),
+    ]
+
+
+def _worker_classify(world: World, node: Node, uplink: int) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.CLASSIFY)
+    up = exact("in_port", uplink)
+    untagged = masked("vlan_tci", 0, 0x1000)
+    outside = (r.ORIGIN.load(r.Origin.OUTSIDE),)
+    receiver = (Goto(Table.RECEIVER),)
+    forged = cookie(Feature.NODE, world.node_numbers[node.name])
+    flows = [
+        entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, (up, *network("nw_src", "ipv6_src", net)), (), forged)
+        for net in _job_ranges(node)
+    ]
+    v4 = network("nw_dst", "ipv6_dst", node.ipv4)
+    arp = (ethertype(EtherType.ARP), masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
+    to_v4 = (*outside, r.DESTINATION.copy_from("nw_dst"), *receiver)
+    to_arp = (*outside, r.DESTINATION.copy_from("arp_tpa"), *receiver)
+    flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE, (up, untagged, *v4), to_v4, own))
+    flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE, (up, untagged, *arp), to_arp, own))
+    six = _derived_prefix(node)
+    if six is not None:
+        to_v6 = (*outside, r.DESTINATION.copy_from("ipv6_dst"), *receiver)
+        to_target = (*outside, r.DESTINATION.copy_from("nd_target"), *receiver)
+        v6 = network("nw_dst", "ipv6_dst", six)
+        flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE, (up, untagged, *v6), to_v6, own))
+        # A solicitation for a job is multicast; what it asks for is in nd_target.
+        target = masked("nd_target", int(six.network_address), int(six.netmask))
+        solicitation = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target)
+        flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE + 1, (up, untagged, *solicitation), to_target, own))
+        for kind in (ND.ROUTER_ADVERTISEMENT, ND.REDIRECT):
+            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE + 1, (up, *_icmpv6(kind)), (), own))
+    # Whatever else comes from outside is for nobody here; without this it would be taken for a job's.
+    flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE - 1, (up,), (), own))
+    flows += _worker_claims(node)
+    return flows
+
+
+def _worker_claims(node: Node) -> list[Flow]:
+    """Copy what a job's frame claims of its sender into the three claim registers; the guard compares them."""
+    own = cookie(Feature.PIPELINE, Fixed.CLAIMS)
+    never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+    guard = (r.ORIGIN.load(r.Origin.JOB), Goto(Table.SPOOF_GUARD))
+    v4, v6, arp = (ethertype(t) for t in (EtherType.IPV4, EtherType.IPV6, EtherType.ARP))
+
+    def claims(address: str, link: str | None = None, target: str | None = None) -> tuple[Action, ...]:
+        return (
+            r.CLAIM_ADDRESS.copy_from(address),
+            r.CLAIM_LINK.copy_from(link or address),
+            r.CLAIM_TARGET.copy_from(target or address),
+            *guard,
+        )
+
+    def forbid(*fields: FieldMatch) -> Flow:
+        # With the claim registers still 0 no attempt's own flow can match: counted as spoofed for the port's attempt.
+        return entry(Table.CLASSIFY, Priority.REFUSE, fields, guard, never)
+
+    udp = exact("nw_proto", IpProto.UDP)
+    flows = [
+        forbid(masked("vlan_tci", 0x1000, 0x1000)),
+        forbid(v4, udp, exact("udp_src", DHCPV4_SERVER_PORT)),
+        forbid(v6, udp, exact("udp_src", DHCPV6_SERVER_PORT)),
+        *(forbid(*_icmpv6(kind)) for kind in (ND.ROUTER_ADVERTISEMENT, ND.REDIRECT)),
+        # Neighbour discovery is never fragmented (RFC 6980); a fragment would hide what it claims.
+        forbid(v6, exact("nw_proto", IpProto.ICMPV6), masked("nw_frag", Frag.ANY, Frag.ANY)),
+        entry(Table.CLASSIFY, Priority.FAMILY, (v4,), claims("nw_src"), own),
+        entry(
+            Table.CLASSIFY,
+            Priority.PLUMBING,
+            (arp, masked("arp_sha", *_MAC_PREFIX_MATCH)),
+            claims("arp_spa", link="arp_sha"),
+            own,
+        ),
+        # Whatever is left (no ethertype of ours, an ARP frame or address of no job): to the guard, which refuses it.
+        entry(Table.CLASSIFY, Priority.OTHERWISE, (), guard, never),
+    ]
+    six = _derived_prefix(node)
+    if six is None:
+        return flows
+    source = masked("ipv6_src", int(six.network_address), int(six.netmask))
+    target = masked("nd_target", int(six.network_address), int(six.netmask))
+    flows.append(entry(Table.CLASSIFY, Priority.FAMILY, (v6, source), claims("ipv6_src"), own))
+    flows.append(
+        entry(
+            Table.CLASSIFY,
+            Priority.PLUMBING,
+            (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), source, masked("nd_sll", *_MAC_PREFIX_MATCH)),
+            claims("ipv6_src", link="nd_sll"),
+            own,
+        )
+    )
+    without_link = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), source, exact("nd_sll", 0))
+    flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, without_link, claims("ipv6_src"), own))
+    advertisement = (*_icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), source, target)
+    with_link = (*advertisement, masked("nd_tll", *_MAC_PREFIX_MATCH))
+    linked = claims("ipv6_src", link="nd_tll", target="nd_target")
+    flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, with_link, linked, own))
+    bare = (*advertisement, exact("nd_tll", 0))
+    flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, bare, claims("ipv6_src", target="nd_target"), own))
+    # Any other solicitation or advertisement claims something that cannot be the job's.
+    for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
+        flows.append(entry(Table.CLASSIFY, Priority.FRAGMENT, _icmpv6(kind), guard, never))
+    return flows
+
+
+def _worker_plumbing(world: World) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.PLUMBING)
+    multicast = cookie(Feature.PIPELINE, Fixed.MULTICAST)
+    between = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
+    out = (Goto(Table.OUT),)
+    arp = ethertype(EtherType.ARP)
+    flows = [entry(Table.PLUMBING, Priority.PLUMBING, (arp,), out, own)]
+    flows += [
+        entry(Table.PLUMBING, Priority.PLUMBING, _icmpv6(kind), out, own)
+        for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
+    ]
+    if not _between_jobs_open(world):
+        for node in world.site.nodes.values():
+            tpa = masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask))
+            deny = _deny(Reason.BETWEEN_JOBS)
+            flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, (arp, tpa), deny, between))
+            six = _derived_prefix(node)
+            if six is not None:
+                target = masked("nd_target", int(six.network_address), int(six.netmask))
+                solicitation = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target)
+                flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, solicitation, deny, between))
+    group_bit = masked("dl_dst", 1 << 40, 1 << 40)
+    flows.append(entry(Table.PLUMBING, Priority.NETWORK, (group_bit,), _deny(Reason.MULTICAST), multicast))
+    v4_broadcast = ipaddress.IPv4Network((int(world.site.network.ipv4.broadcast_address), 32))
+    nowhere = [ipaddress.ip_network(n) for n in ("224.0.0.0/3", "127.0.0.0/8", "0.0.0.0/8", "ff00::/8", "::/127")]
+    for net in (v4_broadcast, *nowhere):
+        matches = network("nw_dst", "ipv6_dst", net)
+        flows.append(entry(Table.PLUMBING, Priority.NETWORK, matches, _deny(Reason.MULTICAST), multicast))
+    for family in (EtherType.IPV4, EtherType.IPV6):
+        flows.append(entry(Table.PLUMBING, Priority.FAMILY, (ethertype(family),), (Goto(Table.SLICE),), own))
+    return flows
+
+
+def _worker_slice(world: World) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
+    allowed = world.policy.defaults.between_jobs is Verdict.ALLOW
+    verdict: tuple[Action, ...] = (Goto(Table.OUT),) if allowed else _deny(Reason.BETWEEN_JOBS)
+    flows = [
+        entry(Table.SLICE, Priority.NETWORK, network("nw_dst", "ipv6_dst", net), verdict, own)
+        for node in world.site.nodes.values()
+        for net in _job_ranges(node)
+    ]
+    flows.append(entry(Table.SLICE, Priority.OTHERWISE, (), (Goto(Table.SERVICE),), own))
+    return flows
+
+
+def _worker_services(world: World, spec: Bridge) -> list[Flow]:
+    flows = []
+    for service in _protected(world):
+        number = world.service_numbers[service.name]
+        own = cookie(Feature.SERVICE, number)
+        for host in service.hosts:
+            for ports in service.ports:
+                known: tuple[Action, ...] = (r.SERVICE.load(number), Goto(Table.GRANT))
+                if ports.protocol is Protocol.TCP:
+                    known = (r.STATELESS.load(1), *known)
+                for matches in _host_ports(host, ports, "dst"):
+                    flows.append(entry(Table.SERVICE, Priority.OBJECT, matches, known, own))
+            # A later fragment shows no ports. In doubt it is dropped.
+            flows.append(
+                entry(Table.SERVICE, Priority.FRAGMENT, _later_fragment(host), _deny(Reason.NO_GRANT), own)
+            )
+        refused = (r.STATELESS.load(0), *_deny(Reason.NO_GRANT))
+        miss = (r.SERVICE.equals(number), r.ORIGIN.equals(r.Origin.JOB))
+        flows.append(entry(Table.GRANT, Priority.OTHERWISE_OBJECT, miss, refused, own))
+    state = cookie(Feature.PIPELINE, Fixed.STATE)
+    not_granted = (r.ORIGIN.equals(r.Origin.OUTSIDE),)
+    flows.append(entry(Table.GRANT, Priority.OTHERWISE, not_granted, (Goto(Table.REPLY_TRACK),), state))
+    flows.append(entry(Table.SERVICE, Priority.OTHERWISE, (), (Goto(Table.NODE),), state))
+    # Two services may share a host; their fragment flows are then one entry on the switch, whichever comes first.
+    return list({f.key: f for f in flows}.values())
+
+
+def _worker_node(world: World) -> list[Flow]:
+    flows: dict[FlowKey, Flow] = {}
+    for node, addresses in sorted(world.host_addresses.items()):
+        own = cookie(Feature.NODE, world.node_numbers[node])
+        for address in addresses:
+            matches = network("nw_dst", "ipv6_dst", ipaddress.ip_network(address))
+            flow = entry(Table.NODE, Priority.OBJECT, matches, _deny(Reason.NODE), own)
+            flows.setdefault(flow.key, flow)
+    infrastructure = cookie(Feature.NODE, 0)
+    for net in world.site.infrastructure:
+        matches = network("nw_dst", "ipv6_dst", net)
+        flow = entry(Table.NODE, Priority.NETWORK, matches, _deny(Reason.NODE), infrastructure)
+        flows.setdefault(flow.key, flow)
+    defaults = cookie(Feature.PIPELINE, Fixed.DEFAULTS)
+    if world.policy.defaults.egress is Verdict.ALLOW:
+        otherwise: tuple[Action, ...] = (Goto(Table.TRACK),)
+    elif world.policy.defaults.ingress is Verdict.ALLOW:
+        # A job may answer whoever was allowed to call it: only the connection table knows.
+        otherwise = (Goto(Table.REPLY_TRACK),)
+    else:
+        otherwise = _deny(Reason.EGRESS)
+    flow = entry(Table.NODE, Priority.OTHERWISE, (), otherwise, defaults)
+    flows[flow.key] = flow
+    return list(flows.values())
+
+
+def _worker_replies(world: World) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.STATE)
+    deliver = (Goto(Table.DELIVER),)
+    plumbing = [(ethertype(EtherType.ARP),)] + [
+        _icmpv6(kind) for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
+    ]
+    flows = [entry(Table.REPLY, Priority.PLUMBING, matches, deliver, own) for matches in plumbing]
+    between = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
+    allowed = world.policy.defaults.between_jobs is Verdict.ALLOW
+    verdict: tuple[Action, ...] = deliver if allowed else _deny(Reason.BETWEEN_JOBS)
+    for node in world.site.nodes.values():
+        for net in _job_ranges(node):
+            matches = network("nw_src", "ipv6_src", net)
+            flows.append(entry(Table.REPLY, Priority.FRAGMENT, matches, verdict, between))
+    for service in _protected(world):
+        number = world.service_numbers[service.name]
+        for host in service.hosts:
+            for ports in service.ports:
+                if ports.protocol is not Protocol.TCP:
+                    continue
+                known = (r.SERVICE.load(number), Goto(Table.GRANT))
+                for matches in _host_ports(host, ports, "src"):
+                    answer = (*matches, masked("tcp_flags", TCP_ACK, TCP_ACK))
+                    flows.append(
+                        entry(Table.REPLY, Priority.OBJECT, answer, known, cookie(Feature.SERVICE, number))
+                    )
+    flows.append(entry(Table.REPLY, Priority.OTHERWISE, (), (Goto(Table.REPLY_TRACK),), own))
+    lookup = ConnTrack(False, r.ZONE.field, r.ZONE.low, Table.REPLY_STATE)
+    for family in (EtherType.IPV4, EtherType.IPV6):
+        flows.append(entry(Table.REPLY_TRACK, Priority.FAMILY, (ethertype(family),), (lookup,), own))
+    tracked = CtState.TRK
+    reply = masked("ct_state", tracked | CtState.EST | CtState.RPL, tracked | CtState.EST | CtState.RPL | CtState.INV)
+    related = masked("ct_state", tracked | CtState.REL, tracked | CtState.REL | CtState.INV)
+    from_outside = r.ORIGIN.equals(r.Origin.OUTSIDE)
+    from_job = r.ORIGIN.equals(r.Origin.JOB)
+    for state in (reply, related):
+        flows.append(entry(Table.REPLY_STATE, Priority.OBJECT, (from_outside, state), deliver, own))
+        flows.append(entry(Table.REPLY_STATE, Priority.OBJECT, (from_job, state), (Goto(Table.OUT),), own))
+    defaults = cookie(Feature.PIPELINE, Fixed.DEFAULTS)
+    inward: tuple[Action, ...] = _deny(Reason.INGRESS)
+    if world.policy.defaults.ingress is Verdict.ALLOW:
+        inward = (ConnTrack(True, r.ZONE.field, r.ZONE.low, None), *deliver)
+        for family in (EtherType.IPV4, EtherType.IPV6):
+            welcome = (from_outside, ethertype(family))
+            flows.append(entry(Table.REPLY_STATE, Priority.FAMILY, welcome, inward, defaults))
+    else:
+        flows.append(entry(Table.REPLY_STATE, Priority.FAMILY, (from_outside,), inward, defaults))
+    flows.append(entry(Table.REPLY_STATE, Priority.FAMILY, (from_job,), _deny(Reason.EGRESS), defaults))
+    return flows
+
+
+def _worker_enforce(world: World) -> list[Flow]:
+    flows = [
+        entry(Table.DENIED, Priority.OTHERWISE, (), (Goto(Table.ENFORCE),), cookie(Feature.PIPELINE, Fixed.DEFAULTS))
+    ]
+    for reason in Reason:
+        own = cookie(Feature.REASON, reason)
+        opened = world.policy.mode is Mode.AUDIT and reason not in NEVER_OPENED_BY_AUDIT
+        after: tuple[Action, ...] = ()
+        if opened:
+            after = (Goto(Table.OUT if reason is Reason.BETWEEN_JOBS else Table.TRACK),)
+        flows.append(entry(Table.ENFORCE, Priority.OBJECT, (r.REASON.equals(reason),), after, own))
+    return flows
+
+
+def _worker_delivery(world: World, node: Node, uplink: int) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.DELIVERY)
+    from_job = r.ORIGIN.equals(r.Origin.JOB)
+    deliver = (Goto(Table.DELIVER),)
+    commit = ConnTrack(True, r.ZONE.field, r.ZONE.low, None)
+    flows = [
+        entry(Table.TRACK, Priority.OBJECT, (r.ORIGIN.equals(r.Origin.OUTSIDE),), deliver, own),
+        entry(Table.TRACK, Priority.NETWORK, (r.STATELESS.equals(1),), (Goto(Table.OUT),), own),
+        entry(Table.OUT, Priority.OTHERWISE, (from_job,), (Output(uplink),), own),
+        # Only audit mode brings a refused packet from outside this way.
+        entry(Table.OUT, Priority.OTHERWISE, (r.ORIGIN.equals(r.Origin.OUTSIDE),), deliver, own),
+    ]
+    for family in (EtherType.IPV4, EtherType.IPV6):
+        flows.append(
+            entry(Table.TRACK, Priority.FAMILY, (ethertype(family),), (commit, Goto(Table.OUT)), own)
+        )
+    if _between_jobs_open(world):
+        arp = (ethertype(EtherType.ARP), masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
+        here = [(arp, "arp_tpa"), (network("nw_dst", "ipv6_dst", node.ipv4), "nw_dst")]
+        six = _derived_prefix(node)
+        if six is not None:
+            target = masked("nd_target", int(six.network_address), int(six.netmask))
+            here.append(((*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target), "nd_target"))
+            here.append((network("nw_dst", "ipv6_dst", six), "ipv6_dst"))
+        for matches, field in here:
+            local = (r.DESTINATION.copy_from(field), *deliver)
+            priority = Priority.PLUMBING if field == "nd_target" else Priority.NETWORK
+            flows.append(entry(Table.OUT, priority, (from_job, *matches), local, own))
+    return flows
+
+
+# --- gate -----------------------------------------------------------------------------------------------------------
+
+
+def _gate_base(world: World, spec: Bridge) -> list[Flow]:
+    own = cookie(Feature.PIPELINE, Fixed.GATE)
+    normal = (Normal(),)
+    as_job = r.ORIGIN.load(r.Origin.JOB)
+    as_other = r.ORIGIN.load(r.Origin.OUTSIDE)
+    flows: list[Flow] = []
+    nodes = list(world.site.nodes.values())
+    # CLASSIFY: from which side. From servers, the job they answer is noted here already, so that service × job
+    # addresses never multiply out.
+    for port in _port_numbers(world, spec, PortKind.WORKER_FACING):
+        actions = (as_job, Goto(Table.GATE_SOURCE))
+        flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", port),), actions, own))
+    for port in _port_numbers(world, spec, PortKind.UPLINK):
+        actions = (as_other, Goto(Table.GATE_SOURCE))
+        flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", port),), actions, own))
+    for port in _port_numbers(world, spec, PortKind.SERVER_FACING):
+        side = exact("in_port", port)
+        for node in nodes:
+            for net in _job_ranges(node):
+                field = "nw_dst" if net.version == 4 else "ipv6_dst"
+                to_job = (as_job, r.DESTINATION.copy_from(field), Goto(Table.GATE_RETURN))
+                matches = (side, *network("nw_dst", "ipv6_dst", net))
+                flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, matches, to_job, own))
+        flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (side,), (as_other, Goto(Table.GATE_RETURN)), own))
+    # GATE_SOURCE
+    plumbing = [(ethertype(EtherType.ARP),)] + [
+        _icmpv6(kind) for kind in range(ND.ROUTER_SOLICITATION, ND.REDIRECT + 1)
+    ]
+    for matches in plumbing:
+        flows.append(entry(Table.GATE_SOURCE, Priority.PLUMBING, matches, normal, own))
+        flows.append(entry(Table.GATE_RETURN, Priority.PLUMBING, matches, normal, own))
+    from_workers = r.ORIGIN.equals(r.Origin.JOB)
+    for node in nodes:
+        for net in _job_ranges(node):
+            source = network("nw_src", "ipv6_src", net)
+            field = "nw_src" if net.version == 4 else "ipv6_src"
+            claim = (r.CLAIM_ADDRESS.copy_from(field), Goto(Table.GATE_IDENTITY))
+            flows.append(entry(Table.GATE_SOURCE, Priority.OBJECT, (from_workers, *source), claim, own))
+            forged = cookie(Feature.NODE, world.node_numbers[node.name])
+            flows.append(entry(Table.GATE_SOURCE, Priority.NETWORK, source, (), forged))
+    elsewhere = (as_other, Goto(Table.GATE_SERVICE))
+    flows.append(entry(Table.GATE_SOURCE, Priority.OTHERWISE, (), elsewhere, own))
+    flows.append(entry(Table.GATE_IDENTITY, Priority.OTHERWISE, (), (Goto(Table.GATE_SERVICE),), own))
+    flows.append(entry(Table.GATE_RECEIVER, Priority.OTHERWISE, (), (Goto(Table.GATE_RETURN_GRANT),), own))
+    flows.append(entry(Table.GATE_SERVICE, Priority.OTHERWISE, (), normal, own))
+    flows.append(entry(Table.GATE_RETURN, Priority.OTHERWISE, (), normal, own))
+    for name in spec.guards:
+        flows += _gate_service(world, world.policy.services[name])
+    return list({f.key: f for f in flows}.values())
+
+
+def _gate_service(world: World, service: Service) -> list[Flow]:
+    number = world.service_numbers[service.name]
+    own = cookie(Feature.SERVICE, number)
+    to, back = (r.SERVICE.load(number), Goto(Table.GATE_GRANT)), (r.SERVICE.load(number), Goto(Table.GATE_RECEIVER))
+    flows = []
+    for host in service.hosts:
+        for ports in service.ports:
+            for matches in _host_ports(host, ports, "dst"):
+                flows.append(entry(Table.GATE_SERVICE, Priority.OBJECT, matches, to, own))
+            for matches in _host_ports(host, ports, "src"):
+                if ports.protocol is Protocol.TCP:
+                    answer = (*matches, masked("tcp_flags", TCP_ACK, TCP_ACK))
+                    flows.append(entry(Table.GATE_RETURN, Priority.OBJECT, answer, back, own))
+                    flows.append(entry(Table.GATE_RETURN, Priority.NETWORK, matches, (), own))
+                else:
+                    flows.append(entry(Table.GATE_RETURN, Priority.OBJECT, matches, back, own))
+        flows.append(entry(Table.GATE_SERVICE, Priority.FRAGMENT, _later_fragment(host), (), own))
+    here = r.SERVICE.equals(number)
+    other = r.ORIGIN.equals(r.Origin.OUTSIDE)
+    for net in service.open_to:
+        asking = (here, other, *network("nw_src", "ipv6_src", net))
+        answered = (here, other, *network("nw_dst", "ipv6_dst", net))
+        flows.append(entry(Table.GATE_GRANT, Priority.NETWORK, asking, (Normal(),), own))
+        flows.append(entry(Table.GATE_RETURN_GRANT, Priority.NETWORK, answered, (Normal(),), own))
+    refused: tuple[Action, ...] = (Normal(),) if world.policy.mode is Mode.AUDIT else ()
+    for table in (Table.GATE_GRANT, Table.GATE_RETURN_GRANT):
+        flows.append(entry(table, Priority.OTHERWISE_OBJECT, (here,), refused, own))
+    return flows
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _deny(reason: Reason) -> tuple[Action, ...]:
+    return (r.REASON.load(reason), Goto(Table.DENIED))
+
+
+def _protected(world: World) -> Sequence[Service]:
+    return [s for s in world.policy.services.values() if s.protected]
+
+
+def _between_jobs_open(world: World) -> bool:
+    return world.policy.defaults.between_jobs is Verdict.ALLOW or world.policy.mode is Mode.AUDIT
+
+
+def _port_numbers(world: World, spec: Bridge, kind: PortKind) -> list[int]:
+    """Numbers of the declared ports of a kind that the switch has at present."""
+    present = world.ports.get(spec.name, {})
+    return sorted(present[name] for name, k in spec.ports.items() if k is kind and name in present)
+
+
+def _derived_prefix(node: Node) -> ipaddress.IPv6Network | None:
+    """The /96 that all IPv6 addresses of a node's jobs lie in: prefix, then zeros, then 32 bits of IPv4 address."""
+    if node.ipv6 is None:
+        return None
+    return ipaddress.IPv6Network((int(node.ipv6.network_address), 128 - _DERIVED_BITS))
+
+
+def _job_ranges(node: Node) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    six = _derived_prefix(node)
+    return [node.ipv4] if six is None else [node.ipv4, six]
+
+
+def _icmpv6(kind: int) -> tuple[FieldMatch, ...]:
+    return (ethertype(EtherType.IPV6), exact("nw_proto", IpProto.ICMPV6), exact("icmpv6_type", kind))
+
+
+def _host_ports(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address, ports: PortRange, side: str
+) -> list[tuple[FieldMatch, ...]]:
+    """Matches of a host and a port range on `side` (`src` or `dst`): one per aligned block of ports."""
+    address = network(f"nw_{side}", f"ipv6_{side}", ipaddress.ip_network(host))
+    protocol = exact("nw_proto", IpProto.TCP if ports.protocol is Protocol.TCP else IpProto.UDP)
+    field = f"{ports.protocol.value}_{side}"
+    blocks = port_masks(ports.first, ports.last)
+    return [(*address, protocol, *([masked(field, value, mask)] if mask else [])) for value, mask in blocks]
+
+
+def _later_fragment(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[FieldMatch, ...]:
+    return (*network("nw_dst", "ipv6_dst", ipaddress.ip_network(host)), exact("nw_frag", Frag.ANY | Frag.LATER))

@@ -1,0 +1,170 @@
+"""The pipeline: every table, what it decides, what it may match and write, where a packet may go from it.
+
+Declaration order is table order. A flow that this declaration does not allow cannot be built: `entry()` is the only
+way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
+
+Worker role:   HOST_LANE (the agent's) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → GRANT → NODE → TRACK → OUT
+               from outside:            CLASSIFY → RECEIVER → REPLY → GRANT → REPLY_TRACK → REPLY_STATE → DELIVER
+               anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
+Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT
+               from servers: CLASSIFY → GATE_RETURN → GATE_RECEIVER → GATE_RETURN_GRANT
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ryu_apps.openflow import fields
+from ryu_apps.openflow.flows import Action, ConnTrack, Cookie, FieldMatch, Flow, Goto, Move, OutputReg, SetField, match
+
+
+class Table(enum.IntEnum):
+    HOST_LANE = 0
+    CLASSIFY = 1
+    SPOOF_GUARD = 2
+    PLUMBING = 3
+    SLICE = 4
+    SERVICE = 5
+    NODE = 6
+    RECEIVER = 7
+    REPLY = 8
+    GRANT = 9
+    REPLY_TRACK = 10
+    REPLY_STATE = 11
+    DENIED = 12
+    ENFORCE = 13
+    TRACK = 14
+    OUT = 15
+    DELIVER = 16
+    GATE_SOURCE = 20
+    GATE_IDENTITY = 21
+    GATE_SERVICE = 22
+    GATE_GRANT = 23
+    GATE_RETURN = 24
+    GATE_RECEIVER = 25
+    GATE_RETURN_GRANT = 26
+
+
+class Priority:
+    """Priorities by meaning; higher decides first. A literal number anywhere else is a defect."""
+
+    OUTSIDE_FORGED = 460  # frames from outside that carry an address of a job on this bridge
+    OUTSIDE = 450  # frames from outside
+    REFUSE = 400  # frames that no job may send, whatever else holds
+    PLUMBING = 300  # ARP and neighbour discovery
+    FRAGMENT = 250  # fragments that carry no ports
+    OBJECT = 200  # one attempt, service, identity or node
+    NETWORK = 150  # a network
+    FAMILY = 100  # all of IPv4, all of IPv6, all of one origin
+    OTHERWISE_OBJECT = 50  # what is left of one attempt or service
+    OTHERWISE = 1  # what is left (priority 0 is OVS's own table miss)
+
+
+class Fixed(enum.IntEnum):
+    """Object ids of `cookies.Feature.PIPELINE`: which standing rule a flow belongs to. Never renumber."""
+
+    CLASSIFY = 1
+    CLAIMS = 2
+    FORBIDDEN_FRAMES = 3
+    PLUMBING = 4
+    MULTICAST = 5
+    BETWEEN_JOBS = 6
+    STATE = 7
+    DELIVERY = 8
+    DEFAULTS = 9
+    GATE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    decides: str
+    next: frozenset[Table]
+    miss: str
+    """What happens to a packet that no flow matches (in words: OpenFlow's own miss is always drop)."""
+
+
+_T = Table
+PIPELINE: Mapping[Table, TableSpec] = {
+    _T.HOST_LANE: TableSpec("the host's own traffic; the agent's table, never touched", frozenset({_T.CLASSIFY}), "drop"),
+    _T.CLASSIFY: TableSpec(
+        "from a job or from outside, and which addresses the frame claims",
+        frozenset({_T.SPOOF_GUARD, _T.RECEIVER, _T.GATE_SOURCE, _T.GATE_RETURN}),
+        "drop",
+    ),
+    _T.SPOOF_GUARD: TableSpec(
+        "the frame is from the job whose port it came in by", frozenset({_T.PLUMBING, _T.DENIED}), "drop"
+    ),
+    _T.PLUMBING: TableSpec("ARP and ND of a job; no multicast", frozenset({_T.SLICE, _T.DENIED, _T.OUT}), "drop"),
+    _T.SLICE: TableSpec("between jobs", frozenset({_T.SERVICE, _T.DENIED, _T.OUT}), "drop"),
+    _T.SERVICE: TableSpec(
+        "which protected service a job's packet is for", frozenset({_T.GRANT, _T.NODE, _T.DENIED}), "drop"
+    ),
+    _T.NODE: TableSpec(
+        "a node's own addresses and infrastructure; then the default for egress",
+        frozenset({_T.DENIED, _T.TRACK, _T.REPLY_TRACK}),
+        "drop",
+    ),
+    _T.RECEIVER: TableSpec("which job a packet from outside is for", frozenset({_T.REPLY}), "drop"),
+    _T.REPLY: TableSpec(
+        "which granted service a packet to a job claims to answer for",
+        frozenset({_T.GRANT, _T.REPLY_TRACK, _T.DELIVER, _T.DENIED}),
+        "drop",
+    ),
+    _T.GRANT: TableSpec(
+        "the identity has a grant for the service", frozenset({_T.TRACK, _T.DENIED, _T.REPLY_TRACK}), "drop"
+    ),
+    _T.REPLY_TRACK: TableSpec("look the connection up", frozenset({_T.REPLY_STATE}), "drop"),
+    _T.REPLY_STATE: TableSpec("reply to an allowed connection", frozenset({_T.DELIVER, _T.DENIED, _T.OUT}), "drop"),
+    _T.DENIED: TableSpec("count a refusal for its attempt", frozenset({_T.ENFORCE}), "drop"),
+    _T.ENFORCE: TableSpec("drop; in audit mode let on", frozenset({_T.TRACK, _T.OUT}), "drop"),
+    _T.TRACK: TableSpec("remember the connection, unless it needs none", frozenset({_T.OUT, _T.DELIVER}), "drop"),
+    _T.OUT: TableSpec("to the uplink, or to a job on this node", frozenset({_T.DELIVER}), "drop"),
+    _T.DELIVER: TableSpec("to the port of the job", frozenset(), "drop"),
+    _T.GATE_SOURCE: TableSpec(
+        "job addresses come only from worker-facing ports", frozenset({_T.GATE_IDENTITY, _T.GATE_SERVICE}), "drop"
+    ),
+    _T.GATE_IDENTITY: TableSpec("which job sends", frozenset({_T.GATE_SERVICE}), "drop"),
+    _T.GATE_SERVICE: TableSpec("which guarded service a packet is for", frozenset({_T.GATE_GRANT}), "drop"),
+    _T.GATE_GRANT: TableSpec("granted identities and open networks pass", frozenset(), "drop"),
+    _T.GATE_RETURN: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
+    _T.GATE_RECEIVER: TableSpec("which job it answers", frozenset({_T.GATE_RETURN_GRANT}), "drop"),
+    _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset(), "drop"),
+}
+
+
+class NotInPipeline(ValueError):
+    """A flow that the declaration above does not allow: a defect in the compiler, never bad input."""
+
+
+def entry(table: Table, priority: int, matches: tuple[FieldMatch, ...], actions: tuple[Action, ...], cookie: Cookie) -> Flow:
+    """A flow, checked against the declaration. Raises NotInPipeline."""
+    spec = PIPELINE[table]
+    if table is Table.HOST_LANE:
+        raise NotInPipeline("table 0 belongs to the agent")
+    for m in matches:
+        if m.field not in fields.FIELDS:
+            raise NotInPipeline(f"unknown field {m.field}")
+    for position, action in enumerate(actions):
+        if isinstance(action, Goto):
+            if position != len(actions) - 1:
+                raise NotInPipeline(f"{table.name}: goto must be last")
+            if Table(action.table) not in spec.next:
+                raise NotInPipeline(f"{table.name} may not go to {Table(action.table).name}")
+            if action.table <= int(table):
+                raise NotInPipeline(f"{table.name}: goto must lead forward")
+        elif isinstance(action, ConnTrack):
+            if action.recirc_table is not None and Table(action.recirc_table) not in spec.next:
+                raise NotInPipeline(f"{table.name} may not recirculate to {Table(action.recirc_table).name}")
+        elif isinstance(action, SetField | OutputReg):
+            if action.low + action.width > fields.FIELDS[action.field].width:
+                raise NotInPipeline(f"{action.field} is too narrow for bits {action.low}+{action.width}")
+            if isinstance(action, SetField) and not fields.FIELDS[action.field].writable:
+                raise NotInPipeline(f"{action.field} cannot be written")
+        elif isinstance(action, Move):
+            if action.source_low + action.width > fields.FIELDS[action.source].width:
+                raise NotInPipeline(f"{action.source} is too narrow")
+            if action.target_low + action.width > fields.FIELDS[action.target].width or not fields.FIELDS[action.target].writable:
+                raise NotInPipeline(f"{action.target} cannot take {action.width} bits at {action.target_low}")
+    return Flow(int(table), priority, match(*matches), actions, cookie)
