@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -568,6 +569,16 @@ class Chapter:
     slug: str
     title: str
     tell: Callable[[Site, Telling], None]
+
+    def problems(self, site: Site, telling: Telling) -> list[str]:
+        """Tell it; why it is not proven, or nothing. A chapter that broke off leaves no job to the next one."""
+        try:
+            self.tell(site, telling)
+        except Exception as error:  # noqa: BLE001 - whatever broke, the story is not proven, and the site must end in order
+            site.pool.command("condor_rm", "-all")
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return [*telling.problems(), f"broke off: {type(error).__name__}: {error} ({where.name}:{where.lineno})"]
+        return telling.problems()
 
 
 CHAPTERS = (

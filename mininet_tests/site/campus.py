@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from mininet_tests.site.lark import REPOSITORY, Agent, Controller, Larkctl
+from mininet_tests.site.lark import ENVIRONMENT, OPENFLOW, REPOSITORY, Agent, Controller, Larkctl, python_command
 from mininet_tests.site.leaks import Snapshot, differences, processes_in
 from mininet_tests.site.namespaces import Daemon, Machine, SiteError, wait_until, wire
 from mininet_tests.site.openvswitch import OpenVSwitch
@@ -80,6 +80,9 @@ bridges:
     guards: [fileserver]
 """
 # Lark marks its flows in the cookie: 0x4c, feature, object. 06 is an identity, 07 an attempt.
+GROUP_MAP = "/etc/condor/lark-groups.map"
+FASTER = "PERIODIC_EXPR_INTERVAL = 3\n"
+"""The story does not wait a minute for HTCondor to look at held jobs; nothing else of Lark's files is changed."""
 OF_A_JOB = re.compile(r"cookie=0x4c0[67][0-9a-f]{12}\b")
 BAD_LOG = re.compile(r"Traceback \(most recent call last\)|\b(ERROR|CRITICAL)\b|\|(ERR|EMER)\|", re.IGNORECASE)
 
@@ -161,8 +164,9 @@ class Site:
             self._start_agent()
             self._start_pool()
         except BaseException as error:
-            self.say(f"building the site failed: {error}")
-            self.abandon()
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.say("interrupted" if interrupted else f"building the site failed: {error}")
+            self.abandon(keep_logs=not interrupted)
             raise
 
     def __enter__(self) -> Site:
@@ -173,7 +177,7 @@ class Site:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.abandon()
+            self.abandon(keep_logs=not isinstance(error, KeyboardInterrupt))
             return
         problems = [problem for check in self.stop() for problem in check.problems]
         if problems:
@@ -274,11 +278,34 @@ class Site:
 
     def _start_agent(self) -> None:
         self.say("bridges, native helper, lark-agent")
-        raise NotImplementedError
+        self._prepare_bridge(NODE, WORKER_BRIDGE, "worker", WORKER_DATAPATH, ["up0"])
+        self._prepare_bridge("gate", GATE_BRIDGE, "gate", GATE_DATAPATH, ["wf0", "sf0", "cf0"])
+        for address in (f"{HOST_ADDRESS}/16", f"{HOST_ADDRESS_6}/48"):
+            self.worker.need("ip", "address", "add", address, "dev", WORKER_BRIDGE)
+        self.worker.need("ip", "link", "set", WORKER_BRIDGE, "up")
+        argv = ["--libexec", str(LIBEXEC), "--socket", "/run/lark/agent.sock"]
+        argv += ["--plugin", str(self.prefix / "usr/libexec/condor/curl_plugin")]
+        self._run_ours(self.worker, "condor_bridge.native_install", *argv)
+        self.agent.start()
+
+    def _prepare_bridge(self, machine: str, bridge: str, role: str, datapath: str, ports: list[str]) -> None:
+        argv = ["prepare-bridge", "--bridge", bridge, "--role", role, "--datapath-id", datapath]
+        argv += ["--datapath-type", "netdev", "--controller", f"tcp:{OPENFLOW}"]
+        for port in ports:
+            argv += ["--uplink", port]
+        self._run_ours(self.machines[machine], "ovs_agent.cli", *argv)
+
+    def _run_ours(self, machine: Machine, module: str, *argv: str) -> str:
+        return machine.run(python_command(module, *argv), env=ENVIRONMENT, timeout=60).need().out
 
     def _start_pool(self) -> None:
         self.say(f"HTCondor pool from {self.prefix}")
-        self.pool.start()
+        execute = self._run_ours(self.worker, "condor_bridge.render", "execute", "--libexec", str(LIBEXEC))
+        access = self._run_ours(self.worker, "condor_bridge.render", "access", "--groups", GROUP_MAP)
+        self.pool.start(
+            [("50-lark-execute.config", execute), ("50-lark-access.config", access), ("90-demo.config", FASTER)],
+            wait_for_slot="HasLarkNetwork =?= true",
+        )
 
     def keep(self) -> None:
         """Leave the site up after this process ends."""
@@ -288,13 +315,17 @@ class Site:
 
     # -- end -------------------------------------------------------------------------------------------------------
 
-    def abandon(self) -> None:
-        """End everything at once, without judging: the site failed already, or the user interrupted. Keeps logs."""
+    def abandon(self, *, keep_logs: bool = True) -> None:
+        """End everything at once, without judging: the site failed already, or the user interrupted."""
         for machine in self.machines.values():
             machine.stop()
-        if self.root != Path() and self.root.exists():
+        if self.root == Path() or not self.root.exists():
+            return
+        if keep_logs:
             (self.root / "site.json").unlink(missing_ok=True)
             self.say(f"logs of the site are kept in {self.root}")
+        else:
+            shutil.rmtree(self.root)
 
     def stop(self) -> list[Check]:
         """End everything in order and judge. Problems keep the run directory."""
