@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ def _read(path: Path) -> tuple[_Document, bytes]:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise PolicyError([Problem(start, f"cannot read {path}: {exc.strerror}", "check path and permissions")]) from exc
+        raise PolicyError(
+            [Problem(start, f"cannot read {path}: {exc.strerror}", "check path and permissions")]
+        ) from exc
     if len(raw) > MAX_FILE_BYTES:
         raise PolicyError([Problem(start, f"larger than {MAX_FILE_BYTES} bytes", "split it or name networks once")])
     try:
@@ -162,7 +165,9 @@ def _refuse_aliases(file: str, text: str) -> None:
             anchor = getattr(event, "anchor", None)
             if anchor is not None:
                 place = Place(file, event.start_mark.line + 1, event.start_mark.column + 1)
-                raise PolicyError([Problem(place, f"YAML anchors and aliases are not used here (`{anchor}`)", "write it out")])
+                raise PolicyError(
+                    [Problem(place, f"YAML anchors and aliases are not used here (`{anchor}`)", "write it out")]
+                )
     except YAMLError:
         return  # the load that follows reports it with its place
 
@@ -290,7 +295,9 @@ def _problem_of(document: _Document, schema: type[BaseModel], error: Any) -> Pro
         return Problem(place, f"`{where}`: {_shown(error['input'])} is not known", f"one of {error['ctx']['expected']}")
     if kind == "string_pattern_mismatch":
         shown = _shown(error["input"])
-        return Problem(place, f"`{where}`: {shown} is not a valid name here", f"it must match {error['ctx']['pattern']}")
+        return Problem(
+            place, f"`{where}`: {shown} is not a valid name here", f"it must match {error['ctx']['pattern']}"
+        )
     return Problem(place, f"`{where}`: {error['msg'][0].lower()}{error['msg'][1:]} (got {_shown(error['input'])})")
 
 
@@ -301,7 +308,7 @@ def _known_keys(schema: type[BaseModel], path: _Path) -> list[str]:
             break
         for name, info in model.model_fields.items():
             if step in (info.alias, name):
-                found = [a for a in _inner_models(info.annotation)]
+                found = _inner_models(info.annotation)
                 model = found[0] if found else None
                 break
     if isinstance(model, type) and issubclass(model, BaseModel):
@@ -320,7 +327,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-# --- small parsers of values --------------------------------------------------------------------------------------------
+# --- small parsers of values ----------------------------------------------------------------------------------------
 
 
 class _Collector:
@@ -356,7 +363,9 @@ def _parse_address(text: str) -> Address:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        raise _Bad(f"{text!r} is not an IP address", "write a host's address, such as 10.20.0.5 or 2001:db8::5") from None
+        raise _Bad(
+            f"{text!r} is not an IP address", "write a host's address, such as 10.20.0.5 or 2001:db8::5"
+        ) from None
 
 
 def _parse_network(text: str) -> Network:
@@ -454,7 +463,9 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"defined: {', '.join(names)}" if names else "define it first"
 
 
-def _service(collect: _Collector, name: str, source: _ServiceIn, networks: Mapping[str, tuple[Network, ...]]) -> Service:
+def _service(
+    collect: _Collector, name: str, source: _ServiceIn, networks: Mapping[str, tuple[Network, ...]]
+) -> Service:
     at: _Path = ("services", name)
     hosts = [collect.convert((*at, "hosts", n), t, _parse_address) for n, t in enumerate(source.hosts)]
     ports = [collect.convert((*at, "ports", n), t, _parse_ports) for n, t in enumerate(source.ports)]
@@ -543,9 +554,7 @@ def _grants(
             message = f"service `{grant.to}` is not protected: every job reaches it, a grant gives nothing"
             collect.add((*at, "to"), message, "add `protected: true` to the service, or drop the grant")
         during = frozenset(Phase(p) for p in grant.during) if grant.during else frozenset(Phase)
-        grants.append(
-            Grant(grant.for_, grant.to, during, tuple(grant.nodes), collect.document.place(at))
-        )
+        grants.append(Grant(grant.for_, grant.to, during, tuple(grant.nodes), collect.document.place(at)))
     return grants
 
 
@@ -573,7 +582,7 @@ def _check_trust(
         if loose:
             collect.add(
                 ("seal", position),
-                f"this restriction rests on `{', '.join(loose)}`, which is not declared: a misspelt value would lift it",
+                f"this restriction rests on `{', '.join(loose)}`, which is not declared: a typing mistake would lift it",
                 "declare it under `attributes:` with its type",
             )
 
@@ -647,19 +656,21 @@ def _job_network(collect: _Collector, source: _NetworkIn) -> JobNetwork | None:
     return JobNetwork(ipv4, gateway4, ipv6, gateway6, source.mtu)
 
 
-def _node(
-    collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, network: JobNetwork | None
-) -> Node | None:
+def _node(collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, network: JobNetwork | None) -> Node | None:
     at: _Path = ("nodes", name)
     ipv4 = _family(collect, (*at, "ipv4"), source.ipv4, 4)
     ipv6 = _family(collect, (*at, "ipv6"), source.ipv6, 6) if source.ipv6 else None
     if ipv6 is not None and not 64 <= ipv6.prefixlen <= 96:
-        collect.add((*at, "ipv6"), f"{ipv6}: a node's IPv6 prefix is /64 to /96", "the last 32 bits are the IPv4 address")
+        collect.add(
+            (*at, "ipv6"), f"{ipv6}: a node's IPv6 prefix is /64 to /96", "the last 32 bits are the IPv4 address"
+        )
     if ipv6 is not None and int(ipv6.network_address) & 0xFFFF_FFFF:
         collect.add((*at, "ipv6"), f"{ipv6}: the last 32 bits must be zero")
     if network is not None:
         if ipv4 is not None and not ipv4.subnet_of(network.ipv4):
-            collect.add((*at, "ipv4"), f"{ipv4} is not in the job network {network.ipv4}", "jobs live on one flat network")
+            collect.add(
+                (*at, "ipv4"), f"{ipv4} is not in the job network {network.ipv4}", "jobs live on one flat network"
+            )
         elif ipv4 is not None and network.gateway_ipv4 is not None and network.gateway_ipv4 in ipv4:
             message = f"the range {ipv4} holds the gateway {network.gateway_ipv4}"
             collect.add((*at, "ipv4"), message, "choose a range of addresses that only jobs use")
@@ -683,20 +694,22 @@ def _node(
 
 def _refuse_node_overlaps(collect: _Collector, nodes: Mapping[str, Node]) -> None:
     ordered = sorted(nodes.values(), key=lambda n: (int(n.ipv4.network_address), n.ipv4.prefixlen))
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.ipv4.overlaps(after.ipv4):
             at = ("nodes", after.name, "ipv4")
-            collect.add(at, f"nodes `{before.name}` and `{after.name}` share addresses of {before.ipv4}", "keep them apart")
+            collect.add(
+                at, f"nodes `{before.name}` and `{after.name}` share addresses of {before.ipv4}", "keep them apart"
+            )
 
 
 def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) -> Bridge:
     at: _Path = ("bridges", name)
     ports: dict[str, PortKind] = {}
-    for kind, names in source.ports.items():
+    for word, names in source.ports.items():
         for port in names:
             if port in ports:
                 collect.add((*at, "ports"), f"port `{port}` is listed twice", "a port has one kind")
-            ports[port] = PortKind(kind)
+            ports[port] = PortKind(word)
     roles = frozenset(Role(r) for r in source.roles)
     if {Role.WORKER, Role.GATE} <= roles:
         message = "one bridge cannot be worker and gate yet"
@@ -730,10 +743,14 @@ def check_together(policy: Policy, site: Site) -> None:
             service = policy.services.get(name)
             if service is None:
                 fix = _did_you_mean(name, policy.services)
-                problems.append(Problem(bridge.place, f"gate `{bridge.name}` guards `{name}`, which no policy defines", fix))
+                problems.append(
+                    Problem(bridge.place, f"gate `{bridge.name}` guards `{name}`, which no policy defines", fix)
+                )
             elif not service.protected:
                 fix = f"add `protected: true` to it ({service.place})"
-                problems.append(Problem(bridge.place, f"gate `{bridge.name}` guards `{name}`, which is not protected", fix))
+                problems.append(
+                    Problem(bridge.place, f"gate `{bridge.name}` guards `{name}`, which is not protected", fix)
+                )
     for service in policy.services.values():
         for host in service.hosts:
             for node in site.nodes.values():

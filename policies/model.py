@@ -60,7 +60,9 @@ class Reason(enum.IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-NEVER_OPENED_BY_AUDIT = frozenset({Reason.SPOOFED, Reason.SEALED, Reason.NODE, Reason.MULTICAST, Reason.UNKNOWN_PROTOCOL})
+NEVER_OPENED_BY_AUDIT = frozenset(
+    {Reason.SPOOFED, Reason.SEALED, Reason.NODE, Reason.MULTICAST, Reason.UNKNOWN_PROTOCOL}
+)
 """Audit mode counts the other verdicts without enforcing them; these it enforces all the same."""
 
 

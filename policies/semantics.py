@@ -20,7 +20,6 @@ from policies.model import (
     Place,
     PortKind,
     Reason,
-    Role,
     Service,
     Verdict,
     World,
@@ -175,9 +174,9 @@ def _gate_verdict(world: World, service: Service, peer: Address, job: Attempt | 
 def _holder(world: World, gate: Bridge, address: Address, mac: int | None) -> Attempt | None:
     """The job that a gate knows by this address (and MAC): only jobs with a grant for a service it guards."""
     for job in world.attempts.values():
-        if address in (job.ipv4, job.ipv6) and mac in (None, job.mac):
-            if not job.outcome.sealed and job.outcome.services.intersection(gate.guards):
-                return job
+        known_here = not job.outcome.sealed and job.outcome.services.intersection(gate.guards)
+        if known_here and address in (job.ipv4, job.ipv6) and mac in (None, job.mac):
+            return job
     return None
 
 

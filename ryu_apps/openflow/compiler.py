@@ -37,12 +37,23 @@ from policies.model import (
 from policies.wire import Counters, Denial
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
-from ryu_apps.openflow.fields import TCP_ACK, CtState, EtherType, Frag, IpProto, ethertype, exact, masked, network, port_masks
+from ryu_apps.openflow.fields import (
+    TCP_ACK,
+    CtState,
+    EtherType,
+    Frag,
+    IpProto,
+    ethertype,
+    exact,
+    masked,
+    network,
+    port_masks,
+)
 from ryu_apps.openflow.flows import Action, ConnTrack, FieldMatch, Flow, FlowKey, FlowStats, Goto, Normal, Output
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
 MAC_PREFIX = 0x026C
-"""The first two octets of every job's MAC address: locally administered, unicast; the other four are its IPv4 address."""
+"""First two octets of every job's MAC address: locally administered, unicast. The other four are its IPv4 address."""
 _MAC_PREFIX_MATCH = (MAC_PREFIX << 32, 0xFFFF_0000_0000)
 _DERIVED_BITS = 32
 
@@ -71,7 +82,7 @@ def lane_addresses(site: Site, node: str, ipv4: ipaddress.IPv4Address) -> tuple[
 
 
 def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
-    """The bridges that must know an attempt before it starts: its worker bridge, and gates of services it is granted."""
+    """The bridges that must know an attempt before it starts: its worker bridge, gates of services it is granted."""
     gates = [
         b.name
         for b in world.site.bridges.values()
@@ -129,14 +140,14 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
     if bridge != attempt.bridge:
         identity = r.IDENTITY.load(world.identities[attempt.outcome])
         who = (exact("dl_src", attempt.mac), r.CLAIM_ADDRESS.equals(bits))
-        known = (r.ATTEMPT.load(attempt.number), identity)
+        sender = (r.ATTEMPT.load(attempt.number), identity)
         return [
-            entry(Table.GATE_IDENTITY, Priority.OBJECT, who, (*known, Goto(Table.GATE_SERVICE)), own),
+            entry(Table.GATE_IDENTITY, Priority.OBJECT, who, (*sender, Goto(Table.GATE_SERVICE)), own),
             entry(
                 Table.GATE_RECEIVER,
                 Priority.OBJECT,
                 (r.DESTINATION.equals(bits),),
-                (*known, Goto(Table.GATE_RETURN_GRANT)),
+                (*sender, Goto(Table.GATE_RETURN_GRANT)),
                 own,
             ),
         ]
@@ -187,7 +198,9 @@ def read_counters(attempt: Attempt, stats: Iterable[FlowStats]) -> Counters:
             if not attempt.outcome.sealed:
                 admitted = seen
         elif place == (Table.SPOOF_GUARD, Priority.OTHERWISE_OBJECT):
-            denied.append(_denial(Reason.SPOOFED.slug, seen, "frames that did not carry the job's own MAC and addresses"))
+            denied.append(
+                _denial(Reason.SPOOFED.slug, seen, "frames that did not carry the job's own MAC and addresses")
+            )
         elif place == (Table.DENIED, Priority.OBJECT):
             denied.append(_denial(Reason.NO_GRANT.slug, seen, "no grant of this job covers the protected service"))
         elif place == (Table.DENIED, Priority.OTHERWISE_OBJECT):
@@ -389,9 +402,7 @@ def _worker_services(world: World, spec: Bridge) -> list[Flow]:
                 for matches in _host_ports(host, ports, "dst"):
                     flows.append(entry(Table.SERVICE, Priority.OBJECT, matches, known, own))
             # A later fragment shows no ports. In doubt it is dropped.
-            flows.append(
-                entry(Table.SERVICE, Priority.FRAGMENT, _later_fragment(host), _deny(Reason.NO_GRANT), own)
-            )
+            flows.append(entry(Table.SERVICE, Priority.FRAGMENT, _later_fragment(host), _deny(Reason.NO_GRANT), own))
         refused = (r.STATELESS.load(0), *_deny(Reason.NO_GRANT))
         miss = (r.SERVICE.equals(number), r.ORIGIN.equals(r.Origin.JOB))
         flows.append(entry(Table.GRANT, Priority.OTHERWISE_OBJECT, miss, refused, own))
@@ -452,9 +463,7 @@ def _worker_replies(world: World) -> list[Flow]:
                 known = (r.SERVICE.load(number), Goto(Table.GRANT))
                 for matches in _host_ports(host, ports, "src"):
                     answer = (*matches, masked("tcp_flags", TCP_ACK, TCP_ACK))
-                    flows.append(
-                        entry(Table.REPLY, Priority.OBJECT, answer, known, cookie(Feature.SERVICE, number))
-                    )
+                    flows.append(entry(Table.REPLY, Priority.OBJECT, answer, known, cookie(Feature.SERVICE, number)))
     flows.append(entry(Table.REPLY, Priority.OTHERWISE, (), (Goto(Table.REPLY_TRACK),), own))
     lookup = ConnTrack(False, r.ZONE.field, r.ZONE.low, Table.REPLY_STATE)
     for family in (EtherType.IPV4, EtherType.IPV6):
@@ -507,9 +516,7 @@ def _worker_delivery(world: World, node: Node, uplink: int) -> list[Flow]:
         entry(Table.OUT, Priority.OTHERWISE, (r.ORIGIN.equals(r.Origin.OUTSIDE),), deliver, own),
     ]
     for family in (EtherType.IPV4, EtherType.IPV6):
-        flows.append(
-            entry(Table.TRACK, Priority.FAMILY, (ethertype(family),), (commit, Goto(Table.OUT)), own)
-        )
+        flows.append(entry(Table.TRACK, Priority.FAMILY, (ethertype(family),), (commit, Goto(Table.OUT)), own))
     if _between_jobs_open(world):
         arp = (ethertype(EtherType.ARP), masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
         here = [(arp, "arp_tpa"), (network("nw_dst", "ipv6_dst", node.ipv4), "nw_dst")]

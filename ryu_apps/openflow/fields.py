@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ryu_apps.openflow.flows import FieldMatch
@@ -48,7 +48,14 @@ class CtState:
     TRK = 0x20
 
 
-CT_NAMES = {CtState.NEW: "new", CtState.EST: "est", CtState.REL: "rel", CtState.RPL: "rpl", CtState.INV: "inv", CtState.TRK: "trk"}
+CT_NAMES = {
+    CtState.NEW: "new",
+    CtState.EST: "est",
+    CtState.REL: "rel",
+    CtState.RPL: "rpl",
+    CtState.INV: "inv",
+    CtState.TRK: "trk",
+}
 TCP_ACK = 0x010
 TCP_NAMES = {0x001: "fin", 0x002: "syn", 0x004: "rst", 0x008: "psh", 0x010: "ack", 0x020: "urg"}
 
@@ -148,26 +155,32 @@ def _flags(value: int, mask: int, names: Mapping[int, str]) -> str:
     return "".join(("+" if value & bit else "-") + name for bit, name in names.items() if mask & bit)
 
 
+_WRITERS: Mapping[Kind, Callable[[int], str]] = {
+    Kind.MAC: lambda v: ":".join(f"{b:02x}" for b in v.to_bytes(6, "big")),
+    Kind.IPV4: lambda v: str(ipaddress.IPv4Address(v)),
+    Kind.IPV6: lambda v: str(ipaddress.IPv6Address(v)),
+    Kind.HEX: hex,
+    Kind.DECIMAL: str,
+}
+
+
 def show(field: str, value: int, mask: int | None) -> str:
     """A value as `ovs-ofctl` writes and reads it."""
     kind = FIELDS[field].kind
     if field == "nw_frag":
         any_, later = Frag.ANY, Frag.LATER
-        shown = {(0, 3): "no", (any_, any_): "yes", (any_, 3): "first", (any_ | later, 3): "later", (0, later): "not_later"}
+        shown = {
+            (0, 3): "no",
+            (any_, any_): "yes",
+            (any_, 3): "first",
+            (any_ | later, 3): "later",
+            (0, later): "not_later",
+        }
         return shown[(value, 3 if mask is None else mask)]
     if kind is Kind.FLAGS:
         names = CT_NAMES if field == "ct_state" else TCP_NAMES
         return _flags(value, full_mask(field) if mask is None else mask, names)
-    if kind is Kind.MAC:
-        one = lambda v: ":".join(f"{b:02x}" for b in v.to_bytes(6, "big"))  # noqa: E731
-    elif kind is Kind.IPV4:
-        one = lambda v: str(ipaddress.IPv4Address(v))  # noqa: E731
-    elif kind is Kind.IPV6:
-        one = lambda v: str(ipaddress.IPv6Address(v))  # noqa: E731
-    elif kind is Kind.HEX:
-        one = hex
-    else:
-        one = str
+    one = _WRITERS[kind]
     if mask is None:
         return one(value)
     if kind in (Kind.IPV4, Kind.IPV6):

@@ -17,7 +17,7 @@ Cookie = NewType("Cookie", int)
 class FieldMatch:
     """One field of a match. `field` is an `ovs-fields(7)` name in the spelling of `Field` members.
 
-    `value` and `mask` are unsigned integers as wide as the field (MAC 48, IPv4 32, IPv6 128 bits); `mask` None is exact.
+    `value` and `mask`: unsigned integers as wide as the field (MAC 48, IPv4 32, IPv6 128 bits); `mask` None is exact.
     """
 
     field: str
@@ -70,7 +70,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class OutputReg:
-    """Send out of the port whose number is in bits of a field (NXAST_OUTPUT_REG). Never sends back to the ingress port."""
+    """Send out of the port whose number is in bits of a field (NXAST_OUTPUT_REG); never back to the ingress port."""
 
     field: str
     low: int

@@ -3,7 +3,7 @@
 Declaration order is table order. A flow that this declaration does not allow cannot be built: `entry()` is the only
 way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
 
-Worker role:   HOST_LANE (the agent's) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → GRANT → NODE → TRACK → OUT
+Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → GRANT → NODE → TRACK → OUT
                from outside:            CLASSIFY → RECEIVER → REPLY → GRANT → REPLY_TRACK → REPLY_STATE → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
 Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT
@@ -87,7 +87,9 @@ class TableSpec:
 
 _T = Table
 PIPELINE: Mapping[Table, TableSpec] = {
-    _T.HOST_LANE: TableSpec("the host's own traffic; the agent's table, never touched", frozenset({_T.CLASSIFY}), "drop"),
+    _T.HOST_LANE: TableSpec(
+        "the host's own traffic; the agent's table, never touched", frozenset({_T.CLASSIFY}), "drop"
+    ),
     _T.CLASSIFY: TableSpec(
         "from a job or from outside, and which addresses the frame claims",
         frozenset({_T.SPOOF_GUARD, _T.RECEIVER, _T.GATE_SOURCE, _T.GATE_RETURN}),
@@ -138,7 +140,9 @@ class NotInPipeline(ValueError):
     """A flow that the declaration above does not allow: a defect in the compiler, never bad input."""
 
 
-def entry(table: Table, priority: int, matches: tuple[FieldMatch, ...], actions: tuple[Action, ...], cookie: Cookie) -> Flow:
+def entry(
+    table: Table, priority: int, matches: tuple[FieldMatch, ...], actions: tuple[Action, ...], cookie: Cookie
+) -> Flow:
     """A flow, checked against the declaration. Raises NotInPipeline."""
     spec = PIPELINE[table]
     if table is Table.HOST_LANE:
@@ -165,6 +169,9 @@ def entry(table: Table, priority: int, matches: tuple[FieldMatch, ...], actions:
         elif isinstance(action, Move):
             if action.source_low + action.width > fields.FIELDS[action.source].width:
                 raise NotInPipeline(f"{action.source} is too narrow")
-            if action.target_low + action.width > fields.FIELDS[action.target].width or not fields.FIELDS[action.target].writable:
+            if (
+                action.target_low + action.width > fields.FIELDS[action.target].width
+                or not fields.FIELDS[action.target].writable
+            ):
                 raise NotInPipeline(f"{action.target} cannot take {action.width} bits at {action.target_low}")
     return Flow(int(table), priority, match(*matches), actions, cookie)
