@@ -57,28 +57,7 @@ HOST_LISTENER_PORT = 9999
 WEB_GREETING = "hello from the open campus web server"
 LIBEXEC = Path("/run/lark-site/libexec")
 POLICY = REPOSITORY / "policies" / "examples" / "demo.yaml"
-SITE_YAML = f"""\
-site: demo
-network:
-  ipv4: 10.20.0.0/16
-  ipv6: "2001:db8:20::/48"
-  gateway-ipv4: {CAMPUS}
-  gateway-ipv6: "{CAMPUS_6}"
-  mtu: 1500
-infrastructure: [192.0.2.0/24]     # controller, OVSDB, OpenFlow, management: closed to every job
-nodes:
-  {NODE}: {{bridge: wn1-br, ipv4: 10.20.1.64/26, ipv6: "2001:db8:20:1::/96"}}
-bridges:
-  wn1-br:
-    datapath-id: "{WORKER_DATAPATH}"
-    roles: [worker]
-    ports: {{uplink: [up0]}}
-  gate-br:
-    datapath-id: "{GATE_DATAPATH}"
-    roles: [gate]
-    ports: {{worker-facing: [wf0], server-facing: [sf0], uplink: [cf0]}}
-    guards: [fileserver]
-"""
+SITE = REPOSITORY / "policies" / "examples" / "demo-site.yaml"
 # Lark marks its flows in the cookie: 0x4c, feature, object. 06 is an identity, 07 an attempt.
 GROUP_MAP = "/etc/condor/lark-groups.map"
 FASTER = "PERIODIC_EXPR_INTERVAL = 3\n"
@@ -258,7 +237,7 @@ class Site:
         self.say(f"lark-controller on {self.engine}")
         controller = Controller(self.machines["ctl"], self.engine)
         self._controller = controller
-        controller.write(SITE_YAML, POLICY.read_text(encoding="utf-8"))
+        controller.write(SITE.read_text(encoding="utf-8"), POLICY.read_text(encoding="utf-8"))
         viewer = controller.home / "viewer.token"
         viewer.touch(mode=0o600)
         viewer.write_text(controller.token("viewer") + "\n", encoding="utf-8")

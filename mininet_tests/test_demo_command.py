@@ -1,0 +1,70 @@
+"""The demo as a command: it says what it would do, and leaves nothing when it is interrupted or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mininet_tests.demo import LABEL
+from mininet_tests.site.campus import sweep
+from mininet_tests.site.lark import REPOSITORY
+from mininet_tests.site.leaks import processes_in
+from mininet_tests.site.namespaces import wait_until
+from mininet_tests.story import CHAPTERS
+
+DEMO = [sys.executable, "-P", "-m", "mininet_tests.demo"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+
+def sites() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob(f"{LABEL}-*"))
+
+
+def started() -> tuple[subprocess.Popen[str], Path, list[str]]:
+    """A demo whose machines run: its process, its run directory, its namespaces."""
+    before = sites()
+    demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "file server" in line:
+            break
+    (root,) = sites() - before
+    machines = json.loads((root / "site.json").read_text(encoding="utf-8"))["machines"]
+    held = [os.readlink(f"/proc/{pid}/ns/net") for pid, _ in machines.values()]
+    assert len(held) == 5
+    assert processes_in(held)
+    return demo, root, held
+
+
+def test_dry_run_tells_every_chapter_and_makes_nothing() -> None:
+    before = sites()
+    done = subprocess.run([*DEMO, "--dry-run"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert all(chapter.title in done.stdout for chapter in CHAPTERS)
+    assert sites() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_it_leaves_nothing(number: signal.Signals) -> None:
+    demo, root, held = started()
+    demo.send_signal(number)
+    demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert not root.exists()
+    wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+
+
+def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files() -> None:
+    demo, root, held = started()
+    demo.kill()
+    demo.communicate(timeout=30)
+    wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+    assert root.exists()
+    assert str(root) in sweep(LABEL)
+    assert not root.exists()
