@@ -1,0 +1,465 @@
+"""The controller's application on the OpenFlow framework: `SwitchApp`, the real `ryu_apps.fabric.Fabric`.
+
+    framework events ──▶ inbox of the switch ──▶ one writer greenlet ──▶ SwitchMachine ──▶ messages, tickets, callbacks
+    set_desired, change ──▲
+
+Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
+others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
+order, and may wait. A datapath id that the site does not name, or whose switch is connected already, is turned away.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ryu_apps import engine
+from ryu_apps.fabric import (
+    REALISED,
+    BridgeState,
+    FabricError,
+    OnConnected,
+    OnPorts,
+    Outcome,
+    TicketResult,
+)
+from ryu_apps.openflow import decode, encode, oxm
+from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
+from ryu_apps.reconcile import switch as machine
+from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
+
+LOG = logging.getLogger("lark.switch")
+
+STATS_XID = 0x8000_0000
+"""Transaction ids from here on are questions for counters; those below belong to the machine."""
+CHUNK = 256
+"""Messages encoded and sent at a time; between two chunks other greenlets run."""
+
+
+def datapath_text(datapath_id: int) -> str:
+    """A datapath id as `ovs-vsctl` shows it."""
+    return f"{datapath_id:016x}"
+
+
+class SwitchTicket:
+    """The receipt for one change; settled once."""
+
+    def __init__(self, bridge: str) -> None:
+        self._bridge = bridge
+        self._event = engine.Event()
+        self._result: TicketResult | None = None
+
+    def settle(self, result: TicketResult) -> None:
+        if self._result is None:
+            self._result = result
+            self._event.set()
+
+    def wait(self, deadline: float) -> TicketResult:
+        left = deadline - time.monotonic()
+        if self._result is None and left > 0:
+            self._event.wait(left)
+        return self._result or TicketResult(Outcome.TIMED_OUT, f"bridge {self._bridge} has not confirmed in time")
+
+    def result(self) -> TicketResult | None:
+        return self._result
+
+
+class _Question:
+    """A request for counters that waits for its answer."""
+
+    def __init__(self, datapath: Any) -> None:
+        self.datapath = datapath
+        self.event = engine.Event()
+        self.found: list[FlowStats] = []
+        self.failure: str | None = None
+
+    def end(self, failure: str | None = None) -> None:
+        self.failure = failure
+        self.event.set()
+
+
+class _Switch:
+    """One switch: its machine, its connection while there is one, and its writer."""
+
+    def __init__(self, bridge: str, datapath_id: int, call: Callable[..., None], app: SwitchApp) -> None:
+        self.bridge = bridge
+        self.datapath_id = datapath_id
+        self.machine = SwitchMachine()
+        self.datapath: Any = None
+        self.inbox = engine.Queue()
+        self.tickets: dict[TicketId, SwitchTicket] = {}
+        self._call = call
+        self._app = app
+        self._in_line = False
+        self._since = 0.0
+        self._flow_mods = 0
+
+    # --- from anywhere; never waits
+
+    def ask(self, step: Callable[[float], Sequence[Output]], datapath: Any = None) -> None:
+        """Let the writer do a step of the machine; with a datapath, only if that is still the connection."""
+        self.inbox.put((step, datapath))
+
+    # --- the writer
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._turn()
+            except Exception:  # one broken turn must not end the writer: the connection is given up, and read anew
+                LOG.exception("bridge=%s: a fault in the controller; the connection is closed", self.bridge)
+                self._close()
+                engine.sleep(0.1)
+
+    def _turn(self) -> None:
+        wake = self.machine.wake
+        try:
+            timeout = None if wake is None else max(0.0, wake - time.monotonic())
+            step, datapath = self.inbox.get(timeout=timeout)
+        except engine.QueueEmpty:
+            step, datapath = self.machine.tick, None
+        if datapath is not None and datapath is not self.datapath:
+            return
+        self._carry_out(step(time.monotonic()))
+        self._report()
+
+    def _carry_out(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            match output:
+                case machine.RequestPorts(xid):
+                    self._send([encode.port_desc_request(xid)])
+                case machine.RequestDump(xid):
+                    self._send([encode.flow_stats_request(xid)])
+                case machine.Stage():
+                    self._stage(output)
+                case machine.Commit(bundle, xid, barrier):
+                    self._send([encode.bundle_commit(bundle, xid), encode.barrier(barrier)])
+                case machine.Discard(bundle, xid, barrier):
+                    self._send([encode.bundle_discard(bundle, xid), encode.barrier(barrier)])
+                case machine.Settle(ticket, refused):
+                    self._settle(ticket, refused)
+                case machine.PortsChanged(ports):
+                    self._call("on_ports", self.bridge, dict(ports))
+                case machine.Notice(text, serious):
+                    LOG.log(logging.WARNING if serious else logging.INFO, "bridge=%s: %s", self.bridge, text)
+                case machine.Disconnect(reason):
+                    LOG.warning("bridge=%s: connection given up: %s", self.bridge, reason)
+                    self._close()
+
+    def _stage(self, stage: machine.Stage) -> None:
+        messages = [encode.bundle_open(stage.bundle, stage.open_xid)]
+        for xid, item in enumerate(stage.items, stage.first_xid):
+            try:
+                messages.append(encode.bundle_add(stage.bundle, _flow_mod(item, xid)))
+            except ValueError as error:
+                # A flow that cannot be written is refused as if the switch had refused it.
+                self._carry_out(self.machine.error(xid, f"cannot be written: {error}", time.monotonic()))
+        messages.append(encode.barrier(stage.barrier))
+        self._send(messages)
+
+    def _send(self, messages: Sequence[bytes]) -> None:
+        datapath = self.datapath
+        for start in range(0, len(messages), CHUNK):
+            if datapath is None:
+                return
+            datapath.send(b"".join(messages[start : start + CHUNK]))
+            if start:
+                engine.sleep(0)
+
+    def _settle(self, ticket_id: TicketId, refused: str | None) -> None:
+        ticket = self.tickets.pop(ticket_id)
+        if refused is None:
+            ticket.settle(REALISED)
+        else:
+            LOG.warning("bridge=%s: change refused: %s", self.bridge, refused)
+            ticket.settle(TicketResult(Outcome.REFUSED, refused))
+
+    def _close(self) -> None:
+        if self.datapath is not None:
+            self.datapath.close()
+            self.gone(self.datapath)
+
+    # --- connection; called by the writer
+
+    def came(self, datapath: Any) -> list[Output]:
+        self.datapath = datapath
+        self._in_line = False
+        self._since = time.monotonic()
+        self._flow_mods = self.machine.counts.flow_mods
+        LOG.info(
+            "bridge=%s dpid=%s: connected from %s port %s",
+            self.bridge,
+            datapath_text(self.datapath_id),
+            *datapath.address[:2],
+        )
+        self._call("on_connected", self.bridge)
+        return self.machine.connected_to(self._since)
+
+    def gone(self, datapath: Any) -> list[Output]:
+        if self.datapath is not datapath:
+            return []
+        LOG.warning("bridge=%s: disconnected; %d changes wait for it", self.bridge, self.machine.waiting)
+        self.datapath = None
+        self._app.forget(datapath)
+        return self.machine.lost()
+
+    def _report(self) -> None:
+        if self.machine.converged and not self._in_line:
+            self._in_line = True
+            LOG.info(
+                "bridge=%s: in line with %d flows, %d flow-mods sent, %.0f ms after it connected",
+                self.bridge,
+                self.machine.flows,
+                self.machine.counts.flow_mods - self._flow_mods,
+                1000 * (time.monotonic() - self._since),
+            )
+
+
+def _flow_mod(item: machine.Item, xid: int) -> bytes:
+    match item:
+        case machine.Put(flow):
+            return encode.add_flow(flow, xid)
+        case machine.Take(key):
+            return encode.delete_flow(key, xid)
+        case machine.TakeRaw(table, priority, raw):
+            return encode.delete_raw(table, priority, raw, xid)
+
+
+class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no types
+    """All switches of the site. Make it with `engine.Framework.add(SwitchApp, {datapath id: bridge name}, …)`."""
+
+    OFP_VERSIONS = (engine.ofproto.OFP_VERSION,)
+
+    def __init__(
+        self,
+        bridges: Mapping[int, str],
+        on_ports: OnPorts | None = None,
+        on_connected: OnConnected | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(bridges.values())) != len(bridges):
+            raise ValueError(f"a bridge name stands for two datapath ids: {sorted(bridges.values())}")
+        self._on_ports = on_ports
+        self._on_connected = on_connected
+        self._calls = engine.Queue()
+        self._by_dpid = {dpid: _Switch(name, dpid, self._call, self) for dpid, name in bridges.items()}
+        self._by_name = {one.bridge: one for one in self._by_dpid.values()}
+        self._ticket_ids: Iterator[int] = itertools.count(1)
+        self._question_ids: Iterator[int] = itertools.count()
+        self._questions: dict[int, _Question] = {}
+        self._greenlets: list[Any] = []
+        # Connections that are up, by datapath id: what decides about a second one, before any writer runs.
+        self._up: dict[int, Any] = {}
+        self.turned_away = 0
+        """Connections refused so far."""
+
+    def notify(self, on_ports: OnPorts | None = None, on_connected: OnConnected | None = None) -> None:
+        """Set the callbacks afterwards, before `Framework.start`, for a controller that needs the fabric first."""
+        self._on_ports = on_ports
+        self._on_connected = on_connected
+
+    def start(self) -> Any:
+        """Called by the framework."""
+        super().start()
+        self._greenlets = [engine.spawn(one.run) for one in self._by_dpid.values()]
+        self._greenlets.append(engine.spawn(self._run_calls))
+
+    def stop(self) -> None:
+        """Called by the framework: close every connection. The switches keep their flows."""
+        for greenlet in self._greenlets:
+            engine.kill(greenlet)
+        for datapath in list(self._up.values()):
+            datapath.close()
+        for question in self._questions.values():
+            question.end("the controller stops")
+        super().stop()
+
+    # ------------------------------------------------------------------------------------------- the Fabric protocol
+
+    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> SwitchTicket:
+        one, ticket, number = self._ticket(bridge)
+        wanted = dict(flows)
+        one.ask(lambda now: one.machine.set_desired(number, wanted, now))
+        return ticket
+
+    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> SwitchTicket:
+        one, ticket, number = self._ticket(bridge)
+        added, removed = tuple(add), tuple(remove)
+        one.ask(lambda now: one.machine.change(number, added, removed, now))
+        return ticket
+
+    def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
+        one = self._by_name[bridge]
+        datapath = one.datapath
+        if datapath is None:
+            raise FabricError(f"bridge {bridge} is not connected")
+        xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
+        question = self._questions[xid] = _Question(datapath)
+        try:
+            datapath.send(encode.flow_stats_request(xid, cookie & mask, mask))
+            if not question.event.wait(timeout):
+                raise FabricError(f"bridge {bridge} did not answer within {timeout:g} s")
+            if question.failure is not None:
+                raise FabricError(f"bridge {bridge}: {question.failure}")
+            return question.found
+        finally:
+            del self._questions[xid]
+
+    def bridges(self) -> list[BridgeState]:
+        return [
+            BridgeState(
+                bridge=name,
+                datapath_id=one.datapath_id,
+                connected=one.machine.connected,
+                converged=one.machine.converged,
+                flows=one.machine.flows,
+                ports=dict(one.machine.ports) if one.machine.connected else {},
+                detail=one.machine.detail,
+            )
+            for name, one in sorted(self._by_name.items())
+        ]
+
+    def counts(self, bridge: str) -> Counts:
+        """What was sent to a bridge since the controller started."""
+        return self._by_name[bridge].machine.counts
+
+    def forget(self, datapath: Any) -> None:
+        """A connection is gone: nobody will answer questions put to it."""
+        for question in self._questions.values():
+            if question.datapath is datapath:
+                question.end("disconnected")
+
+    def _ticket(self, bridge: str) -> tuple[_Switch, SwitchTicket, TicketId]:
+        one = self._by_name[bridge]
+        number = TicketId(next(self._ticket_ids))
+        ticket = one.tickets[number] = SwitchTicket(bridge)
+        return one, ticket, number
+
+    # ---------------------------------------------------------------------------------------------------- callbacks
+
+    def _call(self, which: str, *args: Any) -> None:
+        self._calls.put((which, args))
+
+    def _run_calls(self) -> None:
+        while True:
+            which, args = self._calls.get()
+            callback = self._on_ports if which == "on_ports" else self._on_connected
+            if callback is None:
+                continue
+            try:
+                callback(*args)
+            except Exception:  # a fault of the controller must not stop the news of other bridges
+                LOG.exception("bridge=%s: %s failed", args[0], which)
+
+    # ------------------------------------------------------------------------------------- events of the framework
+
+    @engine.handler(engine.StateChange, [engine.UP, engine.DOWN])
+    def _state_change(self, event: Any) -> None:
+        datapath = event.datapath
+        if event.state == engine.UP:
+            self._came(datapath)
+        elif datapath.id is not None and self._up.get(datapath.id) is datapath:
+            del self._up[datapath.id]
+            one = self._by_dpid[datapath.id]
+            one.ask(lambda now: one.gone(datapath), datapath)
+
+    def _came(self, datapath: Any) -> None:
+        dpid = datapath_text(datapath.id)
+        one = self._by_dpid.get(datapath.id)
+        other = self._up.get(datapath.id)
+        if one is None or other is not None:
+            self.turned_away += 1
+            if one is None:
+                why = "no bridge of site.yaml has this datapath id"
+            else:
+                why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
+            LOG.warning("dpid=%s from %s port %s: turned away: %s", dpid, *datapath.address[:2], why)
+            datapath.close()
+            return
+        self._up[datapath.id] = datapath
+        one.ask(lambda now: one.came(datapath))
+
+    def _at(self, event: Any) -> tuple[_Switch | None, Any]:
+        """The switch an event is from, if that connection is its one, and the message."""
+        datapath = event.msg.datapath
+        one = self._by_dpid.get(datapath.id) if self._up.get(datapath.id) is datapath else None
+        return one, event.msg
+
+    @engine.handler(engine.PortDesc, engine.UP)
+    def _port_desc(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is None:
+            return
+        ports = {
+            _port_name(port.name): number for port in msg.body if (number := _port_number(port.port_no)) is not None
+        }
+        more = bool(msg.flags & decode.REPLY_MORE)
+        one.ask(lambda now: one.machine.ports_part(msg.xid, ports, more, now), msg.datapath)
+
+    @engine.handler(engine.PortStatus, engine.UP)
+    def _port_status(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is None:
+            return
+        name = _port_name(msg.desc.name)
+        number = None if msg.reason == engine.ofproto.OFPPR_DELETE else _port_number(msg.desc.port_no)
+        LOG.info("bridge=%s: port %s is now %s", one.bridge, name, "gone" if number is None else number)
+        one.ask(lambda now: one.machine.port_status(name, number), msg.datapath)
+
+    @engine.handler(engine.FlowStats, engine.UP)
+    def _flow_stats(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is None:
+            return
+        try:
+            reply = decode.flow_stats(msg.buf)
+        except decode.DecodeError as error:
+            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
+            msg.datapath.close()
+            return
+        if not reply.xid & STATS_XID:
+            one.ask(lambda now: one.machine.dump_part(reply.xid, reply.entries, reply.more, now), msg.datapath)
+            return
+        question = self._questions.get(reply.xid)
+        if question is not None and question.datapath is msg.datapath:
+            question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
+            if not reply.more:
+                question.end()
+
+    @engine.handler(engine.BarrierReply, engine.UP)
+    def _barrier_reply(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is not None:
+            one.ask(lambda now: one.machine.barrier(msg.xid, now), msg.datapath)
+
+    @engine.handler(engine.BundleReply, engine.UP)
+    def _bundle_reply(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is not None and msg.type == engine.ofproto.OFPBCT_COMMIT_REPLY:
+            one.ask(lambda now: one.machine.committed(msg.bundle_id), msg.datapath)
+
+    @engine.handler(engine.ErrorReply, engine.UP)
+    def _error(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is None:
+            return
+        text = engine.error_name(msg)
+        question = self._questions.get(msg.xid)
+        if question is not None:
+            question.end(text)
+            return
+        one.ask(lambda now: one.machine.error(msg.xid, text, now), msg.datapath)
+
+
+def _port_name(name: Any) -> str:
+    return name.decode("utf-8", "replace").rstrip("\0") if isinstance(name, bytes) else str(name)
+
+
+def _port_number(number: int) -> int | None:
+    try:
+        return oxm.port_from_wire(number)
+    except ValueError:
+        return None

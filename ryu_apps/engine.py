@@ -1,0 +1,380 @@
+"""The one module that imports os_ken or ryu, and eventlet.
+
+Which engine is used is said once, before this module is imported, by LARK_ENGINE (`os-ken`, the default, or `ryu`);
+`docs/engines.md` tells what differs. Everything else of the controller uses the names exported here and cannot tell.
+
+**Importing this module makes the whole process green** (eventlet's monkey patch): asyncio, HTCondor's and pyroute2's
+network calls do not belong into such a process, and a test imports it in a process of its own.
+
+Invariants: one concurrency model under both engines, eventlet's hub; one OpenFlow listener, on the address that was
+asked for; nothing of the framework listens anywhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+ENGINES: Final = ("os-ken", "ryu")
+NAME: Final = os.environ.get("LARK_ENGINE", "") or "os-ken"
+"""The engine in use."""
+
+
+class EngineError(Exception):
+    """The engine cannot be used or cannot listen. The text says how to mend it."""
+
+
+if NAME not in ENGINES:
+    raise EngineError(f"LARK_ENGINE={NAME!r}: there is no such engine; use one of {', '.join(ENGINES)}")
+
+# os-ken would otherwise use native threads, where its events never time out and kill does nothing.
+os.environ["OSKEN_HUB_TYPE"] = "eventlet"
+os.environ["RYU_HUB_TYPE"] = "eventlet"
+
+with warnings.catch_warnings():
+    # We know: one concurrency model under both engines is worth it (docs/engines.md). Nothing else is silenced.
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
+    import eventlet
+
+eventlet.monkey_patch()
+
+import eventlet.event  # noqa: E402
+import eventlet.greenpool  # noqa: E402
+import eventlet.hubs  # noqa: E402
+import eventlet.queue  # noqa: E402
+import eventlet.timeout  # noqa: E402
+import eventlet.wsgi  # noqa: E402
+
+if NAME == "ryu" and not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
+    # Ryu 4.34 (2020) imports this name, which eventlet dropped in 0.30.3. Only its own WSGI code uses it; we do not.
+    eventlet.wsgi.ALREADY_HANDLED = object()
+
+
+def _load() -> tuple[str, str]:
+    package, base = {"os-ken": ("os_ken", "OSKenApp"), "ryu": ("ryu", "RyuApp")}[NAME]
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"engine {NAME} is not installed ({error}); docs/engines.md says how to install it"
+        ) from error
+    return package, base
+
+
+_PACKAGE, _BASE = _load()
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+with warnings.catch_warnings():
+    # Ryu's own use of distutils and cgi: it is not maintained any more.
+    warnings.filterwarnings("ignore", message=r".*(distutils|cgi).*", category=DeprecationWarning)
+    _cfg = _module("cfg")
+    _app_manager = _module("base.app_manager")
+    _controller = _module("controller.controller")
+    _handler = _module("controller.handler")
+    _ofp_event = _module("controller.ofp_event")
+    _ofp_handler = _module("controller.ofp_handler")
+    _hub = _module("lib.hub")
+    _ofproto_parser = _module("ofproto.ofproto_parser")
+    ofproto: Any = _module("ofproto.ofproto_v1_4")
+    parser: Any = _module("ofproto.ofproto_v1_4_parser")
+
+VERSION: Final[str] = str(importlib.import_module("importlib.metadata").version(NAME))
+LOG = logging.getLogger("lark.engine")
+
+if _hub.HUB_TYPE != "eventlet":
+    raise EngineError(f"{NAME} was imported before ryu_apps.engine and does not use eventlet's hub")
+
+# ---------------------------------------------------------------------------------------------- applications, events
+
+App: Any = getattr(_app_manager, _BASE)
+"""Base class of applications: RyuApp or OSKenApp."""
+
+MethodT = TypeVar("MethodT", bound=Callable[..., None])
+
+
+def handler(event: Any, states: Any) -> Callable[[MethodT], MethodT]:
+    """Decorator of an application's methods: `@handler(EVENT, STATES)`."""
+    decorate: Callable[[MethodT], MethodT] = _handler.set_ev_cls(event, states)
+    return decorate
+
+
+UP: Final = _handler.MAIN_DISPATCHER
+DOWN: Final = _handler.DEAD_DISPATCHER
+
+StateChange: Any = _ofp_event.EventOFPStateChange
+"""A switch is UP (handshake done) or DOWN; `event.datapath`, `event.state`."""
+PortDesc: Any = _ofp_event.EventOFPPortDescStatsReply
+PortStatus: Any = _ofp_event.EventOFPPortStatus
+FlowStats: Any = _ofp_event.EventOFPFlowStatsReply
+"""`event.msg.buf` are the bytes of the reply; its body is left to `ryu_apps.openflow.decode`."""
+BarrierReply: Any = _ofp_event.EventOFPBarrierReply
+BundleReply: Any = _ofp_event.EventOFPBundleCtrlMsg
+ErrorReply: Any = _ofp_event.EventOFPErrorMsg
+
+
+def error_name(message: Any) -> str:
+    """An OpenFlow error message in words, for example `OFPET_FLOW_MOD_FAILED(5) OFPFMFC_BAD_TABLE_ID(2)`."""
+    if message.type == ofproto.OFPET_EXPERIMENTER:
+        return f"experimenter {getattr(message, 'experimenter', 0):#x} error {getattr(message, 'exp_type', 0)}"
+    kind = ofproto.ofp_error_type_to_str(message.type)
+    return f"{kind} {ofproto.ofp_error_code_to_str(message.type, message.code)}"
+
+
+def _register_flow_stats_passage() -> None:
+    """Let flow-stats replies through unread.
+
+    The framework's parser makes objects we do not want (8,000 flows a second at best), and drops the whole reply when
+    one entry holds something it does not know, so that the dump would never end.
+    """
+    original = _ofproto_parser._MSG_PARSERS[ofproto.OFP_VERSION]
+
+    def parse(datapath: Any, version: int, kind: int, length: int, xid: int, buf: bytes) -> Any:
+        if kind != ofproto.OFPT_MULTIPART_REPLY or length < 16 or bytes(buf[8:10]) != b"\x00\x01":
+            return original(datapath, version, kind, length, xid, buf)
+        message = parser.OFPFlowStatsReply(datapath)
+        message.set_headers(version, kind, length, xid)
+        message.set_buf(bytes(buf[:length]))
+        message.body = []
+        return message
+
+    _ofproto_parser.register_msg_parser(ofproto.OFP_VERSION)(parse)
+
+
+_register_flow_stats_passage()
+
+# ------------------------------------------------------------------------------------------------------ green things
+
+Event: Any = _hub.Event
+"""`set()`, `is_set()`, `wait(timeout)` → is it set."""
+Queue: Any = eventlet.queue.LightQueue
+QueueEmpty: Any = eventlet.queue.Empty
+Timeout: Any = eventlet.timeout.Timeout
+"""`with Timeout(seconds): …` raises itself when the time is over."""
+sleep: Any = eventlet.sleep
+
+
+def spawn(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in a greenlet; an exception that escapes it is logged."""
+    return _hub.spawn(function, *args)
+
+
+def kill(greenlet: Any) -> None:
+    """End a greenlet and wait for its end."""
+    _hub.kill(greenlet)
+    _hub.joinall([greenlet])
+
+
+# --------------------------------------------------------------------------------------------------------- framework
+
+Address = tuple[str, int]
+AppT = TypeVar("AppT")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _free_address(address: Address) -> Address:
+    """The address with its port filled in. Raises EngineError if it cannot be listened on.
+
+    The framework listens in a greenlet, with SO_REUSEPORT: it would log a failure and go on, and two controllers would
+    silently share the switches of one port. Hence this look beforehand.
+    """
+    with contextlib.closing(socket.socket(_family(address[0]), socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as error:
+            raise EngineError(
+                f"cannot listen for switches on {address[0]} port {address[1]}: {error.strerror}"
+            ) from error
+        host, port = probe.getsockname()[:2]
+        return str(host), int(port)
+
+
+class Framework:
+    """The framework's application manager with its OpenFlow listener and our applications. One per process."""
+
+    def __init__(self, openflow_listen: Address, *, echo_interval: float = 5.0, echo_lost: int = 2) -> None:
+        self._wanted = openflow_listen
+        self._echo = (echo_interval, echo_lost)
+        self._manager: Any = _app_manager.AppManager.get_instance()
+        self._apps: list[Any] = []
+        self._services: list[Any] = []
+        self.address: Address = openflow_listen
+        """Where switches connect; with port 0 the real one is known after `start`."""
+
+    def add(self, app: Callable[..., AppT], *args: Any, **kwargs: Any) -> AppT:
+        """Make an application; it runs from `start` on. Returns the application."""
+        if not self._apps:
+            self._apps.append(self._manager.instantiate(_ofp_handler.OFPHandler))
+        made: AppT = self._manager.instantiate(app, *args, **kwargs)
+        self._apps.append(made)
+        return made
+
+    def start(self) -> None:
+        """Listen for switches. Raises EngineError."""
+        self.address = _free_address(self._wanted)
+        configuration = _cfg.CONF
+        configuration(args=[], project="lark", default_config_files=[], default_config_dirs=[])
+        configuration.set_override("ofp_listen_host", self.address[0])
+        # With a port of its own given, the framework opens neither 6653 nor the old 6633 beside it.
+        configuration.set_override("ofp_tcp_listen_port", self.address[1])
+        # By default a switch whose machine has died is never noticed.
+        configuration.set_override("echo_request_interval", self._echo[0])
+        configuration.set_override("maximum_unreplied_echo_requests", self._echo[1])
+        for app in self._apps:
+            service = app.start()
+            if service is not None:
+                app.set_main_thread(service)
+                self._services.append(service)
+        sleep(0)
+        sleep(0)
+        if any(service.dead for service in self._services):
+            raise EngineError(f"the listener for switches on {self.address[0]} port {self.address[1]} ended at once")
+        LOG.info("%s %s: listening for switches on %s port %d", NAME, VERSION, *self.address)
+
+    @property
+    def alive(self) -> bool:
+        """Is the listener for switches still there?"""
+        return bool(self._services) and not any(service.dead for service in self._services)
+
+    def stop(self) -> None:
+        """End the applications and the listener."""
+        self._manager.close()
+        self._apps.clear()
+        self._services.clear()
+
+
+@contextlib.contextmanager
+def _signals(numbers: Sequence[int]) -> Iterator[Any]:
+    """An event that is set by any of these signals, at once and not at the hub's next timer."""
+    event = Event()
+    read, write = os.pipe()
+    for end in (read, write):
+        os.set_blocking(end, False)
+
+    def watch() -> None:
+        # A signal does not wake the hub from its poll; the byte that the interpreter writes here does.
+        eventlet.hubs.trampoline(read, read=True)
+        event.set()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        LOG.info("signal %s", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher = spawn(watch)
+    try:
+        yield event
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        for number, old in before.items():
+            signal.signal(number, old)
+        kill(watcher)
+        os.close(read)
+        os.close(write)
+
+
+def wait_for_signal(framework: Framework | None = None) -> None:
+    """Wait for SIGTERM or SIGINT. Raises EngineError if the framework's listener ends meanwhile."""
+    with _signals((signal.SIGTERM, signal.SIGINT)) as event:
+        while not event.wait(1.0):
+            if framework is not None and not framework.alive:
+                raise EngineError("the listener for switches has ended; see the log above")
+
+
+def run(apps: Sequence[tuple[type[Any], Mapping[str, Any]]], openflow_listen: Address) -> None:
+    """Run applications until SIGTERM or SIGINT, and end them cleanly. Raises EngineError."""
+    framework = Framework(openflow_listen)
+    for app, kwargs in apps:
+        framework.add(app, **kwargs)
+    framework.start()
+    try:
+        wait_for_signal(framework)
+    finally:
+        framework.stop()
+
+
+# -------------------------------------------------------------------------------------------------------------- WSGI
+
+
+class WsgiServer:
+    """A WSGI application served in greenlets. `address` is the bound one."""
+
+    def __init__(self, listener: Any, app: Callable[..., Any], options: Mapping[str, Any], connections: int) -> None:
+        self.address: Address = (str(listener.getsockname()[0]), int(listener.getsockname()[1]))
+        self._pool = eventlet.greenpool.GreenPool(connections)
+        self._thread = spawn(self._serve, listener, app, dict(options))
+
+    def _serve(self, listener: Any, app: Callable[..., Any], options: dict[str, Any]) -> None:
+        eventlet.wsgi.server(listener, app, custom_pool=self._pool, **options)
+
+    @property
+    def alive(self) -> bool:
+        return not self._thread.dead
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Accept nothing more, close idle connections, give requests under way `grace` seconds, then end them."""
+        if self._thread.dead:
+            return
+        # The exception that kill raises in the accept loop is what starts eventlet's orderly end, and that waits for
+        # every request: so it runs in its own greenlet and is not waited for longer than the grace.
+        spawn(_hub.kill, self._thread)
+        with Timeout(grace, False):
+            while not self._thread.dead:
+                sleep(0.01)
+        for request in list(self._pool.coroutines_running):
+            request.kill()
+        with Timeout(1.0, False):
+            while not self._thread.dead:
+                sleep(0.01)
+
+
+def serve_wsgi(
+    app: Callable[..., Any],
+    host: str,
+    port: int,
+    *,
+    log: logging.Logger | None = None,
+    idle_timeout: float = 60.0,
+    socket_timeout: float = 30.0,
+    connections: int = 512,
+    url_limit: int = 8192,
+) -> WsgiServer:
+    """Serve a WSGI application; port 0 takes a free one (`.address`). Raises EngineError.
+
+    `idle_timeout`: how long a kept-alive connection may be quiet; `socket_timeout`: how long one read or write may
+    take, so that a client that sends a byte a minute does not hold a connection. No tracebacks go to clients.
+    """
+    listener = socket.socket(_family(host), socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise EngineError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    options = {
+        "log": log or logging.getLogger("lark.http"),
+        "log_output": log is not None,
+        "keepalive": idle_timeout,
+        "socket_timeout": socket_timeout,
+        "url_length_limit": url_limit,
+        "debug": False,
+        "log_x_forwarded_for": False,
+    }
+    return WsgiServer(listener, app, options, connections)
