@@ -344,14 +344,15 @@ def install(release: Release, prefix: Path, mirror: str | None, say: bool = True
         tell("pointing programs at the libraries of the prefix")
         count = _relink(prefix)
         answer = _run([prefix / "usr/bin/condor_version"], env={"CONDOR_CONFIG": "/dev/null"})
-        version = re.search(r"\$CondorVersion: (\S+)", answer)
-        if version is None:
+        said = re.search(r"\$CondorVersion: (\S+)", answer)
+        if said is None:
             raise PrefixError(f"condor_version says nothing of a version: {answer!r}")
-        stamp = {"recipe": RECIPE, "prefix": str(prefix), "version": version[1], "package": found}
+        version = said[1]
+        stamp = {"recipe": RECIPE, "prefix": str(prefix), "version": version, "package": found}
         (prefix / STAMP).write_text(json.dumps(stamp) + "\n")
         (prefix / BUILDING).unlink()
-        tell(f"HTCondor {version[1]} in {prefix} ({count} programs, {time.monotonic() - began:.0f} s)")
-        return version[1]
+        tell(f"HTCondor {version} in {prefix} ({count} programs, {time.monotonic() - began:.0f} s)")
+        return version
 
 
 @click.group()

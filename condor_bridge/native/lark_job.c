@@ -1,7 +1,8 @@
 /* lark_job.c: HTCondor's native hooks, job wrapper and file-transfer plugin wrapper for Lark.
  *
  * One source, installed twice. LIBEXEC/lark-job has the file capability cap_sys_admin and enters the network namespace
- * that the agent passes; LIBEXEC/lark-hook has none and only talks. Which tool it is, it knows from basename(argv[0]):
+ * that the agent passes; LIBEXEC/lark-hook has none and only talks. Which tool it is, it knows from the
+ * last part of the path it was executed by (the kernel's AT_EXECFN; startd cron gives argv[0] a name of its own):
  *
  *   lark-job-wrapper   USER_JOB_WRAPPER: enter the attempt's network, become powerless, exec argv[1..]
  *   plugins/NAME       a file-transfer plugin: the same, then exec the program named in plugins/NAME.real
@@ -28,6 +29,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -35,6 +37,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,6 +68,7 @@ struct answer {
 };
 
 static int libexec_dir = -1;
+static char libexec_path[4096];
 
 static long long now_ms(void) {
     struct timespec t;
@@ -101,11 +105,11 @@ static bool in_user_namespace(void) {
 /* The directory of this binary, if it is root's alone: everything read from it decides whom we believe. A hard link of
  * the binary in a directory of the user's ends here. */
 static bool open_libexec(struct answer *a) {
-    char path[4096];
+    char *path = libexec_path;
     struct stat st;
     if (in_user_namespace()) /* root's files do not look like root's here, and the capability does nothing */
         return deny(a, HOLD_AGENT, "in a user namespace the helper's file capability does nothing; HTCondor must run outside of one");
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    ssize_t n = readlink("/proc/self/exe", path, sizeof libexec_path - 1);
     if (n <= 0) return deny(a, HOLD_AGENT, "cannot read /proc/self/exe: %s", strerror(errno));
     path[n] = 0;
     char *slash = strrchr(path, '/');
@@ -309,16 +313,28 @@ static void plain(char *text) {
         else if (*text < ' ' || *text > '~') *text = '?';
 }
 
+/* HTCondor takes a job whose wrapper failed back into the queue only if it finds the error file, and it looks as the user
+ * condor (with the job's group), to whom the job's directory is closed: without letting it pass, the job would count as
+ * completed. Nothing of the job has run, and the starter removes the directory at once. */
 static int fail_job(struct answer *a) {
     struct answer ignored = {.fd = -1};
     become_powerless(&ignored); /* the file's name is the owner's; nothing of ours is needed to write it */
-    char text[TEXT_MAX + 64];
+    char text[TEXT_MAX + 64], directory[4096];
+    struct stat st;
     snprintf(text, sizeof text, "lark hold %d: %s\n", a->hold, a->text);
-    const char *name = getenv("_CONDOR_WRAPPER_ERROR_FILE");
-    int fd = name ? open(name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600) : -1;
+    const char *name = getenv("_CONDOR_WRAPPER_ERROR_FILE"), *slash = name ? strrchr(name, '/') : NULL;
+    int fd = name ? open(name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0644) : -1;
     if (fd >= 0) {
-        if (write(fd, text, strlen(text)) < 0) perror("lark-job-wrapper: error file");
+        if (write(fd, text, strlen(text)) < 0 || fchmod(fd, 0644)) perror("lark-job-wrapper: error file");
         close(fd);
+    }
+    if (fd >= 0 && slash && slash != name && (size_t)(slash - name) < sizeof directory) {
+        memcpy(directory, name, (size_t)(slash - name));
+        directory[slash - name] = 0;
+        int dir = open(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (dir < 0 || fstat(dir, &st) || st.st_uid != geteuid() || fchmod(dir, (st.st_mode & 07777) | S_IXGRP | S_IXOTH))
+            fprintf(stderr, "lark-job-wrapper: HTCondor may not find %s: %s\n", name, strerror(errno));
+        if (dir >= 0) close(dir);
     }
     fprintf(stderr, "lark-job-wrapper: %s", text);
     return 126;
@@ -377,9 +393,41 @@ static int plugin(struct answer *a, const char *name, char **argv) {
     return fail_plugin(a, argv);
 }
 
+/* Run `lark-job check` as the job's user that we are: what would make the wrapper fail is better told now, while the job
+ * can still be held for it. Its words are read from a pipe. */
+static bool wrapper_will_work(struct answer *a) {
+    int ends[2], status = -1;
+    char said[512] = "";
+    if (pipe2(ends, O_CLOEXEC)) return deny(a, HOLD_AGENT, "pipe: %s", strerror(errno));
+    pid_t child = fork();
+    if (child == 0) {
+        char *const words[] = {(char *)"lark-job", (char *)"check", NULL}, *const nothing[] = {NULL};
+        dup2(ends[1], STDOUT_FILENO);
+        dup2(ends[1], STDERR_FILENO);
+        char path[sizeof libexec_path + 16];
+        snprintf(path, sizeof path, "%s/lark-job", libexec_path);
+        execve(path, words, nothing);
+        dprintf(STDERR_FILENO, "%.300s: cannot be executed: %s", path, strerror(errno));
+        _exit(1);
+    }
+    close(ends[1]);
+    for (size_t got = 0; child > 0 && got < sizeof said - 1;) {
+        ssize_t n = read(ends[0], said + got, sizeof said - 1 - got);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        got += (size_t)n;
+    }
+    close(ends[0]);
+    if (child < 0) return deny(a, HOLD_AGENT, "fork: %s", strerror(errno));
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
+    said[strcspn(said, "\n")] = 0;
+    return deny(a, HOLD_AGENT, "%s", said[0] ? said : "lark-job: died while checking its capability");
+}
+
 static int hook_prepare(struct answer *a) {
     drain_stdin();
-    if (open_libexec(a) && ask(a, "LARK1 begin", LARK_ANSWER_MS, LARK_CONNECT_MS)) return 0;
+    if (open_libexec(a) && wrapper_will_work(a) && ask(a, "LARK1 begin", LARK_ANSWER_MS, LARK_CONNECT_MS)) return 0;
     plain(a->text);
     printf("HookStatusCode = %d\nHookStatusMessage = \"lark: %s\"\n", a->hold, a->text);
     fprintf(stderr, "lark-hook-prepare: hold %d: %s\n", a->hold, a->text);
@@ -417,8 +465,9 @@ int main(int argc, char **argv) {
     /* A caller may have closed 0, 1 or 2: a socket must not be mistaken for one of them. */
     for (int fd = 0; fd <= 2; fd++)
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd ? O_WRONLY : O_RDONLY) != fd) return 126;
-    if (argc < 1 || !argv[0]) return 126;
-    const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+    const char *path = (const char *)getauxval(AT_EXECFN);
+    if (argc < 1 || !argv[0] || !path) return 126;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     if (strcmp(name, "lark-job-wrapper") == 0) return job_wrapper(&a, argv);
     if (strcmp(name, "lark-hook-prepare") == 0) return hook_prepare(&a);
     if (strcmp(name, "lark-hook-exit") == 0) return hook_exit(&a);
