@@ -99,9 +99,9 @@ def misfit(attribute: Attribute, value: object) -> str | None:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 return f"must be a number, not {shown}"
             if attribute.min is not None and value < attribute.min:
-                return f"must be at least {attribute.min}, not {shown}"
+                return f"must be at least {attribute.min:g}, not {shown}"
             if attribute.max is not None and value > attribute.max:
-                return f"must be at most {attribute.max}, not {shown}"
+                return f"must be at most {attribute.max:g}, not {shown}"
     return None
 
 

@@ -520,7 +520,7 @@ def _attribute(collect: _Collector, name: str, source: _AttributeIn) -> Attribut
     if (source.min is not None or source.max is not None) and kind is not AttributeType.NUMBER:
         collect.add(at, f"`{name}`: min and max belong to type number")
     if source.min is not None and source.max is not None and source.min > source.max:
-        collect.add(at, f"`{name}`: min {source.min} is greater than max {source.max}", "swap them")
+        collect.add(at, f"`{name}`: min {source.min:g} is greater than max {source.max:g}", "swap them")
     if len(collect.problems) > before:
         return None
     attribute = Attribute(
@@ -582,7 +582,7 @@ def _check_trust(
         if loose:
             collect.add(
                 ("seal", position),
-                f"this restriction rests on `{', '.join(loose)}`, which is not declared: a typing mistake would lift it",
+                f"this restriction rests on `{', '.join(loose)}`, not declared here: a typing mistake would lift it",
                 "declare it under `attributes:` with its type",
             )
 
