@@ -255,7 +255,7 @@ def _set_field(data: bytes) -> SetField:
 
 def _nicira(subtype: int, body: bytes) -> Action:
     if subtype == encode.NX_REG_LOAD2:
-        return _set_field(body[6:])
+        return _set_field(body)
     if subtype == encode.NX_REG_LOAD:
         bits, head, value = struct.unpack_from("!H4sQ", body)
         field = _writable(_header(head, 0)[0])

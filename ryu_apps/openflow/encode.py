@@ -138,8 +138,7 @@ def _action(action: Action) -> bytes:
                 size = -(-(4 + len(data)) // 8) * 8
                 return (struct.pack("!HH", ACTION_SET_FIELD, size) + data).ljust(size, b"\0")
             mask = ((1 << width) - 1) << low
-            # Six octets of zeros stand between the subtype and the field.
-            return _nicira(NX_REG_LOAD2, bytes(6) + _field_bytes(field, value << low, mask))
+            return _nicira(NX_REG_LOAD2, _field_bytes(field, value << low, mask))
         case Move(source, source_low, target, target_low, width):
             from_ = _bits(source, source_low, width)
             to = _bits(target, target_low, width)
