@@ -1,0 +1,607 @@
+"""Attempts: from the hook's first word to the last confirmed deletion. `life` says what is allowed; this does it.
+
+Order of what is done, and why a kill at any point leaves nothing open and nothing forgotten:
+
+  begin     ledger(registering) → PUT → ledger(stage-in) → "ok"       a record before anything outside knows the attempt
+  phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
+  end       ledger(closing) → processes, device, namespace, port, conntrack zone go → DELETE until confirmed
+            → record goes → the lane's number may be used again
+
+Invariants: nothing is answered "ok" before the controller said the policy is in force. The end of an attempt is the end
+of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from ovs_agent import bridge, life, netlink, plan, trust
+from ovs_agent.chirp import Relays
+from ovs_agent.config import AgentConfig
+from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
+from ovs_agent.errors import AgentError
+from ovs_agent.ledger import Ledger, Record
+from ovs_agent.life import Request, State
+from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.plan import Lane
+from ovs_agent.pool import NoLane, Pool
+from ovs_agent.startd import NotLiteral, Startd, StartdError
+from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Phase, PortSpec
+
+log = logging.getLogger(__name__)
+HOLD_POLICY, HOLD_CONTROLLER, HOLD_AGENT, HOLD_NETWORK = 101, 102, 103, 104
+STARTD_PATIENCE = 8.0
+EXIT_WAIT = 15.0
+"""Seconds: HTCondor gives the exit hook 30."""
+LANE_WAIT = 10.0
+DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer on the socket. Owns `fd`."""
+
+    text: str
+    fd: int | None = None
+
+
+OK = Reply("ok")
+
+
+def hold(subcode: int, text: str) -> Reply:
+    return Reply(f"hold {subcode} {text}")
+
+
+def refused(text: str) -> Reply:
+    return Reply(f"refused {text}")
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt while the agent knows it. `record` is what the ledger holds, or will hold."""
+
+    record: Record
+    starter_pidfd: int
+    relays: Relays
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    job_pidfd: int | None = None
+    label: str = "?"
+    told: bool = False
+    """The controller may know this attempt: it must be DELETEd."""
+    beginning: asyncio.Task[Reply] | None = None
+    ending: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+
+class Attempts:
+    def __init__(
+        self,
+        config: AgentConfig,
+        boot_id: str,
+        ledger: Ledger,
+        pool: Pool,
+        db: Ovsdb,
+        startd: Startd,
+        controller: ControllerClient,
+    ) -> None:
+        self._config = config
+        self._boot_id = boot_id
+        self._ledger = ledger
+        self._pool = pool
+        self._db = db
+        self._startd = startd
+        self._controller = controller
+        self._all: dict[str, Attempt] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._unguarded: set[int] = set()
+        self._telling: set[str] = set()
+        self.datapath_type = "system"
+
+    # -- asking about attempts ------------------------------------------------------------------------------------
+
+    def ids(self) -> list[str]:
+        """Attempts the controller should know, for the heartbeat."""
+        return [a.id for a in self._all.values() if a.told]
+
+    def known(self, attempt: str) -> bool:
+        return attempt in self._all
+
+    def names_in_use(self) -> tuple[set[str], set[str]]:
+        """Ports and namespaces that belong to attempts."""
+        ports = {a.record.port for a in self._all.values() if a.record.lane}
+        return ports, {name for a in self._all.values() for name in a.record.namespaces}
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def _id(self, slot: str, pid: int, start: int) -> str:
+        return f"{self._config.node}~{self._boot_id[:8]}~{slot}~{pid}~{start}"
+
+    async def handle(self, request: Request, caller: trust.Caller, peer: trust.Peer) -> Reply:
+        """Answer a believed caller. Raises trust.Refused."""
+        attempt_id = self._id(caller.slot, caller.starter_pid, caller.starter_start)
+        attempt = self._all.get(attempt_id)
+        if attempt is not None and attempt.record.uid != peer.uid:
+            raise trust.Refused(f"attempt {attempt_id} belongs to uid {attempt.record.uid}")
+        if request is Request.BEGIN:
+            step = life.step(attempt.record.state if attempt else None, request, job_exited=False)
+            if step.refuse:
+                raise trust.Refused(step.refuse)
+            return await self._begin(attempt_id, caller)
+        if attempt is None or attempt.record.state is State.REGISTERING:
+            state = attempt.record.state if attempt else None
+            raise trust.Refused(life.step(state, request, job_exited=False).refuse or "no such attempt")
+        async with attempt.lock:
+            exited = attempt.job_pidfd is not None and not trust.alive(attempt.job_pidfd)
+            step = life.step(attempt.record.state, request, exited)
+            if step.refuse:
+                raise trust.Refused(step.refuse)
+            if step.advance is Phase.RUN:
+                self._hold_job(attempt, peer)
+            if step.advance is not None:
+                trouble = await self._advance(attempt, step.advance)
+                if trouble is not None:
+                    return trouble
+            if request is Request.STAGE_OUT:
+                return OK
+            return await self._namespace(attempt, request)
+
+    def _hold_job(self, attempt: Attempt, peer: trust.Peer) -> None:
+        """The caller will become the job by exec: its end allows stage-out."""
+        if attempt.job_pidfd is not None:
+            os.close(attempt.job_pidfd)
+        attempt.job_pidfd = os.dup(peer.pidfd)
+        attempt.record = attempt.record.model_copy(
+            update={"job_pid": peer.pid, "job_start": trust.start_time(peer.pid)}
+        )
+
+    async def _namespace(self, attempt: Attempt, request: Request) -> Reply:
+        if request is Request.ENTER_JOB and not attempt.ending:
+            await attempt.relays.open(attempt.record.namespaces[-1])
+        if attempt.ending:
+            raise trust.Refused("this attempt has ended")
+        try:
+            fd = netlink.open_namespace(attempt.record.namespaces[-1])
+        except netlink.NetworkError as e:
+            log.error("attempt=%s job=%s has lost its namespace: %s", attempt.id, attempt.label, e)
+            return hold(HOLD_NETWORK, f"the job network of attempt {attempt.id} is damaged; see the agent's log")
+        return Reply("ok", fd)
+
+    # -- begin ----------------------------------------------------------------------------------------------------
+
+    async def _begin(self, attempt_id: str, caller: trust.Caller) -> Reply:
+        record = Record(
+            id=attempt_id,
+            state=State.REGISTERING,
+            lane=0,
+            port="",
+            namespaces=(),
+            zone=0,
+            boot_id=self._boot_id,
+            slot=caller.slot,
+            uid=caller.uid,
+            starter_pid=caller.starter_pid,
+            starter_start=caller.starter_start,
+        )
+        attempt = Attempt(record, os.dup(caller.starter_pidfd), Relays(attempt_id, caller.starter_pid))
+        self._all[attempt_id] = attempt
+        self._watch_starter(attempt)
+        self._warn_unguarded(caller.uid)
+        attempt.beginning = asyncio.create_task(self._register(attempt))
+        # The registration goes on if the hook is killed; only the end of the starter stops it.
+        return await asyncio.shield(attempt.beginning)
+
+    async def _register(self, attempt: Attempt) -> Reply:
+        began = time.monotonic()
+        async with attempt.lock:
+            try:
+                reply = await self._try_register(attempt)
+            except GivenUp:
+                return refused("the starter ended while its attempt began")
+            except Held as e:
+                reply = hold(e.subcode if 100 <= e.subcode <= 199 else HOLD_POLICY, e.text)
+            except NotLiteral as e:
+                reply = hold(HOLD_POLICY, e.text)
+            except Unavailable as e:
+                reply = hold(HOLD_CONTROLLER, f"{e.text}; no network policy could be put in force for this job")
+            except Rejected as e:
+                reply = hold(HOLD_NETWORK, f"the controller at {self._controller.url} refuses this node's request: {e}")
+            except StartdError as e:
+                reply = hold(HOLD_AGENT, e.text)
+            except (NoLane, AgentError) as e:
+                reply = hold(HOLD_NETWORK, f"no job network on {self._config.node}: {e}")
+            except Exception as e:
+                log.exception("attempt=%s could not begin", attempt.id)
+                reply = hold(HOLD_AGENT, f"internal error of the agent: {type(e).__name__}")
+            if reply is OK:
+                spent = (time.monotonic() - began) * 1000
+                log.info(
+                    "begin: attempt=%s job=%s uid=%d node=%s bridge=%s port=%s ipv4=%s sealed=%s ms=%.0f",
+                    *(attempt.id, attempt.label, attempt.record.uid, self._config.node, self._config.bridge.name),
+                    *(
+                        attempt.record.port,
+                        attempt.record.spec and attempt.record.spec.ipv4,
+                        attempt.record.sealed,
+                        spent,
+                    ),
+                )
+                return reply
+            log.warning("not begun: attempt=%s job=%s: %s", attempt.id, attempt.label, reply.text)
+            await self._fail(attempt)
+            return reply
+
+    async def _try_register(self, attempt: Attempt) -> Reply:
+        found = await self._startd.job_on(
+            attempt.record.slot, attempt.record.starter_start, STARTD_PATIENCE, lambda: not attempt.ending
+        )
+        attempt.label = found.job or "?"
+        wait = self._config.controller.wait
+        if self._pool.network is None:
+            wait_until = time.monotonic() + wait
+            while self._pool.network is None:
+                if attempt.ending or time.monotonic() > wait_until:
+                    raise Unavailable(f"controller {self._controller.url} has not said which addresses this node has")
+                await asyncio.sleep(0.2)
+            wait = max(1.0, wait_until - time.monotonic())
+        lane = await self._pool.acquire(LANE_WAIT)
+        if attempt.ending:
+            await self._pool.give_back(lane)
+            raise GivenUp("the starter has ended")
+        try:
+            spec = self._spec(lane, found.ad, found.slot, found.job)
+        except ValidationError as e:
+            await self._pool.give_back(lane)
+            problem = e.errors()[0]
+            where = ".".join(str(p) for p in problem["loc"][:2])
+            raise NotLiteral(
+                f"the job's description cannot be sent to the controller: {where}: {problem['msg']}"
+            ) from None
+        attempt.record = attempt.record.model_copy(
+            update={
+                "lane": lane.number,
+                "port": lane.port,
+                "namespaces": (lane.namespace,),
+                "zone": lane.zone,
+                "spec": spec,
+            }
+        )
+        await self._save(attempt)
+        attempt.told = True
+        status = await insist(lambda: self._controller.put_attempt(attempt.id, spec), wait, lambda: attempt.ending)
+        self._check(attempt, status)
+        if attempt.ending:
+            raise GivenUp("the starter has ended")
+        if status.decision.sealed:
+            await self._seal(attempt)
+        self._set_state(attempt, State.STAGE_IN)
+        await self._save(attempt)
+        self._spawn(self._label(attempt))
+        return OK
+
+    def _spec(self, lane: Lane, ad: Any, slot: Any, job: str | None) -> AttemptSpec:
+        return AttemptSpec(
+            node=self._config.node,
+            port=PortSpec(bridge=self._config.bridge.name, name=lane.port, ofport=lane.ofport),
+            mac=lane.mac,
+            ipv4=str(lane.ipv4),
+            ipv6=str(lane.ipv6) if lane.ipv6 is not None else None,
+            zone=lane.zone,
+            phase=Phase.STAGE_IN,
+            ad=ad,
+            slot=slot,
+            job=job,
+        )
+
+    @staticmethod
+    def _check(attempt: Attempt, status: AttemptStatus) -> None:
+        """The answer must be about this attempt, and say that every bridge concerned has it."""
+        if status.id != attempt.id:
+            raise Unavailable(f"controller answered about another attempt ({status.id})")
+        lacking = [b for b, r in status.bridges.items() if r is not BridgeRealisation.REALISED]
+        if lacking:
+            raise Unavailable(f"controller could not confirm the policy on {', '.join(sorted(lacking))}")
+
+    async def _seal(self, attempt: Attempt) -> None:
+        """An empty namespace for a job that gets no network; its lane stays, registered and unused."""
+        name = plan.sealed_namespace(attempt.record.namespaces[0])
+        names = (attempt.record.namespaces[0], name)
+        attempt.record = attempt.record.model_copy(update={"sealed": True, "namespaces": names})
+        await self._save(attempt)
+        await netlink.in_thread(lambda: netlink.delete_namespace(name))
+        await netlink.in_thread(lambda: netlink.create_namespace(name))
+
+    async def _label(self, attempt: Attempt) -> None:
+        with contextlib.suppress(AgentError):
+            await self._db.label(attempt.record.port, attempt.id)
+
+    async def _fail(self, attempt: Attempt) -> None:
+        """The job will be held. Give everything back now; remember the attempt until its starter ends."""
+        record = attempt.record
+        self._set_state(attempt, State.FAILED)
+        if record.lane and not attempt.ending:
+            self._spawn(self._tear_down(attempt, record))
+
+    def _warn_unguarded(self, uid: int) -> None:
+        if uid in self._unguarded or any(low <= uid <= high for low, high in self._config.guard.uids):
+            return
+        self._unguarded.add(uid)
+        log.warning("job uid %d is not among guard.uids: its code outside job networks is not stopped", uid)
+
+    # -- phases ---------------------------------------------------------------------------------------------------
+
+    async def _advance(self, attempt: Attempt, phase: Phase) -> Reply | None:
+        """None when the phase is in force everywhere; else what to reply."""
+        spec = attempt.record.spec
+        assert spec is not None
+        before = attempt.record
+        self._set_state(attempt, life.STATE_OF[phase])
+        attempt.record = attempt.record.model_copy(update={"spec": spec.model_copy(update={"phase": phase})})
+        await self._save(attempt)
+        wait = EXIT_WAIT if phase is Phase.STAGE_OUT else self._config.controller.wait
+        try:
+            status = await insist(lambda: self._tell_phase(attempt, phase), wait, lambda: attempt.ending)
+            self._check(attempt, status)
+        except AgentError as e:
+            if phase is Phase.STAGE_OUT:
+                self.told_to_drop(attempt.id)  # the job is over: this phase must come into force, if late
+            elif not attempt.ending:
+                attempt.record = before
+                await self._save(attempt)
+            log.error("phase %s not in force: attempt=%s job=%s: %s", phase, attempt.id, attempt.label, e)
+            if isinstance(e, Held):
+                return hold(HOLD_POLICY, e.text)
+            subcode = HOLD_CONTROLLER if isinstance(e, Unavailable) else HOLD_NETWORK
+            return hold(subcode, f"phase {phase} could not be put in force: {e}")
+        log.info("phase: attempt=%s job=%s phase=%s", attempt.id, attempt.label, phase)
+        return None
+
+    async def _tell_phase(self, attempt: Attempt, phase: Phase) -> AttemptStatus:
+        try:
+            return await self._controller.patch_phase(attempt.id, phase)
+        except Rejected as e:
+            if e.status != 404 or attempt.record.spec is None or attempt.ending:
+                raise
+            log.warning("controller had forgotten attempt=%s; registering it again", attempt.id)
+            return await self._controller.put_attempt(attempt.id, attempt.record.spec)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _watch_starter(self, attempt: Attempt) -> None:
+        asyncio.get_running_loop().add_reader(attempt.starter_pidfd, self._starter_ended, attempt)
+
+    def _starter_ended(self, attempt: Attempt) -> None:
+        asyncio.get_running_loop().remove_reader(attempt.starter_pidfd)
+        attempt.ending = True
+        self._spawn(self._end(attempt))
+
+    async def _end(self, attempt: Attempt) -> None:
+        if attempt.beginning is not None and not attempt.record.lane:
+            await asyncio.wait([attempt.beginning])  # it has nothing yet, and sees that it should stop
+        record = attempt.record
+        if record.state is State.FAILED:  # what it had is being taken down already, or is gone
+            if not attempt.told:
+                self._forget(attempt)
+            return
+        self._set_state(attempt, State.CLOSING)
+        if record.lane:
+            await self._tear_down(attempt, record)
+        else:
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        if self._all.pop(attempt.id, None) is None:
+            return
+        for fd in (attempt.starter_pidfd, attempt.job_pidfd):
+            if fd is not None:
+                os.close(fd)
+        attempt.job_pidfd = None
+
+    async def _tear_down(self, attempt: Attempt, record: Record) -> None:
+        """Everything goes at once; the number comes back when the controller has confirmed."""
+        began = time.monotonic()
+        closing = record.model_copy(update={"state": State.CLOSING})
+        await asyncio.to_thread(self._ledger.save, closing)
+        await attempt.relays.close()
+        killed: list[int] = []
+        while True:
+            try:
+                killed += await self._pool.destroy(record.port, record.namespaces)
+                break
+            except (AgentError, OSError) as e:
+                log.error("not yet torn down: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
+                await asyncio.sleep(1)
+        try:
+            await bridge.flush_zone(self._config.bridge.rundir, self.datapath_type, record.zone)
+        except AgentError as e:
+            log.error("connections of zone %d not flushed: attempt=%s: %s", record.zone, attempt.id, e)
+        log.info(
+            "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",
+            *(attempt.id, attempt.label, self._config.node, self._config.bridge.name, record.port),
+            *(",".join(map(str, killed)) or "none", (time.monotonic() - began) * 1000),
+        )
+        async with attempt.lock:
+            pass  # what is on its way to the controller, or to the disk, arrives before the deletion does
+        await self._delete(attempt.id)
+        attempt.told = False
+        await asyncio.to_thread(self._ledger.forget, attempt.id)
+        self._pool.release(record.lane)
+        if attempt.ending:
+            self._forget(attempt)
+
+    async def _delete(self, attempt_id: str) -> None:
+        """Insist until the controller and every bridge it can reach have let go of the attempt."""
+        pause = DELETE_PAUSE
+        said = False
+        while True:
+            try:
+                gone = await self._controller.delete_attempt(attempt_id)
+            except AgentError as e:
+                trouble = str(e)
+            else:
+                pending = [b for b, r in gone.bridges.items() if r is BridgeRealisation.PENDING] if gone else []
+                if not pending:
+                    log.info("deleted: attempt=%s", attempt_id)
+                    return
+                trouble = f"waiting for {', '.join(sorted(pending))}"
+            if not said:
+                log.warning("attempt=%s not deleted yet, its address stays in quarantine: %s", attempt_id, trouble)
+            said = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, DELETE_PAUSE_LONGEST)
+
+    # -- restart, heartbeat, shutdown -----------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Go on with what the ledger knows. Call before the pool builds anything."""
+        for record in await asyncio.to_thread(self._ledger.load):
+            if record.lane:
+                self._pool.claim_number(record.lane)
+            fd = self._reopen(record.boot_id, record.starter_pid, record.starter_start)
+            attempt = Attempt(
+                record,
+                fd if fd is not None else os.pidfd_open(os.getpid()),
+                Relays(record.id, record.starter_pid),
+                label=(record.spec.job if record.spec else None) or "?",
+                told=True,
+            )
+            self._all[record.id] = attempt
+            if fd is None:
+                attempt.ending = True
+                self._set_state(attempt, State.CLOSING)
+                self._spawn(self._tear_down(attempt, record))
+            elif record.state in (State.REGISTERING, State.CLOSING, State.FAILED):
+                # Its hook has lost the connection and holds the job.
+                self._watch_starter(attempt)
+                self._set_state(attempt, State.FAILED)
+                self._spawn(self._tear_down(attempt, record))
+            else:
+                if record.job_pid is not None and record.job_start is not None:
+                    job = self._reopen(record.boot_id, record.job_pid, record.job_start)
+                    # A job that is gone: any pidfd of an exited process says so.
+                    attempt.job_pidfd = job if job is not None else _exited_pidfd()
+                self._watch_starter(attempt)
+                self._spawn(self._go_on(attempt))
+            log.info("from the ledger: attempt=%s job=%s state=%s", attempt.id, attempt.label, attempt.record.state)
+
+    def _reopen(self, boot_id: str, pid: int, start: int) -> int | None:
+        if boot_id != self._boot_id:
+            return None
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        try:
+            if trust.start_time(pid) == start and trust.alive(fd):
+                return fd
+        except trust.Refused:
+            pass
+        os.close(fd)
+        return None
+
+    async def _go_on(self, attempt: Attempt) -> None:
+        """A running attempt after a restart of the agent: its relays again, and the controller told again."""
+        async with attempt.lock:
+            if attempt.record.state is not State.STAGE_IN and not attempt.ending:
+                await attempt.relays.open(attempt.record.namespaces[-1])
+        await self.tell_again(attempt.id)
+
+    async def tell_again(self, attempt_id: str) -> None:
+        """PUT an attempt the controller may have forgotten. Idempotent; insists while the attempt lives."""
+        if attempt_id in self._telling:
+            return
+        self._telling.add(attempt_id)
+        try:
+            await self._tell_again(attempt_id)
+        finally:
+            self._telling.discard(attempt_id)
+
+    async def _tell_again(self, attempt_id: str) -> None:
+        while (attempt := self._all.get(attempt_id)) is not None and attempt.record.state in life.PHASE_OF:
+            async with attempt.lock:
+                spec = attempt.record.spec
+                if spec is None or attempt.ending or attempt.record.state not in life.PHASE_OF:
+                    return
+                try:
+                    await self._put_or_catch_up(attempt, spec)
+                    return
+                except Unavailable as e:
+                    log.warning("attempt=%s job=%s not registered again yet: %s", attempt.id, attempt.label, e)
+                except AgentError as e:
+                    log.error("controller refuses running attempt=%s job=%s: %s", attempt.id, attempt.label, e)
+                    return
+            await asyncio.sleep(2)
+
+    async def _put_or_catch_up(self, attempt: Attempt, spec: AttemptSpec) -> None:
+        try:
+            await self._controller.put_attempt(attempt.id, spec)
+        except Rejected as e:
+            if e.status != 409:
+                raise
+            # Killed between writing the new phase down and telling the controller.
+            now = await self._controller.get_attempt(attempt.id)
+            if now.spec.model_copy(update={"phase": spec.phase}) != spec:
+                raise
+            if now.spec.phase is not spec.phase:
+                await self._controller.patch_phase(attempt.id, spec.phase)
+
+    def told_to_drop(self, attempt_id: str) -> None:
+        """The controller does not know an attempt of ours."""
+        self._spawn(self.tell_again(attempt_id))
+
+    def told_of_stranger(self, attempt_id: str) -> None:
+        """The controller knows an attempt of this node that we do not have."""
+        if attempt_id not in self._all and attempt_id.startswith(f"{self._config.node}~"):
+            log.warning("controller still had attempt=%s; deleting it", attempt_id)
+            self._spawn(self._delete_once(attempt_id))
+
+    async def _delete_once(self, attempt_id: str) -> None:
+        with contextlib.suppress(AgentError):  # the next heartbeat says it again
+            await self._controller.delete_attempt(attempt_id)
+
+    async def shut_down(self) -> None:
+        """Stop working; running jobs keep their networks, the ledger keeps the rest."""
+        loop = asyncio.get_running_loop()
+        for attempt in self._all.values():
+            loop.remove_reader(attempt.starter_pidfd)
+            await attempt.relays.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- small things ---------------------------------------------------------------------------------------------
+
+    def _set_state(self, attempt: Attempt, state: State) -> None:
+        attempt.record = attempt.record.model_copy(update={"state": state})
+
+    async def _save(self, attempt: Attempt) -> None:
+        if not attempt.ending:
+            await asyncio.to_thread(self._ledger.save, attempt.record)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the agent failed", exc_info=task.exception())
+
+
+def _exited_pidfd() -> int:
+    """A pidfd of a process that has exited."""
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    fd = os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    return fd

@@ -1,0 +1,240 @@
+"""Bridges: their creation (`prepare-bridge`), the host lane in table 0, and watching over both while the agent runs.
+
+Invariants: a bridge is secure (no flow, no traffic) and without in-band control from its creating transaction on,
+because either would open it before the first flow is there. Only flows with the host lane's own cookie in table 0 are
+ever touched. Table 0 is written over the bridge's management socket, so it never waits for a controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import select
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovs_agent import command, netlink, plan
+from ovs_agent.errors import AgentError
+from ovs_agent.ovsdb import Ovsdb, SwitchError
+
+log = logging.getLogger(__name__)
+MAX_BACKOFF_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeWish:
+    """What `prepare-bridge` is to bring about."""
+
+    name: str
+    role: str
+    datapath_type: str
+    datapath_id: str | None
+    uplinks: tuple[str, ...]
+    controllers: tuple[str, ...]
+    mac: str | None
+
+
+async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
+    """Create the bridge or mend it. Idempotent; returns what was changed, in words."""
+    done: list[str] = []
+    there = await db.bridge(wish.name)
+    mac = wish.mac
+    if mac is None and wish.uplinks:
+        mac = await netlink.in_thread(lambda: netlink.device_mac(wish.uplinks[0]))
+        if mac is None:
+            raise AgentError("no such device; name one that exists with --uplink", wish.uplinks[0])
+    settings = ["fail_mode=secure", "other_config:disable-in-band=true", "protocols=OpenFlow13,OpenFlow14"]
+    if wish.datapath_id:
+        settings.append(f"other_config:datapath-id={wish.datapath_id}")
+    if mac:
+        # Without this the bridge's MAC is the lowest of its ports' and changes under the host as job ports come and go.
+        settings.append(f'other_config:hwaddr="{mac}"')
+    if there is None:
+        words = [
+            "add-br",
+            wish.name,
+            "--",
+            "set",
+            "Bridge",
+            wish.name,
+            f"datapath_type={wish.datapath_type}",
+            *settings,
+        ]
+        for device in wish.uplinks:
+            words += ["--", "add-port", wish.name, device]
+        await db.vsctl(words)
+        done.append(f"created bridge {wish.name} ({wish.datapath_type}, fail_mode=secure)")
+    else:
+        if there["datapath_type"] != wish.datapath_type:
+            raise AgentError(
+                f"exists with datapath_type={there['datapath_type'] or 'system'}, not {wish.datapath_type}; "
+                "delete it first (ovs-vsctl del-br) or name the type it has",
+                f"bridge {wish.name}",
+            )
+        other = there["other_config"] or {}
+        mend: list[str] = []
+        if there["fail_mode"] != "secure":
+            mend.append("fail_mode=secure")
+        if other.get("disable-in-band") != "true":
+            mend.append("other_config:disable-in-band=true")
+        if wish.datapath_id and other.get("datapath-id") != wish.datapath_id:
+            mend.append(f"other_config:datapath-id={wish.datapath_id}")
+        if mac and other.get("hwaddr") != mac:
+            mend.append(f'other_config:hwaddr="{mac}"')
+        protocols = there["protocols"]
+        if set(protocols if isinstance(protocols, list) else [protocols]) != {"OpenFlow13", "OpenFlow14"}:
+            mend.append("protocols=OpenFlow13,OpenFlow14")
+        if mend:
+            await db.vsctl(["set", "Bridge", wish.name, *mend])
+            done.append(f"set {' '.join(mend)}")
+        ports = set((await db.vsctl(["list-ports", wish.name])).split())
+        for device in wish.uplinks:
+            if device not in ports:
+                await db.vsctl(["--may-exist", "add-port", wish.name, device])
+                done.append(f"added port {device}")
+    if wish.controllers:
+        now = (await db.vsctl(["get-controller", wish.name])).split()
+        if sorted(now) != sorted(wish.controllers):
+            words = ["set-controller", wish.name, *wish.controllers]
+            await db.vsctl([*words, "--", "set", "Controller", wish.name, f"max_backoff={MAX_BACKOFF_MS}"])
+            done.append(f"set controller {' '.join(wish.controllers)}")
+    uplink = wish.uplinks[0] if wish.role == "worker" and wish.uplinks else None
+    changed = await assert_table0(db, rundir, wish.name, uplink)
+    if changed:
+        done.append(f"wrote {changed} flows of table 0")
+    return done
+
+
+def _target(rundir: Path, bridge: str) -> str:
+    return f"unix:{rundir / (bridge + '.mgmt')}"
+
+
+async def _ofctl(words: Sequence[str], stdin: str | None = None) -> str:
+    try:
+        return await command.run(["ovs-ofctl", "-O", "OpenFlow14", "--timeout=5", *words], stdin=stdin, timeout=8)
+    except command.CommandError as e:
+        raise SwitchError(e.text, e.where) from e
+
+
+async def dump_table0(rundir: Path, bridge: str) -> list[str]:
+    """The host lane's flows as the switch has them."""
+    text = await _ofctl(["--no-stats", "--no-names", "dump-flows", _target(rundir, bridge), "table=0"])
+    return [line.strip() for line in text.splitlines() if "actions=" in line]
+
+
+async def wanted_table0(db: Ovsdb, bridge: str, uplink: str | None) -> list[str]:
+    if uplink is None:
+        return plan.gate_table0()
+    number, _ = await db.interface(uplink)
+    _, mac = await db.interface(bridge)
+    if number is None or not mac:
+        raise SwitchError(f"uplink {uplink} or the bridge's own port is not ready", f"bridge {bridge}")
+    return plan.worker_table0(number, mac)
+
+
+async def assert_table0(db: Ovsdb, rundir: Path, bridge: str, uplink: str | None) -> int:
+    """Make table 0 what it should be; 0 flows are sent when it is already. Returns how many were sent."""
+    wanted = await wanted_table0(db, bridge, uplink)
+    have = await dump_table0(rundir, bridge)
+    mark = f"cookie={plan.HOST_LANE_COOKIE:#x}"
+    ours = sum(mark in flow for flow in have)
+    if ours == len(wanted) and {_shape(f) for f in have if mark in f} == {_shape(f) for f in wanted}:
+        return 0
+    # One bundle: the old lane goes and the new one comes in one step.
+    text = f"delete {mark}/-1,table=0\n" + "".join(f"add {flow}\n" for flow in wanted)
+    await _ofctl(["--bundle", "add-flows", _target(rundir, bridge), "-"], stdin=text)
+    return len(wanted)
+
+
+def _shape(flow: str) -> tuple[str, ...]:
+    """Words of a flow in an order of their own, so that a planned flow and a dumped one compare equal."""
+    head, _, actions = flow.strip().partition("actions=")
+    words = [w for w in re.split(r"[ ,]+", head.lower()) if w and w != "table=0"]
+    return (*sorted(words), actions.strip().lower())
+
+
+class SwitchWatch:
+    """Re-asserts table 0 when ovs-vswitchd comes (back), by its pid file and a pidfd: no polling while it lives."""
+
+    def __init__(self, db: Ovsdb, rundir: Path, bridge: str, uplink: str | None) -> None:
+        self._db = db
+        self._rundir = rundir
+        self._bridge = bridge
+        self._uplink = uplink
+        self.alive = False
+
+    def pid(self) -> int | None:
+        try:
+            return int((self._rundir / "ovs-vswitchd.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    async def run(self, on_return: Callable[[], Awaitable[None]]) -> None:
+        first = True
+        while True:
+            pid = self.pid()
+            fd = -1
+            if pid is not None:
+                with contextlib.suppress(OSError):
+                    fd = os.pidfd_open(pid)
+            if fd < 0:
+                if self.alive or first:
+                    log.error("ovs-vswitchd is not running: bridge=%s carries nothing", self._bridge)
+                self.alive = first = False
+                await asyncio.sleep(0.1)
+                continue
+            try:
+                if await self._assert_until_done(fd):
+                    self.alive = True
+                    if not first:
+                        log.warning("ovs-vswitchd came back: pid=%d bridge=%s table 0 is in place", pid, self._bridge)
+                        await on_return()
+                    first = False
+                    await _readable(fd)
+                    log.error("ovs-vswitchd ended: pid=%d bridge=%s", pid, self._bridge)
+                    self.alive = False
+            finally:
+                os.close(fd)
+
+    async def _assert_until_done(self, pidfd: int) -> bool:
+        said = False
+        while not select.select([pidfd], [], [], 0)[0]:
+            try:
+                await assert_table0(self._db, self._rundir, self._bridge, self._uplink)
+                return True
+            except AgentError as e:
+                if not said:
+                    log.warning("table 0 of bridge=%s cannot be written yet: %s", self._bridge, e)
+                said = True
+                await asyncio.sleep(0.1)
+        return False
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+async def flush_zone(rundir: Path, datapath_type: str, zone: int) -> None:
+    """Forget the connections of a lane, so that the next job with its zone cannot inherit them."""
+    try:
+        pid = (rundir / "ovs-vswitchd.pid").read_text().strip()
+    except OSError:
+        return  # no switch, no connections: a userspace datapath forgets them when it ends
+    call = ["ovs-appctl", "--timeout=5", "-t", str(rundir / f"ovs-vswitchd.{pid}.ctl"), "dpctl/flush-conntrack"]
+    try:
+        # Open vSwitch 3.1 does not understand a zone after the name of a datapath, so the name is left out where it can
+        # be.
+        await command.run([*call, f"zone={zone}"], timeout=8)
+    except command.CommandError:
+        datapath = "netdev@ovs-netdev" if datapath_type == "netdev" else "system@ovs-system"
+        await command.run([*call, datapath, f"zone={zone}"], timeout=8)

@@ -1,0 +1,228 @@
+"""`lark-agent`: the command line of the node agent. Needs root for everything but `--help`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ovs_agent import bridge, cleanup, config, ledger, nft
+from ovs_agent.bridge import BridgeWish
+from ovs_agent.config import AgentConfig
+from ovs_agent.errors import AgentError
+from ovs_agent.ovsdb import Ovsdb
+
+CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/lark/agent.yaml"),
+    show_default=True,
+    help="The agent's configuration.",
+)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except AgentError as e:
+        raise click.ClickException(str(e)) from None
+
+
+def _load(path: Path) -> AgentConfig:
+    try:
+        return config.load(path)
+    except AgentError as e:
+        raise click.ClickException(str(e)) from None
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException("lark-agent manages the network of this machine: run it as root")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Gives every HTCondor job on this node a network of its own, under the controller's policy."""
+
+
+@main.command()
+@CONFIG
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def run(config_file: Path, log_level: str) -> None:
+    """Run the agent in the foreground until SIGTERM. Running jobs keep their networks when it stops.
+
+    SIGHUP reads HTCondor's configuration (STARTD_JOB_ATTRS) again.
+    """
+    from ovs_agent.main import Agent, configure_logging  # slow imports: not for --help
+
+    _need_root()
+    loaded = _load(config_file)
+    configure_logging(log_level)
+
+    def ready(text: str) -> None:
+        click.echo(text)
+        sys.stdout.flush()
+
+    async def work() -> None:
+        await Agent(loaded).run(ready)
+
+    _run(work())
+
+
+@main.command("prepare-bridge")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Take bridge, uplink, ovsdb from here.")
+@click.option("--role", type=click.Choice(["worker", "gate"]), default="worker", show_default=True)
+@click.option("--bridge", "name", help="Name of the bridge.")
+@click.option(
+    "--uplink", "uplinks", multiple=True, help="Device to plug in; repeat it. On a worker the first is the uplink."
+)
+@click.option("--datapath-id", help="16 hexadecimal digits, as in site.yaml.")
+@click.option(
+    "--datapath-type", type=click.Choice(["system", "netdev"]), help="Kernel or userspace.  [default: system]"
+)
+@click.option("--controller", "controllers", multiple=True, help="For example tcp:192.0.2.1:6653; repeat it.")
+@click.option("--mac", help="MAC of the bridge itself.  [default: that of the first uplink]")
+@click.option("--ovsdb", help="Address of the switch's database.  [default: unix:/run/openvswitch/db.sock]")
+@click.option("--rundir", type=click.Path(path_type=Path), help="Run directory of the switch.")
+def prepare_bridge(
+    config_file: Path | None,
+    role: str,
+    name: str | None,
+    uplinks: tuple[str, ...],
+    datapath_id: str | None,
+    datapath_type: str | None,
+    controllers: tuple[str, ...],
+    mac: str | None,
+    ovsdb: str | None,
+    rundir: Path | None,
+) -> None:
+    """Create a bridge that is closed from its first moment, or mend one. Idempotent.
+
+    fail_mode=secure, no in-band control, datapath id and MAC are set in the creating transaction; then table 0 is
+    written: on a worker the host lane, on a gate one flow that hands everything to the controller's tables.
+    """
+    _need_root()
+    loaded = _load(config_file) if config_file else None
+    name = name or (loaded.bridge.name if loaded else None)
+    if not name:
+        raise click.UsageError("name the bridge with --bridge, or give --config")
+    if not uplinks and loaded and loaded.bridge.uplink:
+        uplinks = (loaded.bridge.uplink,)
+    if role == "worker" and not uplinks:
+        raise click.UsageError(
+            "a worker's bridge needs its uplink: --uplink DEVICE (or bridge.uplink in the configuration)"
+        )
+    if datapath_id is not None:
+        try:
+            datapath_id = f"{int(datapath_id, 16):016x}"
+        except ValueError:
+            raise click.UsageError(f"--datapath-id {datapath_id} is not hexadecimal") from None
+        if len(datapath_id) > 16 or int(datapath_id, 16) == 0:
+            raise click.UsageError("--datapath-id is 16 hexadecimal digits, not all zero")
+    remote = ovsdb or (loaded.bridge.ovsdb if loaded else "unix:/run/openvswitch/db.sock")
+    place = rundir or (loaded.bridge.rundir if loaded else Path("/run/openvswitch"))
+    kind = datapath_type or (loaded.bridge.datapath_type if loaded else None) or "system"
+    wish = BridgeWish(name, role, kind, datapath_id, tuple(uplinks), tuple(controllers), mac.lower() if mac else None)
+
+    async def work() -> None:
+        for line in await bridge.prepare(Ovsdb(remote, place), place, wish) or ["nothing to do"]:
+            click.echo(f"{name}: {line}")
+
+    _run(work())
+
+
+@main.command()
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(config_file: Path, as_json: bool) -> None:
+    """Is the agent able to serve, and which attempts does it have? Exit status 1 if it cannot serve."""
+    _need_root()
+    loaded = _load(config_file)
+
+    async def work() -> None:
+        answer = _ping(loaded.socket)
+        records = ledger.Ledger(loaded.state_dir).load() if (loaded.state_dir / "attempts").is_dir() else []
+        stock, trouble = await cleanup.take_stock(loaded, Ovsdb(loaded.bridge.ovsdb, loaded.bridge.rundir))
+        counters = await nft.counters()
+        if as_json:
+            found = {
+                "ping": answer,
+                "attempts": [ledger.dump(r) for r in records],
+                "ports": stock.ports,
+                "devices": stock.devices,
+                "namespaces": stock.namespaces,
+                "counters": counters,
+                "trouble": trouble,
+            }
+            click.echo(json.dumps(found, indent=2))
+        else:
+            click.echo(f"node {loaded.node}, bridge {loaded.bridge.name}: {answer}")
+            if trouble:
+                click.echo(f"  {trouble}")
+            click.echo(f"  {len(stock.namespaces)} namespaces, {len(stock.ports)} ports on the bridge")
+            for name, packets in sorted(counters.items()):
+                click.echo(f"  nft {name}: {packets} packets")
+            for r in records:
+                job = r.spec.job if r.spec and r.spec.job else "?"
+                address = r.spec.ipv4 if r.spec else "-"
+                click.echo(f"  {r.id}  job {job}  {r.state}  {r.port}  {address}{'  sealed' if r.sealed else ''}")
+        if answer != "ok":
+            raise SystemExit(1)
+
+    _run(work())
+
+
+def _ping(path: Path) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.settimeout(5)
+        try:
+            s.connect(str(path))
+            s.send(b"LARK1 ping")
+            return s.recv(1024).decode(errors="replace") or "the agent closed the connection"
+        except OSError as e:
+            return f"the agent does not answer on {path}: {e.strerror or e}"
+
+
+@main.command("cleanup")
+@CONFIG
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+def clean_up(config_file: Path, dry_run: bool) -> None:
+    """Remove every namespace, port, device and nft table this agent made, and its ledger. Kills what runs inside.
+
+    Refused while the agent runs. The bridge and its table 0 stay: the host's own traffic goes through them.
+    """
+    _need_root()
+    loaded = _load(config_file)
+
+    async def work() -> None:
+        if _ping(loaded.socket).partition(" ")[0] in ("ok", "hold"):
+            raise AgentError("the agent is running; stop it first", str(loaded.socket))
+        db = Ovsdb(loaded.bridge.ovsdb, loaded.bridge.rundir)
+        stock, trouble = await cleanup.take_stock(loaded, db)
+        records = sorted((loaded.state_dir / "attempts").glob("*.json"))
+        for line in [*stock.lines(), *(f"ledger record {path.name}" for path in records)] or ["nothing to remove"]:
+            click.echo(f"{'would remove' if dry_run and stock else 'removing'} {line}" if stock or records else line)
+        if not dry_run:
+            await cleanup.remove(loaded, db, stock, set(), set(), with_nft=True)
+            for path in records:
+                path.unlink(missing_ok=True)
+            if not trouble:
+                left, trouble = await cleanup.take_stock(loaded, db)
+                if left:
+                    raise AgentError("still there: " + ", ".join(left.lines()))
+        if trouble:
+            raise AgentError(f"the switch could not be looked at, its ports may be left: {trouble}")
+
+    _run(work())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The agent's side of the northbound API: what to say, how long to insist, and what an answer means for a job.
+
+Invariants: proxies and other settings of the environment are ignored; an answer that is not what the contract says
+counts as no answer; the token is never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from ovs_agent.errors import AgentError
+from policies.wire import (
+    AttemptSpec,
+    AttemptStatus,
+    Deleted,
+    Heartbeat,
+    HeartbeatAnswer,
+    NodeGrant,
+    NodeSpec,
+    Phase,
+    PhaseChange,
+    Problem,
+)
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+READ_TIMEOUT = 20.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+MAX_ANSWER = 4 * 1024 * 1024
+
+
+class Unavailable(AgentError):
+    """No answer, or one that says `try again`."""
+
+
+class Held(AgentError):
+    """The policy refuses the job's description (422 `held`)."""
+
+    def __init__(self, subcode: int, reason: str) -> None:
+        super().__init__(reason)
+        self.subcode = subcode
+
+
+class Rejected(AgentError):
+    """The controller refuses what this agent says, and will again."""
+
+    def __init__(self, status: int, slug: str, detail: str) -> None:
+        super().__init__(f"{detail} ({status} {slug})")
+        self.status = status
+        self.slug = slug
+
+
+def meaning(status: int, body: bytes) -> Unavailable | Held | Rejected:
+    """What a problem document means."""
+    try:
+        problem = Problem.model_validate_json(body)
+        slug, detail, extra = problem.type.rpartition(":")[2], problem.detail, problem.model_extra or {}
+    except ValidationError:
+        slug, detail, extra = "", "", {}
+    detail = detail or f"HTTP status {status}"
+    if status == 422 and slug == "held":
+        subcode = extra.get("subcode")
+        return Held(subcode if isinstance(subcode, int) else 101, str(extra.get("reason") or detail))
+    if status >= 500 or status in (408, 429):
+        return Unavailable(f"controller says: {detail}")
+    return Rejected(status, slug or "unknown", detail)
+
+
+class ControllerClient:
+    """Speaks to whichever of the configured controllers answers; stays with it while it does."""
+
+    def __init__(self, node: str, urls: Sequence[str], token: str, ca_file: Path | None) -> None:
+        self._node = node
+        self._urls = list(urls)
+        self._at = 0
+        verify: ssl.SSLContext | bool = True
+        if ca_file is not None:
+            verify = ssl.create_default_context(cafile=str(ca_file))
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(READ_TIMEOUT, connect=3.0),
+            limits=httpx.Limits(max_connections=64),
+            verify=verify,
+            trust_env=False,
+        )
+
+    @property
+    def url(self) -> str:
+        return self._urls[self._at]
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def put_node(self, spec: NodeSpec) -> NodeGrant:
+        return await self._call("PUT", f"/v1/nodes/{quote(self._node)}", NodeGrant, spec)
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatAnswer:
+        return await self._call("POST", f"/v1/nodes/{quote(self._node)}/heartbeat", HeartbeatAnswer, beat)
+
+    async def put_attempt(self, attempt: str, spec: AttemptSpec) -> AttemptStatus:
+        return await self._call("PUT", f"/v1/attempts/{quote(attempt)}", AttemptStatus, spec)
+
+    async def get_attempt(self, attempt: str) -> AttemptStatus:
+        return await self._call("GET", f"/v1/attempts/{quote(attempt)}", AttemptStatus, None)
+
+    async def patch_phase(self, attempt: str, phase: Phase) -> AttemptStatus:
+        try:
+            return await self._call("PATCH", f"/v1/attempts/{quote(attempt)}", AttemptStatus, PhaseChange(phase=phase))
+        except Rejected as e:
+            if e.slug != "phase":
+                raise
+            # Perhaps an earlier request of ours arrived and its answer did not.
+            now = await self.get_attempt(attempt)
+            if now.spec.phase is not phase:
+                raise
+            return now
+
+    async def delete_attempt(self, attempt: str) -> Deleted | None:
+        """None: the controller does not know it (any more)."""
+        try:
+            return await self._call("DELETE", f"/v1/attempts/{quote(attempt)}", Deleted, None)
+        except Rejected as e:
+            if e.status == 404:
+                return None
+            raise
+
+    async def _call(self, method: str, path: str, answer: type[M], body: BaseModel | None) -> M:
+        trouble: Unavailable | None = None
+        for _ in self._urls:
+            url = self.url
+            try:
+                response = await self._http.request(
+                    method,
+                    url + path,
+                    content=body.model_dump_json(exclude_none=False).encode() if body is not None else None,
+                    headers={"Content-Type": "application/json"} if body is not None else None,
+                )
+            except (httpx.HTTPError, ssl.SSLError, OSError) as e:
+                trouble = Unavailable(f"controller {url} cannot be reached: {str(e) or type(e).__name__}")
+                self._at = (self._at + 1) % len(self._urls)
+                continue
+            if response.status_code in (200, 201) and len(response.content) <= MAX_ANSWER:
+                try:
+                    return answer.model_validate_json(response.content)
+                except ValidationError as e:
+                    first = str(e).splitlines()[0]
+                    raise Unavailable(f"controller {url} answered {method} {path} with nonsense: {first}") from None
+            raise meaning(response.status_code, response.content)
+        assert trouble is not None
+        raise trouble
+
+
+class GivenUp(AgentError):
+    """The one who asked does not need the answer any more."""
+
+
+async def insist(call: Callable[[], Awaitable[T]], seconds: float, given_up: Callable[[], bool]) -> T:
+    """Call again while the controller is unavailable, for so many seconds; the last Unavailable is raised then.
+
+    `given_up` is asked between calls. A call on its way is never broken off: the controller may be acting on it, and
+    what comes after (a DELETE) must not overtake it.
+    """
+    deadline = time.monotonic() + seconds
+    pause = FIRST_PAUSE
+    while True:
+        if given_up():
+            raise GivenUp("the attempt has ended")
+        try:
+            return await call()
+        except Unavailable:
+            if time.monotonic() + pause >= deadline:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)

@@ -1,0 +1,129 @@
+"""The agent's durable memory: one file per attempt, written before the thing it describes is done.
+
+Invariants: a lane's number is in use exactly as long as a file names it, so a number whose deletion the controller has
+not confirmed cannot be given to another job, whatever happens to the agent in between. A file is complete or absent
+(written beside, synced, renamed, directory synced). A record that cannot be read blocks the start: guessing here could
+give a running job's address away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovs_agent.errors import AgentError
+from ovs_agent.life import State
+from policies.wire import ATTEMPT_ID_PATTERN, AttemptSpec, NodeGrant
+
+
+class LedgerError(AgentError):
+    """The state directory is unusable."""
+
+
+class Record(BaseModel):
+    """What must be known of an attempt to go on with it, or to end it, after a restart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    state: State
+    lane: int
+    port: str
+    namespaces: tuple[str, ...]
+    zone: int
+    boot_id: str
+    slot: str
+    uid: int
+    starter_pid: int
+    starter_start: int
+    job_pid: int | None = None
+    job_start: int | None = None
+    sealed: bool = False
+    spec: AttemptSpec | None = None
+
+
+class Ledger:
+    """`attempts/<id>.json` and `grant.json` under the state directory. Calls block for a few milliseconds (fsync)."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._dir = state_dir / "attempts"
+        self._grant = state_dir / "grant.json"
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(state_dir, 0o700)
+        except OSError as e:
+            raise LedgerError(f"cannot be made: {e.strerror}", str(self._dir)) from None
+        for left in [*self._dir.glob(".*.new"), *state_dir.glob(".*.new")]:  # of a writer that was killed
+            left.unlink(missing_ok=True)
+
+    def save(self, record: Record) -> None:
+        if not re.fullmatch(ATTEMPT_ID_PATTERN, record.id) or record.id.startswith("."):
+            raise LedgerError(f"{record.id!r} is no attempt id")
+        self._write(self._dir / f"{record.id}.json", record.model_dump_json().encode())
+
+    def forget(self, attempt: str) -> None:
+        (self._dir / f"{attempt}.json").unlink(missing_ok=True)
+        self._sync(self._dir)
+
+    def load(self) -> list[Record]:
+        found = []
+        for path in sorted(self._dir.glob("*.json")):
+            try:
+                record = Record.model_validate(json.loads(path.read_bytes()))
+            except (OSError, ValueError, ValidationError) as e:
+                raise LedgerError(
+                    f"cannot be understood ({str(e).splitlines()[0]}). If no job of this node is running, run "
+                    "lark-agent cleanup and remove the file",
+                    str(path),
+                ) from None
+            if path.name != f"{record.id}.json":
+                raise LedgerError(f"holds attempt {record.id}; it was renamed or copied by hand", str(path))
+            found.append(record)
+        return found
+
+    def save_grant(self, grant: NodeGrant) -> None:
+        self._write(self._grant, grant.model_dump_json().encode())
+
+    def load_grant(self) -> NodeGrant | None:
+        try:
+            return NodeGrant.model_validate_json(self._grant.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return None  # only a memory of what the controller will say again
+
+    def _write(self, path: Path, data: bytes) -> None:
+        new = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(new, path)
+            self._sync(path.parent)
+        except OSError as e:
+            raise LedgerError(f"cannot be written: {e.strerror}", str(path)) from None
+
+    @staticmethod
+    def _sync(directory: Path) -> None:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def dump(record: Record) -> dict[str, Any]:
+    """For `lark-agent status --json`."""
+    return record.model_dump(mode="json", exclude={"spec": {"ad", "slot"}})

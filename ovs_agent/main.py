@@ -1,0 +1,263 @@
+"""The agent's daemon: puts the parts together, starts them in the order that is safe, and ends them on SIGTERM.
+
+    nft rules ──▶ table 0 ──▶ ledger: what goes on, what is torn down ──▶ strangers removed ──▶ pool ──▶ socket
+                                                                            ▲
+              controller: PUT node (again and again) ── address range ──────┘      heartbeats from then on
+
+Invariants: no port before the nftables drop; no stranger removed before the ledger was read; the socket answers last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ovs_agent import bridge, cleanup, ledger, netlink, nft, plan, trust
+from ovs_agent.attempts import OK, Attempts, Reply, hold
+from ovs_agent.config import AgentConfig, read_token
+from ovs_agent.controller_client import ControllerClient, Rejected
+from ovs_agent.errors import AgentError
+from ovs_agent.ledger import Ledger
+from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.pool import Pool
+from ovs_agent.server import Server
+from ovs_agent.startd import Startd
+from policies.wire import Heartbeat, NodeGrant, NodeSpec
+
+log = logging.getLogger(__name__)
+RETRY_FIRST, RETRY_LONGEST = 0.5, 5.0
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("htlark")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+class Agent:
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._boot_id = ledger.boot_id()
+        self._ledger = Ledger(config.state_dir)
+        self._db = Ovsdb(config.bridge.ovsdb, config.bridge.rundir)
+        self._pool = Pool(self._db, config.bridge.name, config.pool.warm)
+        self._startd = Startd(config.condor.config, config.condor.query_timeout)
+        self._controller = ControllerClient(
+            config.node, config.controller.urls, read_token(config.controller.token_file), config.controller.ca_file
+        )
+        self._attempts = Attempts(
+            config, self._boot_id, self._ledger, self._pool, self._db, self._startd, self._controller
+        )
+        self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
+        self._programs = trust.Programs.of(config.libexec, config.condor.sbin)
+        self._server = Server(config.socket, self._programs, self._attempts.handle, self._readiness)
+        self._lease = 60
+        self._addresses: list[str] = []
+        self._lock = -1
+
+    def _readiness(self) -> Reply:
+        if not self._watch.alive:
+            return hold(104, "Open vSwitch does not run on this node")
+        if not self._pool.ready:
+            return hold(104, self._pool.trouble)
+        return OK
+
+    async def run(self, ready: Callable[[str], None]) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        config = self._config
+        problems = self._programs.problems()
+        if problems:
+            raise AgentError("cannot tell who is calling:\n  " + "\n  ".join(problems))
+        self._take_lock()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._check_attributes(None, again=True)))
+        tasks: set[asyncio.Task[None]] = set()
+
+        def keep(work: Coroutine[Any, Any, None]) -> None:
+            task = asyncio.create_task(work)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        await nft.install(config.guard)
+        if not config.guard.uids:
+            log.warning(
+                "guard.uids is empty: code of job owners outside job networks reaches whatever the host reaches"
+            )
+        await self._check_bridge()
+        self._server.open()  # helpers that connect now wait in its queue
+        try:
+            await self._attempts.restore()
+            grant = self._ledger.load_grant()
+            if grant is not None and grant.node == config.node:
+                await self._adopt(grant)
+            await self._remove_strangers()
+            work = [
+                asyncio.create_task(self._pool.run()),
+                asyncio.create_task(self._watch.run(self._switch_returned)),
+                asyncio.create_task(self._keep_registered()),
+            ]
+            self._server.start()
+            ready(
+                f"lark-agent ready: node={config.node} bridge={config.bridge.name} socket={config.socket} "
+                f"controller={self._controller.url}"
+            )
+            stopping = asyncio.create_task(stop.wait())
+            done, _ = await asyncio.wait([stopping, *work], return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping: node=%s", config.node)
+            await self._server.close()
+            for task in [*work, stopping, *tasks]:
+                task.cancel()
+            await asyncio.gather(*work, stopping, *tasks, return_exceptions=True)
+            await self._attempts.shut_down()
+            await self._pool.close()
+            for task in done - {stopping}:
+                task.result()  # a part that should run for ever has ended: say why, and exit non-zero
+        finally:
+            await self._startd.close()
+            await self._controller.close()
+
+    def _take_lock(self) -> None:
+        path = self._config.state_dir / "lock"
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AgentError("another lark-agent uses this state directory; stop it first", str(path)) from None
+
+    async def _check_bridge(self) -> None:
+        """The bridge must be there and closed. (It may be that vswitchd is not up yet: the watch sees to table 0.)"""
+        name = self._config.bridge.name
+        row = await self._db.bridge(name)
+        mend = f"run: lark-agent prepare-bridge --config {self._config.file}"
+        if row is None:
+            raise AgentError(f"there is no such bridge; {mend}", f"bridge {name}")
+        if row["fail_mode"] != "secure":
+            raise AgentError(
+                f"fail_mode is not secure: it would be open without a controller; {mend}", f"bridge {name}"
+            )
+        if (row["other_config"] or {}).get("disable-in-band") != "true":
+            raise AgentError(f"in-band control adds hidden flows; {mend}", f"bridge {name}")
+        self._attempts.datapath_type = row["datapath_type"] or "system"
+
+    async def _remove_strangers(self) -> None:
+        stock, trouble = await cleanup.take_stock(self._config, self._db)
+        if trouble:
+            raise AgentError(trouble)
+        ports, namespaces = self._attempts.names_in_use()
+        strangers = [
+            *sorted({*stock.ports, *stock.devices} - ports),
+            *sorted(set(stock.namespaces) - namespaces),
+        ]
+        if strangers:
+            log.warning("removing what belongs to no attempt: %s", ", ".join(strangers))
+            await cleanup.remove(self._config, self._db, stock, ports, namespaces, with_nft=False)
+
+    async def _switch_returned(self) -> None:
+        log.info("bridge=%s is back; the controller puts its own tables in place", self._config.bridge.name)
+
+    async def _adopt(self, grant: NodeGrant) -> None:
+        if grant.node != self._config.node:
+            raise AgentError(f"the controller granted node {grant.node}, not {self._config.node}")
+        try:
+            net = plan.network(
+                node=grant.node,
+                ipv4_range=grant.ipv4_range,
+                ipv4_prefix_length=grant.ipv4_prefix_length,
+                ipv4_gateway=grant.ipv4_gateway,
+                ipv6_prefix=grant.ipv6_prefix,
+                ipv6_prefix_length=grant.ipv6_prefix_length,
+                ipv6_gateway=grant.ipv6_gateway,
+                mtu=grant.mtu,
+            )
+        except ValueError as e:
+            raise AgentError(f"the controller's grant is not usable: {e}") from None
+        self._lease = grant.lease
+        await self._pool.set_network(net)
+
+    async def _keep_registered(self) -> None:
+        """PUT the node, then heartbeats; again from the start when the controller has forgotten the node."""
+        pause = RETRY_FIRST
+        said = ""
+        while True:
+            try:
+                await self._register_node()
+                if said:
+                    log.info("controller %s is back", self._controller.url)
+                said, pause = "", RETRY_FIRST
+                await self._beat()
+            except AgentError as e:
+                if str(e) != said:
+                    log.error("node=%s is not registered: %s", self._config.node, e)
+                said = str(e)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_LONGEST)
+
+    async def _register_node(self) -> None:
+        self._addresses = await netlink.in_thread(netlink.host_addresses)
+        grant = await self._controller.put_node(
+            NodeSpec(
+                boot_id=self._boot_id,
+                bridge=self._config.bridge.name,
+                host_addresses=self._addresses[:256],
+                agent_version=version(),
+            )
+        )
+        await self._adopt(grant)
+        await asyncio.to_thread(self._ledger.save_grant, grant)
+        log.info("registered: node=%s controller=%s lease=%d s", grant.node, self._controller.url, grant.lease)
+        await self._check_attributes(grant.attributes)
+
+    async def _check_attributes(self, wanted: list[str] | None, *, again: bool = False) -> None:
+        try:
+            have = {name.lower() for name in await self._startd.attributes(again=again)}
+        except AgentError as e:
+            log.error("HTCondor's configuration cannot be read: %s", e)
+            return
+        missing = sorted(name for name in wanted or [] if name.lower() not in have)
+        if missing:
+            log.error(
+                "the policy reads job attributes that STARTD_JOB_ATTRS of this node does not list, so they are always "
+                "undefined: %s",
+                ", ".join(missing),
+            )
+
+    async def _beat(self) -> None:
+        """Heartbeats, until one fails or the host's addresses change."""
+        while True:
+            await asyncio.sleep(max(1.0, self._lease / 3))
+            try:
+                answer = await self._controller.heartbeat(
+                    Heartbeat(boot_id=self._boot_id, attempts=self._attempts.ids())
+                )
+            except Rejected as e:
+                if e.status == 404:
+                    log.warning("controller has forgotten node=%s; registering again", self._config.node)
+                    return
+                raise
+            self._lease = max(1, answer.lease)
+            for attempt in answer.drop:
+                self._attempts.told_to_drop(attempt)
+            for attempt in answer.gone:
+                self._attempts.told_of_stranger(attempt)
+            if await netlink.in_thread(netlink.host_addresses) != self._addresses:
+                log.info("addresses of node=%s changed", self._config.node)
+                return
+
+
+def configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("httpx", "httpcore", "pyroute2", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,356 @@
+"""Namespaces, veth pairs, addresses and offloads. The only module that talks rtnetlink.
+
+Invariants: whatever needs another namespace runs in a thread of its own that dies afterwards, so that no other code can
+ever find itself in the wrong network. The host's end of a pair speaks neither IPv6 nor ARP before it is up. Functions
+here block; the agent calls them through `in_thread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ovs_agent.errors import AgentError
+from ovs_agent.plan import INNER_DEVICE, Lane, Network, lane_number_of_port
+
+NETNS_DIR = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 4096, 16384, 1 << 20, 2
+SIOCETHTOOL = 0x8946
+ETHTOOL_STXCSUM, ETHTOOL_SGRO = 0x17, 0x2C
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
+RTNH_F_ONLINK = 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
+
+
+class NetworkError(AgentError):
+    """The kernel would not do what a lane needs."""
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run a blocking function in a fresh thread that dies with it, and wait. Cancelling the wait does not stop it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        try:
+            result = function()
+        except BaseException as e:  # noqa: BLE001  handed to whoever waits
+            outcome: tuple[T | None, BaseException | None] = (None, e)
+        else:
+            outcome = (result, None)
+        with contextlib.suppress(RuntimeError):  # the loop may be gone at shutdown
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=body, name="netlink", daemon=True).start()
+    return await future
+
+
+def enter_namespace(fd: int) -> None:
+    """Move the calling thread. Only for threads that die afterwards."""
+    _check(_libc.setns(fd, CLONE_NEWNET), "setns")
+
+
+def call_in_namespace(fd: int, function: Callable[[], T]) -> T:
+    """Run `function` inside a namespace, in a thread of its own."""
+    box: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            enter_namespace(fd)
+            box.append(function())
+        except BaseException as e:  # noqa: BLE001  raised in the thread that waits
+            errors.append(e)
+
+    thread = threading.Thread(target=body, name="in-namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return box[0]
+
+
+def _prepare_netns_dir() -> None:
+    """As iproute2 does it: a shared mount point, so that names appear in every mount namespace of the host."""
+    NETNS_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    target = os.fsencode(NETNS_DIR)
+    if _libc.mount(b"", target, b"none", MS_SHARED | MS_REC, None) != 0:
+        _check(_libc.mount(target, target, b"none", MS_BIND | MS_REC, None), f"bind mount {NETNS_DIR}")
+        _check(_libc.mount(b"", target, b"none", MS_SHARED | MS_REC, None), f"share {NETNS_DIR}")
+
+
+def create_namespace(name: str) -> None:
+    """A new, empty namespace under a name, with lo up. Fails if the name is taken."""
+    _prepare_netns_dir()
+    path = NETNS_DIR / name
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            _check(_libc.unshare(CLONE_NEWNET), "unshare")
+            _write("/proc/sys/net/ipv6/conf/all/accept_ra", "0", missing_ok=True)
+            _write("/proc/sys/net/ipv6/conf/default/accept_ra", "0", missing_ok=True)
+            _flags_up("lo")
+            source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
+            _check(_libc.mount(source, os.fsencode(path), b"none", MS_BIND, None), f"bind mount {path}")
+        except BaseException as e:  # noqa: BLE001  raised in the thread that waits
+            errors.append(e)
+
+    thread = threading.Thread(target=body, name="new-namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise NetworkError(f"namespace cannot be made: {errors[0]}", name)
+
+
+def delete_namespace(name: str) -> bool:
+    """Take the name away; the kernel frees the namespace when nothing is inside any more. False if it was not there."""
+    path = NETNS_DIR / name
+    there = path.exists()
+    while _libc.umount2(os.fsencode(path), MNT_DETACH) == 0:  # more than once, if somebody mounted over it
+        pass
+    if ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
+        raise NetworkError(f"cannot be unmounted: {os.strerror(ctypes.get_errno())}", str(path))
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return there
+
+
+def open_namespace(name: str) -> int:
+    """A descriptor of a named namespace (close-on-exec). Raises NetworkError if it is gone."""
+    try:
+        return os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise NetworkError(f"namespace is not there: {e.strerror}", name) from None
+
+
+def namespace_inode(name: str) -> int | None:
+    try:
+        return (NETNS_DIR / name).stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def namespaces(prefix: str) -> list[str]:
+    """Names under /run/netns that begin with `prefix`."""
+    try:
+        return sorted(entry for entry in os.listdir(NETNS_DIR) if entry.startswith(prefix))
+    except FileNotFoundError:
+        return []
+
+
+def kill_inside(name: str) -> list[int]:
+    """SIGKILL every process whose network is this namespace: a job must not outlive its attempt. Returns their pids."""
+    inode = namespace_inode(name)
+    if inode is None:
+        return []
+    killed: list[int] = []
+    for _ in range(20):  # a process may fork while we look; each round finds the children of the last
+        found = [pid for pid in _pids_in(inode) if pid != os.getpid()]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed += [pid for pid in found if pid not in killed]
+        if not found:
+            break
+        time.sleep(0.005)
+    return killed
+
+
+def _pids_in(inode: int) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                if os.stat(f"/proc/{entry}/ns/net").st_ino == inode and not _is_zombie(entry):
+                    yield int(entry)
+            except OSError:
+                continue
+
+
+def _is_zombie(pid: str) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as f:
+        return f.read().rpartition(b")")[2].split()[0] == b"Z"
+
+
+def _write(path: str, text: str, missing_ok: bool = False) -> None:
+    try:
+        with open(path, "w") as f:
+            f.write(text)
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+
+
+def _ethtool(device: str, request: int, value: int) -> None:
+    """One legacy ethtool request on a device of the calling thread's namespace."""
+    argument = ctypes.create_string_buffer(struct.pack("II", request, value))
+    call = struct.pack("16sP", device.encode(), ctypes.addressof(argument))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        fcntl.ioctl(s, SIOCETHTOOL, call)
+
+
+def _flags_up(device: str) -> None:
+    siocgifflags, siocsifflags, iff_up = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        answer = fcntl.ioctl(s, siocgifflags, struct.pack("16sH22x", device.encode(), 0))
+        flags = struct.unpack("16sH22x", answer)[1]
+        fcntl.ioctl(s, siocsifflags, struct.pack("16sH22x", device.encode(), flags | iff_up))
+
+
+def build_lane(lane: Lane, net: Network) -> None:
+    """Namespace, veth pair, addresses, routes and offloads of a lane, complete but for its port in the switch.
+
+    The caller has installed the nftables drop before. Raises NetworkError; nothing is left behind then.
+    """
+    try:
+        create_namespace(lane.namespace)
+        fd = open_namespace(lane.namespace)
+        try:
+            with IPRoute() as ip:
+                ip.link(
+                    "add",
+                    ifname=lane.port,
+                    kind="veth",
+                    mtu=net.mtu,
+                    peer={"ifname": INNER_DEVICE, "address": lane.mac, "mtu": net.mtu, "net_ns_fd": fd},
+                )
+                index = ip.link_lookup(ifname=lane.port)[0]
+                _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
+                _ethtool(lane.port, ETHTOOL_SGRO, 0)
+                # NOARP: the host's stack must not answer for the host on a job's wire.
+                ip.link("set", index=index, arp=False, state="up")
+            call_in_namespace(fd, lambda: _configure_inside(lane, net))
+        finally:
+            os.close(fd)
+    except (OSError, NetlinkError, IndexError, NetworkError) as e:
+        demolish(lane.port, [lane.namespace])
+        raise NetworkError(f"cannot be built: {e}", f"lane {lane.number} ({lane.namespace})") from e
+
+
+def _configure_inside(lane: Lane, net: Network) -> None:
+    conf = f"/proc/sys/net/ipv6/conf/{INNER_DEVICE}"
+    for key, value in (("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("addr_gen_mode", "1")):
+        # addr_gen_mode 1: no link-local address. A job speaks with its own addresses only; the switch drops all others.
+        _write(f"{conf}/{key}", value, missing_ok=True)
+    if lane.ipv6 is None:
+        _write(f"{conf}/disable_ipv6", "1", missing_ok=True)
+    # A userspace datapath passes on packets as they are, so checksums must be complete when they leave the job.
+    _ethtool(INNER_DEVICE, ETHTOOL_STXCSUM, 0)
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=INNER_DEVICE)[0]
+        ip.addr("add", index=index, address=str(lane.ipv4), prefixlen=net.ipv4_prefix_length)
+        if lane.ipv6 is not None:
+            ip.addr("add", index=index, address=str(lane.ipv6), prefixlen=net.ipv6_prefix_length, flags=IFA_F_NODAD)
+        ip.link("set", index=index, state="up")
+        if net.ipv4_gateway is not None:
+            ip.route("add", dst="default", gateway=str(net.ipv4_gateway), oif=index, flags=RTNH_F_ONLINK)
+        if lane.ipv6 is not None and net.ipv6_gateway is not None:
+            ip.route(
+                "add",
+                family=socket.AF_INET6,
+                dst="default",
+                gateway=str(net.ipv6_gateway),
+                oif=index,
+                flags=RTNH_F_ONLINK,
+            )
+
+
+def delete_device(name: str) -> bool:
+    """Delete a link of the host. False if it was not there."""
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=name)
+        if not index:
+            return False
+        try:
+            ip.link("del", index=index[0])
+        except NetlinkError as e:
+            if e.code != errno.ENODEV:
+                raise NetworkError(f"cannot be deleted: {e}", name) from e
+            return False
+    return True
+
+
+def demolish(port: str | None, names: Iterable[str]) -> list[int]:
+    """Take a lane's processes, device and namespaces away. Idempotent. Returns the pids killed."""
+    killed: list[int] = []
+    for name in names:
+        killed += kill_inside(name)
+    if port is not None:
+        delete_device(port)
+    for name in names:
+        delete_namespace(name)
+    return killed
+
+
+def job_devices() -> list[str]:
+    """Devices of the host that carry a lane's name. (Not from /sys, which shows the network of whoever mounted it.)"""
+    return sorted(name for _, name in socket.if_nameindex() if lane_number_of_port(name) is not None)
+
+
+def device_mac(name: str) -> str | None:
+    """MAC of a device of this network namespace, or None if there is no such device."""
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=name)
+        return str(ip.get_links(index[0])[0].get_attr("IFLA_ADDRESS")) if index else None
+
+
+def add_loopback_address(address: str) -> None:
+    """Give the calling thread's namespace an address on lo (for a relay); not an error when it is there."""
+    with IPRoute() as ip:
+        try:
+            ip.addr(
+                "add",
+                index=ip.link_lookup(ifname="lo")[0],
+                address=address,
+                prefixlen=128 if ":" in address else 32,
+                flags=IFA_F_NODAD if ":" in address else 0,
+            )
+        except NetlinkError as e:
+            if e.code != errno.EEXIST:
+                raise
+
+
+def host_addresses() -> list[str]:
+    """Every address of the host itself but loopback, for the controller, which protects them from jobs."""
+    found: set[str] = set()
+    with IPRoute() as ip:
+        for message in ip.get_addr():
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if text and not text.startswith("127.") and text != "::1":
+                found.add(text)
+    return sorted(found)

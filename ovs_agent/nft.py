@@ -1,0 +1,44 @@
+"""Puts the ruleset of `plan.nft_ruleset` into the kernel, whole and in one transaction, and reads its counters."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from ovs_agent import command, plan
+from ovs_agent.config import GuardSection
+from ovs_agent.errors import AgentError
+
+log = logging.getLogger(__name__)
+
+
+async def install(guard: GuardSection) -> None:
+    """Replace the ruleset. Raises AgentError: without it no port may be plugged, so the agent must not go on."""
+    text = plan.nft_ruleset(guard.uids, guard.loopback)
+    try:
+        await command.run(["nft", "-f", "-"], stdin=text)
+    except command.CommandError as e:
+        raise AgentError(f"the drop rules cannot be installed ({e}); is the nf_tables kernel module there?") from e
+    log.info(
+        "packet guard in place: uids=%s loopback=%s",
+        ",".join(f"{a}-{b}" for a, b in guard.uids) or "none",
+        ",".join(f"{p}/{n}" for p, n in guard.loopback) or "none",
+    )
+
+
+async def remove() -> None:
+    await command.run(["nft", "-f", "-"], stdin=plan.nft_removal())
+
+
+async def present() -> bool:
+    return await command.succeeds(["nft", "list", "table", "inet", plan.NFT_TABLE])
+
+
+async def counters() -> dict[str, int]:
+    """Packets by counter name; empty when the table is not there."""
+    try:
+        text = await command.run(["nft", "-j", "list", "counters", "table", "inet", plan.NFT_TABLE])
+    except command.CommandError:
+        return {}
+    found = (entry["counter"] for entry in json.loads(text)["nftables"] if "counter" in entry)
+    return {c["name"]: int(c["packets"]) for c in found}

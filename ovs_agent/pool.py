@@ -1,0 +1,233 @@
+"""The warm pool: lanes that are built before a job asks for one, and the rule when a number may be used again.
+
+Invariants: a number is ready, in use, or in quarantine, never two of these; a lane that a job had is destroyed, only
+its number comes back, after `release`, which is called when the controller has confirmed that nothing of it is left.
+Numbers are used in turn, so the one just released is the last to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ovs_agent import netlink, plan
+from ovs_agent.errors import AgentError
+from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.plan import Lane, Network
+
+log = logging.getLogger(__name__)
+BATCH = 16
+
+
+class NoLane(AgentError):
+    """The node has no free job network, or could not build one in time."""
+
+
+class Pool:
+    def __init__(self, db: Ovsdb, bridge: str, warm: int) -> None:
+        self._db = db
+        self._bridge = bridge
+        self._warm = warm
+        self._net: Network | None = None
+        self._ready: collections.deque[Lane] = collections.deque()
+        self._busy: set[int] = set()
+        self._next = 1
+        self._wanted = 0
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._trouble = "the controller has not yet said which addresses this node has"
+        self._doomed: list[str] = []
+        self._unplug_wake = asyncio.Event()
+        self._unplug_waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def network(self) -> Network | None:
+        return self._net
+
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no ready lane, if there is none."""
+        return "" if self._ready else self._trouble
+
+    def ready_lanes(self) -> list[Lane]:
+        return list(self._ready)
+
+    def claim_number(self, number: int) -> None:
+        """A lane that exists, or is in quarantine, from before the agent started."""
+        self._busy.add(number)
+
+    async def set_network(self, net: Network) -> None:
+        """The node's range. When it changes, lanes nobody has are rebuilt."""
+        if net == self._net:
+            return
+        log.info("job network of node=%s: %s %s", net.node, net.ipv4_range, net.ipv6_prefix or "(no IPv6)")
+        self._net = net
+        self._trouble = "the first job networks are being built"
+        stale = list(self._ready)
+        self._ready.clear()
+        for lane in stale:
+            await self.destroy(lane.port, [lane.namespace])
+            self.release(lane.number)
+        self._wake.set()
+
+    async def acquire(self, timeout: float) -> Lane:
+        """A lane of one's own. Raises NoLane."""
+        self._wanted += 1
+        self._wake.set()
+        try:
+            async with self._changed, asyncio.timeout(timeout):
+                await self._changed.wait_for(lambda: bool(self._ready))
+                return self._ready.popleft()
+        except TimeoutError:
+            raise NoLane(self._trouble) from None
+        finally:
+            self._wanted -= 1
+            self._wake.set()
+
+    async def give_back(self, lane: Lane) -> None:
+        """A lane that was acquired but that no job has had, and of which the controller was told nothing."""
+        async with self._changed:
+            self._ready.append(lane)
+            self._changed.notify_all()
+
+    def release(self, number: int) -> None:
+        """The number may be used again."""
+        self._busy.discard(number)
+        self._wake.set()
+
+    async def destroy(self, port: str, namespaces: Sequence[str]) -> list[int]:
+        """Processes, device, namespaces and port of a lane go. Idempotent. Returns the pids killed."""
+        killed = await netlink.in_thread(lambda: netlink.demolish(port, namespaces))
+        await self.unplug(port)
+        return killed
+
+    async def unplug(self, port: str) -> None:
+        """Delete a port from the switch, together with others that go at the same time; insists until it is done."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._doomed.append(port)
+        self._unplug_waiting.append(future)
+        self._unplug_wake.set()
+        await future
+
+    async def run(self) -> None:
+        """Keeps the pool full and deletes ports, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_full())
+            group.create_task(self._keep_unplugging())
+
+    async def close(self) -> None:
+        """Take away the lanes nobody has (for a clean end; running jobs keep theirs)."""
+        lanes = list(self._ready)
+        self._ready.clear()
+        for lane in lanes:
+            await netlink.in_thread(lambda x=lane: netlink.demolish(x.port, [x.namespace]))  # type: ignore[misc]
+        with contextlib.suppress(AgentError):
+            await self._db.delete_ports(self._bridge, [*(lane.port for lane in lanes), *self._doomed])
+
+    async def _keep_unplugging(self) -> None:
+        pause = 0.2
+        while True:
+            await self._unplug_wake.wait()
+            self._unplug_wake.clear()
+            ports, self._doomed = self._doomed[:BATCH], self._doomed[BATCH:]
+            waiting, self._unplug_waiting = self._unplug_waiting[:BATCH], self._unplug_waiting[BATCH:]
+            try:
+                await self._db.delete_ports(self._bridge, ports)
+            except AgentError as e:
+                log.error("ports %s of bridge=%s cannot be deleted yet: %s", ",".join(ports), self._bridge, e)
+                self._doomed += ports
+                self._unplug_waiting += waiting
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                pause = 0.2
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+            if self._doomed:
+                self._unplug_wake.set()
+
+    def _free_numbers(self, net: Network, count: int) -> list[int]:
+        size = plan.capacity(net)
+        found: list[int] = []
+        for _ in range(size):
+            if len(found) == count:
+                break
+            number = (self._next - 1) % size + 1
+            self._next = number % size + 1
+            if number not in self._busy and not _reserved(net, number):
+                found.append(number)
+        return found
+
+    async def _keep_full(self) -> None:
+        pause = 0.5
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            net = self._net
+            if net is None:
+                continue
+            missing = self._warm + self._wanted - len(self._ready)
+            if missing <= 0:
+                continue
+            numbers = self._free_numbers(net, min(missing, BATCH))
+            if not numbers:
+                self._trouble = f"all {plan.capacity(net)} job networks of {net.ipv4_range} are in use or in quarantine"
+                continue
+            self._busy.update(numbers)
+            try:
+                built = await self._build(net, numbers)
+            except AgentError as e:
+                self._trouble = str(e)
+                log.error("job networks cannot be built: node=%s bridge=%s: %s", net.node, self._bridge, e)
+                for number in numbers:
+                    self.release(number)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 10.0)
+                self._wake.set()
+                continue
+            pause = 0.5
+            if net != self._net:  # the range changed while we built
+                for lane in built:
+                    await self.destroy(lane.port, [lane.namespace])
+                    self.release(lane.number)
+            else:
+                async with self._changed:
+                    self._ready.extend(built)
+                    self._changed.notify_all()
+            self._wake.set()
+
+    async def _build(self, net: Network, numbers: Sequence[int]) -> list[Lane]:
+        lanes = [plan.lane(net, number) for number in numbers]
+
+        def build() -> None:
+            for lane in lanes:
+                netlink.demolish(lane.port, [lane.namespace])  # what a killed agent may have left half-made
+                netlink.build_lane(lane, net)
+
+        try:
+            await netlink.in_thread(build)
+            numbered = await self._db.add_lanes(self._bridge, lanes)
+            lame = [lane.port for lane in lanes if lane.port not in numbered]
+            if lame:
+                raise NoLane(f"Open vSwitch gave no OpenFlow number to {','.join(lame)}; its log says why")
+        except AgentError:
+            for lane in lanes:
+                await netlink.in_thread(lambda x=lane: netlink.demolish(x.port, [x.namespace]))  # type: ignore[misc]
+            with contextlib.suppress(AgentError):
+                await self._db.delete_ports(self._bridge, [lane.port for lane in lanes])
+            raise
+        return [replace(lane, ofport=numbered[lane.port]) for lane in lanes]
+
+
+def _reserved(net: Network, number: int) -> bool:
+    """The gateway's own address may lie inside the range."""
+    return plan.lane(net, number).ipv4 == net.ipv4_gateway

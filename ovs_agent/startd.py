@@ -1,0 +1,187 @@
+"""The job's attributes, from the slot ad of the local startd: the one source that the job's owner cannot write to.
+
+Invariants: one question at a time; everybody who waits when a question is put is served by its answer, and nobody by
+the answer to a question put before he came. An answer is about the job that the caller's starter runs: the slot is
+claimed, has a job, and the job's start is not older than the starter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovs_agent.errors import AgentError
+
+log = logging.getLogger(__name__)
+CLOCK_SLACK = 3.0
+"""Seconds by which JobStart (whole seconds of the wall clock) may seem older than the starter."""
+
+
+class StartdError(AgentError):
+    """The startd did not answer, or not about this job."""
+
+
+class NotLiteral(StartdError):
+    """An attribute that the policy may read holds an expression: the job must be held."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAd:
+    """What the startd says about the job on a slot."""
+
+    job: str | None
+    global_id: str
+    ad: Mapping[str, Any]
+    slot: Mapping[str, Any]
+
+
+def pick(slots: Mapping[str, Any], slot: str) -> Mapping[str, Any] | None:
+    """The entry of a slot by the name in the starter's command line (`slot1_1`, or already `slot1_1@host`)."""
+    found = [entry for name, entry in slots.items() if name == slot or name.partition("@")[0] == slot]
+    return found[0] if len(found) == 1 else None
+
+
+def judge(entry: Mapping[str, Any] | None, slot: str, starter_started: float) -> SlotAd | str:
+    """The ad, or in words why it is not (yet) about this starter's job. Raises NotLiteral."""
+    if entry is None:
+        return f"the startd has no slot named {slot}"
+    meta = entry["meta"]
+    if "GlobalJobId" not in meta and "JobId" not in meta:
+        return f"{slot} has no job yet"
+    begun = meta.get("JobStart")
+    if isinstance(begun, int | float) and begun < starter_started - CLOCK_SLACK:
+        return f"{slot} still shows the job before"
+    if entry["expressions"]:
+        names = ", ".join(sorted(entry["expressions"]))
+        raise NotLiteral(f"{names}: must be a plain value (a string, number, true, false, or a list of these)")
+    job = meta.get("JobId")
+    return SlotAd(
+        job=job if isinstance(job, str) else None,
+        global_id=str(meta.get("GlobalJobId", "")),
+        ad=dict(entry["ad"]),
+        slot=dict(entry["slot"]),
+    )
+
+
+def started_at(start_ticks: int) -> float:
+    """Wall-clock time of a process start, from its clock ticks since boot."""
+    since_boot = start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
+class Startd:
+    """Asks through a child process that is started when first needed, and again when it failed."""
+
+    def __init__(self, config: Path | None, timeout: float) -> None:
+        self._timeout = timeout
+        self._env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        if config is not None:
+            self._env["CONDOR_CONFIG"] = str(config)
+        self._process: asyncio.subprocess.Process | None = None
+        self._running = False
+        self._waiting: list[asyncio.Future[Mapping[str, Any]]] = []
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.questions = 0
+
+    async def attributes(self, *, again: bool = False) -> list[str]:
+        """STARTD_JOB_ATTRS of the configuration. `again`: read the configuration anew."""
+        reply = await self._ask({"do": "reconfigure" if again else "attributes"})
+        return list(reply["attributes"])
+
+    async def slots(self) -> Mapping[str, Any]:
+        """All slots, by an answer to a question that is put after this call."""
+        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        if not self._running:
+            self._running = True
+            task = asyncio.create_task(self._serve())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                try:
+                    self.questions += 1
+                    reply = await self._ask({"do": "slots"})
+                except StartdError as e:
+                    for future in batch:
+                        if not future.done():
+                            future.set_exception(e)
+                else:
+                    for future in batch:
+                        if not future.done():
+                            future.set_result(reply["slots"])
+        finally:
+            self._running = False
+
+    async def job_on(self, slot: str, starter_start: int, patience: float, still_wanted: Callable[[], bool]) -> SlotAd:
+        """The ad of the job that a starter (by its start in clock ticks) runs on a slot."""
+        begun = started_at(starter_start)
+        deadline = time.monotonic() + patience
+        pause = 0.02
+        while True:
+            try:
+                found = judge(pick(await self.slots(), slot), slot, begun)
+            except NotLiteral:
+                raise
+            except StartdError as e:
+                found = e.text
+            if isinstance(found, SlotAd):
+                return found
+            if time.monotonic() > deadline or not still_wanted():
+                raise StartdError(f"no attributes of the job: {found}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    async def _ask(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        async with self._lock:
+            try:
+                process = self._process
+                if process is None or process.returncode is not None:
+                    process = self._process = await asyncio.create_subprocess_exec(
+                        sys.executable,
+                        "-m",
+                        "ovs_agent.startd_query",
+                        stdin=asyncio.subprocess.PIPE,
+                        stdout=asyncio.subprocess.PIPE,
+                        env=self._env,
+                        limit=64 * 1024 * 1024,
+                    )
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(json.dumps(question).encode() + b"\n")
+                await process.stdin.drain()
+                line = await asyncio.wait_for(process.stdout.readline(), self._timeout)
+                reply = json.loads(line) if line else {"error": "the query process ended"}
+            except TimeoutError:
+                await self.close()
+                raise StartdError(f"the startd did not answer within {self._timeout:g} s") from None
+            except asyncio.CancelledError:
+                await self.close()  # its answer would be taken for the next question's
+                raise
+            except (OSError, ValueError) as e:
+                await self.close()
+                raise StartdError(f"the startd cannot be asked: {e}") from None
+        if "error" in reply:
+            raise StartdError(f"the startd cannot be asked: {reply['error']}")
+        return dict(reply)
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
