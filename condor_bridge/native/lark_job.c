@@ -361,7 +361,7 @@ static int fail_plugin(struct answer *a, char **argv) {
         if (strcmp(*word, "-outfile") != 0 || !word[1]) continue;
         int fd = open(word[1], O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
         if (fd < 0) break;
-        dprintf(fd, "TransferSuccess = false\nTransferError = \"lark hold %d: %s\"\nTransferUrl = \"\"\n", a->hold, a->text);
+        dprintf(fd, "[ TransferSuccess = false; TransferUrl = \"\"; TransferError = \"lark hold %d: %s\" ]\n", a->hold, a->text);
         close(fd);
         break;
     }
