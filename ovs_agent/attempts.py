@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -318,8 +319,8 @@ class Attempts:
         names = (attempt.record.namespaces[0], name)
         attempt.record = attempt.record.model_copy(update={"sealed": True, "namespaces": names})
         await self._save(attempt)
-        await netlink.in_thread(lambda: netlink.delete_namespace(name))
-        await netlink.in_thread(lambda: netlink.create_namespace(name))
+        await netlink.in_thread(functools.partial(netlink.delete_namespace, name))
+        await netlink.in_thread(functools.partial(netlink.create_namespace, name))
 
     async def _label(self, attempt: Attempt) -> None:
         with contextlib.suppress(AgentError):

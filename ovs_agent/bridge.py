@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -44,7 +45,7 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
     there = await db.bridge(wish.name)
     mac = wish.mac
     if mac is None and wish.uplinks:
-        mac = await netlink.in_thread(lambda: netlink.device_mac(wish.uplinks[0]))
+        mac = await netlink.in_thread(functools.partial(netlink.device_mac, wish.uplinks[0]))
         if mac is None:
             raise AgentError("no such device; name one that exists with --uplink", wish.uplinks[0])
     settings = ["fail_mode=secure", "other_config:disable-in-band=true", "protocols=OpenFlow13,OpenFlow14"]

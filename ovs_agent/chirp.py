@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -95,8 +96,7 @@ class Relays:
             if endpoint in self._servers:
                 continue
             try:
-                listener = await netlink.in_thread(lambda e=endpoint: _listener_inside(namespace, e))  # type:
-                ignore[misc]
+                listener = await netlink.in_thread(functools.partial(_listener_inside, namespace, endpoint))
             except OSError as e:
                 log.warning(
                     "chirp port cannot be relayed: attempt=%s port=%s: %s", self._attempt, endpoint.port, e.strerror

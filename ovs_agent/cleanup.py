@@ -6,6 +6,7 @@ are left alone: the host needs them) are touched; a dry run touches nothing.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from ovs_agent import netlink, nft, plan
@@ -52,12 +53,12 @@ async def remove(
     """Take away what is in `stock` and not to be kept. Devices before rules: nothing is open in between."""
     names = [name for name in stock.namespaces if name not in keep_namespaces]
     for name in names:
-        await netlink.in_thread(lambda n=name: netlink.kill_inside(n))  # type: ignore[misc]
+        await netlink.in_thread(functools.partial(netlink.kill_inside, name))
     for device in stock.devices:
         if device not in keep_ports:
-            await netlink.in_thread(lambda d=device: netlink.delete_device(d))  # type: ignore[misc]
+            await netlink.in_thread(functools.partial(netlink.delete_device, device))
     for name in names:
-        await netlink.in_thread(lambda n=name: netlink.delete_namespace(n))  # type: ignore[misc]
+        await netlink.in_thread(functools.partial(netlink.delete_namespace, name))
     doomed = [port for port in stock.ports if port not in keep_ports]
     for at in range(0, len(doomed), 16):
         await db.delete_ports(config.bridge.name, doomed[at : at + 16])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -105,7 +106,7 @@ class Pool:
 
     async def destroy(self, port: str, namespaces: Sequence[str]) -> list[int]:
         """Processes, device, namespaces and port of a lane go. Idempotent. Returns the pids killed."""
-        killed = await netlink.in_thread(lambda: netlink.demolish(port, namespaces))
+        killed = await netlink.in_thread(functools.partial(netlink.demolish, port, namespaces))
         await self.unplug(port)
         return killed
 
@@ -128,7 +129,7 @@ class Pool:
         lanes = list(self._ready)
         self._ready.clear()
         for lane in lanes:
-            await netlink.in_thread(lambda x=lane: netlink.demolish(x.port, [x.namespace]))  # type: ignore[misc]
+            await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
         with contextlib.suppress(AgentError):
             await self._db.delete_ports(self._bridge, [*(lane.port for lane in lanes), *self._doomed])
 
@@ -221,7 +222,7 @@ class Pool:
                 raise NoLane(f"Open vSwitch gave no OpenFlow number to {','.join(lame)}; its log says why")
         except AgentError:
             for lane in lanes:
-                await netlink.in_thread(lambda x=lane: netlink.demolish(x.port, [x.namespace]))  # type: ignore[misc]
+                await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
             with contextlib.suppress(AgentError):
                 await self._db.delete_ports(self._bridge, [lane.port for lane in lanes])
             raise

@@ -22,6 +22,7 @@ from typing import Any
 from ovs_agent.errors import AgentError
 
 log = logging.getLogger(__name__)
+QUERY = (sys.executable, "-m", "ovs_agent.startd_query")
 CLOCK_SLACK = 3.0
 """Seconds by which JobStart (whole seconds of the wall clock) may seem older than the starter."""
 
@@ -152,9 +153,7 @@ class Startd:
                 process = self._process
                 if process is None or process.returncode is not None:
                     process = self._process = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        "-m",
-                        "ovs_agent.startd_query",
+                        *QUERY,
                         stdin=asyncio.subprocess.PIPE,
                         stdout=asyncio.subprocess.PIPE,
                         env=self._env,
