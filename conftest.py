@@ -1,7 +1,7 @@
 """Rules for every test run: seeds are printed, system tests say what they miss, and a skip cannot hide.
 
-Everything under mininet_tests/ is a system test. Such a test fails, not skips, when root or a tool is missing; with
-`--no-skips` (or CI=true) any skip at all counts as a failure, because a suite that skips its way to green proves nothing.
+Everything under mininet_tests/ is a system test. Such a test fails, not skips, when root or a tool is missing. With
+`--no-skips` (or CI=true) any skip at all counts as a failure: a suite that skips its way to green proves nothing.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    return [
-        f"lark: seed {os.environ['LARK_TEST_SEED']} (again: --seed {os.environ['LARK_TEST_SEED']}),"
-        f" engine {os.environ.get('LARK_TEST_ENGINE', 'os-ken')}, skips are {'failures' if _no_skips(config) else 'allowed'}"
-    ]
+    seed = os.environ["LARK_TEST_SEED"]
+    engine = os.environ.get("LARK_TEST_ENGINE", "os-ken")
+    skips = "failures" if _no_skips(config) else "allowed"
+    return [f"lark: seed {seed} (again: --seed {seed}), engine {engine}, skips are {skips}"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
+from ovs_agent.config import AgentConfig
+from ryu_apps.config import ControllerFile
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("policies", "ryu_apps", "condor_bridge", "ovs_agent", "mininet_tests")
@@ -287,6 +291,8 @@ def check_click(module: str, words: list[str]) -> None:
     ids=[f"{document.name}:{line}" for document, line, _ in ALL_COMMANDS],
 )
 def test_every_command_of_the_documents_exists(document: Path, line: int, words: list[str]) -> None:
+    absent = [word for word in words if word.split("/")[0] in {*PACKAGES, "docs"} and not (ROOT / word).exists()]
+    assert absent == []
     scripts = PYPROJECT["project"]["scripts"]
     name = Path(words[0]).name
     if name == "make":
@@ -304,6 +310,40 @@ def test_the_documents_have_commands() -> None:
     """The reader above finds something; otherwise it would praise documents that it cannot read."""
     assert ["make", "demo"] in [words for _, _, words in ALL_COMMANDS]
     assert ["make", "test"] in [words for _, _, words in ALL_COMMANDS]
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every key of a configuration file with its default (`...` if it must be given)."""
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        key = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_of(field.annotation, f"{key}.")
+        else:
+            yield key, ... if field.is_required() else field.default
+
+
+@pytest.mark.parametrize(("heading", "model"), [("controller.yaml", ControllerFile), ("agent.yaml", AgentConfig)])
+def test_every_key_of_a_configuration_file_is_documented(heading: str, model: type[BaseModel]) -> None:
+    chapter = (ROOT / "docs/operations.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z0-9.-]+)` \| [^|]* \| ([^|]*) \|", chapter, flags=re.MULTILINE)
+    keys = dict(keys_of(model))
+    assert rows
+    assert {key for key, _ in rows} == keys.keys()
+    for key, told in rows:
+        default = keys[key]
+        if default is ...:
+            assert told == "(must be given)", key
+        elif isinstance(default, bool):
+            assert told == f"`{str(default).lower()}`", key
+        elif isinstance(default, int | float):
+            assert told == f"`{default:g}`", key
+        elif isinstance(default, str | Path):
+            assert told == f"`{default}`", key
+        else:
+            assert default in (None, []), key
+            assert not told.startswith("`"), key
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
