@@ -53,7 +53,9 @@ Address = Annotated[str, AfterValidator(_address)]
 Mac = Annotated[str, AfterValidator(_mac)]
 AttributeName = Annotated[str, StringConstraints(pattern=ATTRIBUTE_PATTERN)]
 Text = Annotated[str, StringConstraints(max_length=MAX_STRING)]
-Scalar = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Text
+Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""ClassAd integers have 64 bits."""
+Scalar = bool | Integer | Annotated[float, Field(allow_inf_nan=False)] | Text
 AdValue = Scalar | Annotated[list[Scalar], Field(max_length=1024)]
 """A literal ClassAd value. UNDEFINED is an attribute that is not there; expressions are refused by the agent."""
 Ad = Annotated[dict[AttributeName, AdValue], Field(max_length=MAX_ATTRIBUTES)]

@@ -7,7 +7,7 @@
                                                            else: "leaving": its address is given to nobody yet
 
 Invariants:
-* What the fabric was told always equals `compiler.desired_flows` of `world`: the increments here are an optimisation.
+* What the fabric was told of a bridge always equals `compiler.desired_flows` of `world`: the increments here are an optimisation.
 * An attempt is answered as realised only when its row is on disk and each of its bridges has confirmed.
 * Address, MAC, port and zone belong to one attempt, living or leaving, at a time.
 * The lock is never held while waiting for a switch or for a row; requests for the same attempt id take turns.
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from policies import decide as deciding
+from policies.language import attributes_read
 from policies.model import Address, Attempt, Decision, Outcome, Policy, Site, World
 from policies.wire import (
     AttemptSpec,
@@ -41,7 +42,7 @@ from policies.wire import (
     Phase,
     PolicyStatus,
 )
-from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket
+from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.cookies import FULL_MASK, Feature, cookie
@@ -98,6 +99,32 @@ class _FailedWrite:
         raise StoreError(self.problem)
 
 
+class _Later:
+    """Stands for the tickets of a bridge whose ports are not known yet since this controller started.
+
+    Its standing flows follow from its port numbers: said without them, they would be torn out of a switch that has
+    them all. So nothing is said until the ports are known, and then everything at once.
+    """
+
+    def __init__(self, bridge: str) -> None:
+        self._bridge = bridge
+        self._known = threading.Event()
+        self._ticket: Ticket | None = None
+
+    def settle_by(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self._known.set()
+
+    def wait(self, deadline: float) -> TicketResult:
+        self._known.wait(max(0.0, deadline - time.monotonic()))
+        if self._ticket is None:
+            return TicketResult(Settled.TIMED_OUT, f"bridge {self._bridge} has not connected yet")
+        return self._ticket.wait(deadline)
+
+    def result(self) -> TicketResult | None:
+        return None if self._ticket is None else self._ticket.result()
+
+
 @dataclass(slots=True)
 class _Turn:
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -131,6 +158,7 @@ class Controller:
         self._claims: dict[Claim, str] = {}
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in site.bridges}
         self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in site.bridges}
+        self._unheard = {bridge: _Later(bridge) for bridge in site.bridges}
         self._nodes: dict[str, NodeRow] = {}
         self._leases: dict[str, float] = {}
         self._turns: dict[str, _Turn] = {}
@@ -139,7 +167,7 @@ class Controller:
     # --- start ------------------------------------------------------------------------------------------------------
 
     def start(self, fabric: Fabric) -> None:
-        """Read everything back and say the desired state of every bridge; only then may switches be let in.
+        """Read everything back and be ready for the switches; only then may they be let in.
 
         Raises StoreError when the store cannot be read.
         """
@@ -219,6 +247,16 @@ class Controller:
             if self._world.ports.get(bridge) != declared:
                 self._world = replace(self._world, ports={**self._world.ports, bridge: declared})
                 self._follow_base([bridge])
+            unheard = self._unheard.pop(bridge, None)
+            if unheard is not None:
+                unheard.settle_by(self._say([bridge])[bridge])
+            missing = sorted(set(self._world.site.bridges[bridge].ports) - set(declared))
+            if missing:
+                LOG.error(
+                    "bridge=%s has no port %s, which site.yaml declares: jobs there stay cut off",
+                    bridge,
+                    ", ".join(missing),
+                )
             self._lock.notify_all()
 
     # --- attempts ---------------------------------------------------------------------------------------------------
@@ -399,7 +437,7 @@ class Controller:
             ipv6_gateway=_text(network.gateway_ipv6) if node.ipv6 is not None else None,
             mtu=network.mtu,
             lease=self._lease,
-            attributes=self._attributes(),
+            attributes=sorted(attributes_read(self._world.policy)),
         )
 
     def heartbeat(self, name: str, boot_id: str, named: Sequence[str]) -> HeartbeatAnswer:
@@ -644,6 +682,9 @@ class Controller:
         return tickets
 
     def _tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
+        unheard = self._unheard.get(bridge)
+        if unheard is not None:
+            return unheard
         was = {flow.key: flow for flow in gone}
         will = {flow.key: flow for flow in come}
         add = [flow for key, flow in will.items() if was.get(key) != flow]
@@ -655,6 +696,8 @@ class Controller:
         if self._fabric is None:
             return
         for bridge in bridges:
+            if bridge in self._unheard:
+                continue
             old = self._base[bridge]
             new = {flow.key: flow for flow in compiler.base_flows(self._world, bridge)}
             if new != old:
@@ -664,8 +707,12 @@ class Controller:
     def _say(self, bridges: Iterable[str]) -> dict[str, Ticket]:
         """Say the whole truth of bridges anew, from the world alone."""
         world = self._world
-        tickets = {}
+        tickets: dict[str, Ticket] = {}
         for bridge in bridges:
+            unheard = self._unheard.get(bridge)
+            if unheard is not None:
+                tickets[bridge] = unheard
+                continue
             self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
             tickets[bridge] = self._switches().set_desired(bridge, compiler.desired_flows(world, bridge))
         return tickets
@@ -839,11 +886,6 @@ class Controller:
             return self._store.write(changes)
         except StoreError as problem:
             return _FailedWrite(str(problem))
-
-    def _attributes(self) -> list[str]:
-        policy = self._world.policy
-        names = {name for group in policy.groups.values() for name in group.condition.references}
-        return sorted(names | set(policy.attributes), key=str.lower)
 
     def _state(self, bridge: str) -> BridgeState:
         return next(state for state in self._switches().bridges() if state.bridge == bridge)

@@ -1,0 +1,331 @@
+"""The northbound API as a WSGI application: routes, roles, sizes, and one log line for each request.
+
+Invariants: who calls is known before a body is read; a body is read only up to its limit; bad input never gives a 5xx;
+an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the contract is docs/interfaces.md section 5.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import webob
+from pydantic import BaseModel, ValidationError
+
+from policies.wire import (
+    ATTEMPT_ID_PATTERN,
+    MAX_BODY_BYTES,
+    NAME_PATTERN,
+    AttemptList,
+    AttemptSpec,
+    AttemptStatus,
+    BridgeList,
+    Deleted,
+    Heartbeat,
+    HeartbeatAnswer,
+    NodeGrant,
+    NodeList,
+    NodeSpec,
+    NodeStatus,
+    PhaseChange,
+    PolicyStatus,
+)
+from ryu_apps.controller import Controller
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.rest.auth import Principal, TokenRole, Tokens
+from ryu_apps.rest.problems import PROBLEM_TYPE, document, status_of
+from ryu_apps.store.store import StoreError
+
+LOG = logging.getLogger("lark.api")
+_AGENT, _VIEWER, _ADMIN = TokenRole.AGENT, TokenRole.VIEWER, TokenRole.ADMIN
+_EVERYONE = frozenset(TokenRole)
+_PEOPLE = frozenset({_VIEWER, _ADMIN})
+_JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
+MAX_HEARTBEAT_BYTES = 32 * 1024 * 1024
+"""A heartbeat names all attempts of a node; every other body is a few kilobytes."""
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One authenticated request on its way to its handler."""
+
+    principal: Principal
+    name: str
+    query: Mapping[str, str]
+    read: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One call of the API. `path` has at most one variable part, `{id}` or `{node}`."""
+
+    method: str
+    path: str
+    roles: frozenset[TokenRole]
+    handler: str
+    summary: str
+    request: type[BaseModel] | None
+    responses: Mapping[int, type[BaseModel]]
+    query: tuple[str, ...] = ()
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("PUT", "/v1/nodes/{node}", frozenset({_AGENT}), "put_node", "An agent registers its node", NodeSpec, {200: NodeGrant}),
+    Route("GET", "/v1/nodes", _EVERYONE, "get_nodes", "The nodes of the site", None, {200: NodeList}),
+    Route("GET", "/v1/nodes/{node}", _EVERYONE, "get_node", "One node", None, {200: NodeStatus}),
+    Route("POST", "/v1/nodes/{node}/heartbeat", frozenset({_AGENT}), "heartbeat", "An agent renews its lease", Heartbeat, {200: HeartbeatAnswer}),
+    Route("PUT", "/v1/attempts/{id}", frozenset({_AGENT}), "put_attempt", "Bring an attempt's policy into force", AttemptSpec, {200: AttemptStatus, 201: AttemptStatus}),
+    Route("PATCH", "/v1/attempts/{id}", frozenset({_AGENT}), "patch_attempt", "Advance an attempt's phase", PhaseChange, {200: AttemptStatus}),
+    Route("GET", "/v1/attempts/{id}", _EVERYONE, "get_attempt", "One attempt with its counters", None, {200: AttemptStatus}),
+    Route("GET", "/v1/attempts", _EVERYONE, "get_attempts", "Attempts, without counters", None, {200: AttemptList}, ("job", "node")),
+    Route("DELETE", "/v1/attempts/{id}", frozenset({_AGENT}), "delete_attempt", "End an attempt", None, {200: Deleted}),
+    Route("GET", "/v1/bridges", _PEOPLE, "get_bridges", "Bridges as the controller sees them", None, {200: BridgeList}),
+    Route("GET", "/v1/policy", _PEOPLE, "get_policy", "The policy in force", None, {200: PolicyStatus}),
+)  # fmt: skip
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(path)))
+
+
+class Api:
+    """The WSGI application. `tokens` may be replaced while it serves."""
+
+    def __init__(self, controller: Controller, tokens: Tokens) -> None:
+        from ryu_apps.rest.openapi import describe  # it reads ROUTES above
+
+        self.tokens = tokens
+        self._controller = controller
+        self._routes = [(_pattern(route.path), route) for route in ROUTES]
+        self._openapi = json.dumps(describe(ROUTES)).encode()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        began = time.monotonic()
+        request = webob.Request(environ)
+        response, who = self._respond(request)
+        found: Iterable[bytes] = response(environ, start_response)
+        path = environ.get("PATH_INFO", "")
+        LOG.info(
+            "%s %s by %s from %s: %d in %.1f ms",
+            request.method,
+            path[:300].encode("unicode_escape").decode(),
+            who or "nobody",
+            environ.get("REMOTE_ADDR", "?"),
+            response.status_code,
+            (time.monotonic() - began) * 1000,
+        )
+        return found
+
+    def _respond(self, request: webob.Request) -> tuple[webob.Response, Principal | None]:
+        who = None
+        try:
+            try:
+                # PATH_INFO is the bytes of the path, spelt in Latin-1 (PEP 3333).
+                path = request.environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
+            except (UnicodeError, AttributeError):
+                raise Refused(Slug.MALFORMED, "the path is not UTF-8") from None
+            public = self._public(request.method, path)
+            if public is not None:
+                return public, None
+            who = self.tokens.who(request.headers.get("Authorization"))
+            if who is None:
+                raise Refused(
+                    Slug.UNAUTHORISED,
+                    "send `Authorization: Bearer TOKEN` with a token that `lark-controller token` made",
+                )
+            route, name = self._find(request.method, path)
+            if who.role not in route.roles:
+                allowed = ", ".join(sorted(role.value for role in route.roles))
+                raise Refused(Slug.FORBIDDEN, f"{route.method} {route.path} is for {allowed}, not for {who}")
+            call = Call(who, name, _query(request, route), lambda limit: _read(request, limit))
+            answer: Answer = getattr(self, f"_{route.handler}")(call)
+            return _reply(answer.status, answer.body.model_dump_json().encode()), who
+        except Refused as refused:
+            return _problem(refused), who
+        except StoreError as problem:
+            LOG.error("%s %s: %s", request.method, request.path_info, problem)
+            return _problem(Refused(Slug.NOT_REALISED, f"{problem}; try again", {"bridges": []})), who
+        except Exception:
+            LOG.exception("defect in %s %r", request.method, request.environ.get("PATH_INFO"))
+            return _problem(Refused(Slug.INTERNAL, "a defect of the controller; its log says more")), who
+
+    def _public(self, method: str, path: str) -> webob.Response | None:
+        if path not in ("/healthz", "/readyz", "/v1/openapi.json"):
+            return None
+        if method not in ("GET", "HEAD"):
+            raise Refused(Slug.METHOD, f"{path} is only read")
+        if path == "/v1/openapi.json":
+            return _reply(200, self._openapi)
+        problems = self._controller.problems() if path == "/readyz" else []
+        return _reply(503 if problems else 200, json.dumps({"ok": not problems, "problems": problems}).encode())
+
+    def _find(self, method: str, path: str) -> tuple[Route, str]:
+        methods = []
+        for pattern, route in self._routes:
+            found = pattern.fullmatch(path)
+            if not found:
+                continue
+            methods.append(route.method)
+            if route.method == method:
+                name = found.group(1) if found.groups() else ""
+                if "{id}" in route.path and not re.fullmatch(ATTEMPT_ID_PATTERN, name):
+                    raise Refused(
+                        Slug.MALFORMED, f"an attempt id has 1 to 200 of A-Z a-z 0-9 . _ @ ~ -, not {name[:60]!r}"
+                    )
+                if "{node}" in route.path and not re.fullmatch(NAME_PATTERN, name):
+                    raise Refused(Slug.NO_SUCH_NODE, f"{name[:60]!r} cannot be a node's name")
+                return route, name
+        if methods:
+            raise Refused(Slug.METHOD, f"{path[:200]} understands {', '.join(methods)}, not {method[:20]}")
+        raise Refused(Slug.NOT_FOUND, f"{path[:200]} is not part of this API; see /v1/openapi.json")
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    def _put_node(self, call: Call) -> Answer:
+        _own(call.principal, call.name)
+        return Answer(200, self._controller.register_node(call.name, _parse(NodeSpec, call.read(MAX_BODY_BYTES))))
+
+    def _get_nodes(self, call: Call) -> Answer:
+        mine = call.principal.node
+        nodes = [node for node in self._controller.nodes() if mine is None or node.node == mine]
+        return Answer(200, NodeList(nodes=nodes))
+
+    def _get_node(self, call: Call) -> Answer:
+        _own(call.principal, call.name)
+        for node in self._controller.nodes():
+            if node.node == call.name:
+                return Answer(200, node)
+        raise Refused(Slug.NO_SUCH_NODE, f"node {call.name} is not in site.yaml")
+
+    def _heartbeat(self, call: Call) -> Answer:
+        _own(call.principal, call.name)
+        beat = _parse(Heartbeat, call.read(MAX_HEARTBEAT_BYTES))
+        return Answer(200, self._controller.heartbeat(call.name, beat.boot_id, beat.attempts))
+
+    def _put_attempt(self, call: Call) -> Answer:
+        spec = _parse(AttemptSpec, call.read(MAX_BODY_BYTES))
+        _own(call.principal, spec.node)
+        status, new = self._controller.register(call.name, spec)
+        return Answer(201 if new else 200, status)
+
+    def _patch_attempt(self, call: Call) -> Answer:
+        change = _parse(PhaseChange, call.read(MAX_BODY_BYTES))
+        self._own_attempt(call)
+        return Answer(200, self._controller.advance(call.name, change.phase))
+
+    def _get_attempt(self, call: Call) -> Answer:
+        self._own_attempt(call)
+        return Answer(200, self._controller.attempt(call.name))
+
+    def _get_attempts(self, call: Call) -> Answer:
+        job, node = call.query.get("job"), call.query.get("node")
+        if job is not None and not re.fullmatch(_JOB_PATTERN, job):
+            raise Refused(Slug.MALFORMED, f"job={job[:40]!r} is not CLUSTER.PROC")
+        if call.principal.node is not None:
+            _own(call.principal, node or call.principal.node)
+            node = call.principal.node
+        return Answer(200, AttemptList(attempts=self._controller.attempts(job=job, node=node)))
+
+    def _delete_attempt(self, call: Call) -> Answer:
+        self._own_attempt(call)
+        return Answer(200, self._controller.delete(call.name))
+
+    def _get_bridges(self, call: Call) -> Answer:
+        return Answer(200, BridgeList(bridges=self._controller.bridges()))
+
+    def _get_policy(self, call: Call) -> Answer:
+        return Answer(200, self._controller.policy())
+
+    def _own_attempt(self, call: Call) -> None:
+        node = self._controller.node_of(call.name)
+        if node is None:
+            raise Refused(Slug.NO_SUCH_ATTEMPT, f"there is no attempt {call.name}")
+        _own(call.principal, node)
+
+
+def _own(principal: Principal, node: str) -> None:
+    if principal.role is TokenRole.AGENT and principal.node != node:
+        LOG.warning("agent of node=%s tried to act for node=%s", principal.node, node)
+        raise Refused(Slug.FORBIDDEN, f"the agent of {principal.node} may not act for {node}")
+
+
+def _query(request: webob.Request, route: Route) -> dict[str, str]:
+    try:
+        pairs = list(request.GET.items())
+    except (UnicodeError, ValueError):
+        raise Refused(Slug.MALFORMED, "the query string cannot be read") from None
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in route.query:
+            known = ", ".join(route.query) or "none"
+            raise Refused(Slug.MALFORMED, f"unknown query parameter {name[:40]!r}; {route.path} knows {known}")
+        if name in query:
+            raise Refused(Slug.MALFORMED, f"query parameter {name!r} is given twice")
+        query[name] = value
+    return query
+
+
+def _read(request: webob.Request, limit: int) -> bytes:
+    kind = (request.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(Slug.UNSUPPORTED, f"send Content-Type: application/json, not {kind[:60] or 'nothing'}")
+    try:
+        length = request.content_length
+    except ValueError:
+        raise Refused(Slug.MALFORMED, "Content-Length is not a number") from None
+    if length is not None and (length < 0 or length > limit):
+        raise Refused(Slug.TOO_LARGE, f"a body here has at most {limit} bytes, not {length}")
+    source = request.environ["wsgi.input"]
+    try:
+        body: bytes = source.read(limit + 1 if length is None else length)
+    except (ValueError, OSError) as problem:
+        # A client that closes, sends nothing for too long, or whose chunks are not chunks.
+        raise Refused(Slug.MALFORMED, f"the body could not be read: {type(problem).__name__}") from None
+    if len(body) > limit:
+        raise Refused(Slug.TOO_LARGE, f"a body here has at most {limit} bytes")
+    return body
+
+
+def _parse(model: type[Body], body: bytes) -> Body:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as problem:
+        faults = problem.errors(include_url=False, include_context=False, include_input=False)
+        said = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])[:120] or 'body'}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in faults[:5]
+        )
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise Refused(Slug.MALFORMED, f"{said}{more}") from None
+
+
+def _reply(status: int, body: bytes, kind: str = "application/json") -> webob.Response:
+    response = webob.Response(body=body, status=status, content_type=kind)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _problem(refused: Refused) -> webob.Response:
+    status = status_of(refused)
+    response = _reply(status, document(refused), PROBLEM_TYPE)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="lark"'
+    if refused.slug in (Slug.TOO_LARGE, Slug.UNAUTHORISED, Slug.UNSUPPORTED):
+        # The rest of the body is not worth reading.
+        response.headers["Connection"] = "close"
+    if status in (429, 503):
+        response.headers["Retry-After"] = "1"
+    return response

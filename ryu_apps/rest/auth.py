@@ -1,0 +1,131 @@
+"""Bearer tokens: who calls, and what that role may do.
+
+The tokens file keeps only SHA-256 hashes; a token has 256 random bits, so a plain hash is as good as a slow one.
+Invariants: an unknown, malformed or missing token is nobody; comparison takes the same time wherever tokens differ; a
+token of role `agent` belongs to exactly one node.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from ruamel.yaml import YAML
+
+from policies.wire import Name
+from ryu_apps.config import ConfigError, line_of, read_yaml, validate
+
+TOKEN_PREFIX = "lark_"
+"""So that a token found in a log or a repository is recognised as one."""
+
+
+class TokenRole(enum.StrEnum):
+    AGENT = "agent"
+    VIEWER = "viewer"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. `node` is set for agents only."""
+
+    role: TokenRole
+    node: str | None = None
+
+    def __str__(self) -> str:
+        return self.role.value if self.node is None else f"{self.role.value}:{self.node}"
+
+
+class _TokenEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    role: Annotated[TokenRole, Field(strict=False)]
+    node: Name | None = None
+
+
+class _TokensFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    tokens: list[_TokenEntry]
+
+
+class Tokens:
+    """The principals by token hash."""
+
+    def __init__(self, principals: dict[str, Principal]) -> None:
+        self._principals = principals
+
+    def __len__(self) -> int:
+        return len(self._principals)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        return frozenset(p.node for p in self._principals.values() if p.node is not None)
+
+    def who(self, authorization: str | None) -> Principal | None:
+        """The caller behind an `Authorization` header, or None."""
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token or len(token) > 512:
+            return None
+        digest = hash_token(token.strip())
+        found = None
+        for known, principal in self._principals.items():
+            if hmac.compare_digest(known, digest):
+                found = principal
+        return found
+
+
+def hash_token(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def load_tokens(path: Path) -> Tokens:
+    """Raises ConfigError."""
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: there is no tokens file; make one with: lark-controller token --tokens {path} --role admin"
+        )
+    data, lines = read_yaml(path)
+    file = validate(path, data, lines, _TokensFile)
+    principals: dict[str, Principal] = {}
+    for position, entry in enumerate(file.tokens):
+        where = f"{path.name}:{line_of(lines, ('tokens', position))}"
+        if (entry.role is TokenRole.AGENT) != (entry.node is not None):
+            raise ConfigError(f"{where}: a token of role agent needs a node, and no other role has one")
+        if entry.sha256 in principals:
+            raise ConfigError(f"{where}: this token stands here twice; remove one")
+        principals[entry.sha256] = Principal(entry.role, entry.node)
+    return Tokens(principals)
+
+
+def new_token(path: Path, role: TokenRole, node: str | None) -> str:
+    """Make a token, add its hash to the tokens file (made if it is not there), return the token. Raises ConfigError."""
+    token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The lock is beside the file because the file itself is replaced.
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        data: dict[str, list[dict[str, str]]] = {"tokens": []}
+        if path.exists():
+            load_tokens(path)  # never add to a file that would be refused
+            data = read_yaml(path)[0]
+        entry = {"sha256": hash_token(token), "role": role.value}
+        data["tokens"].append(entry | ({"node": node} if node is not None else {}))
+        new = path.with_name(f".{path.name}.new")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            YAML(typ="rt").dump(data, out)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(path)
+    finally:
+        os.close(lock)
+    return token

@@ -1,0 +1,533 @@
+"""The life of an attempt on the public fakes: what is in force, what is stored, what is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policies.model import Policy
+from policies.wire import BridgeRealisation, Phase
+from ryu_apps.openflow.cookies import Feature, explain
+from ryu_apps.refusals import Refused, Slug
+from tests.unit.controller.rig import BOOT, POLICY, Rig, aid, node_spec, spec
+
+WORKER_FLOWS = 6
+GATE_FLOWS = 2
+
+
+def owned(rig: Rig, bridge: str, feature: Feature) -> int:
+    actual = rig.fabric.state[bridge].actual
+    return sum(1 for flow in actual.values() if (explain(flow.cookie) or (None,))[0] is feature)
+
+
+def refusal(call: Callable[[], Any]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        call()
+    return caught.value
+
+
+def test_a_registration_is_in_force_and_stored_when_it_is_answered(rig: Rig) -> None:
+    status, new = rig.controller.register(aid(), spec())
+    assert new
+    assert status.decision.grants == ["files"]
+    assert status.decision.groups == ["physics"]
+    assert any("policy.yaml:" in line for line in status.decision.trail)
+    assert status.bridges == {"br1": BridgeRealisation.REALISED, "gate1": BridgeRealisation.REALISED}
+    assert owned(rig, "br1", Feature.ATTEMPT) == WORKER_FLOWS
+    assert owned(rig, "gate1", Feature.ATTEMPT) == GATE_FLOWS
+    assert owned(rig, "gate2", Feature.ATTEMPT) == 0
+    assert rig.store.attempts[aid()].identity == status.decision.identity
+    rig.check()
+
+
+def test_the_same_put_again_is_200_and_sends_nothing(rig: Rig) -> None:
+    first, _ = rig.controller.register(aid(), spec())
+    before = rig.everything()
+    again, new = rig.controller.register(aid(), spec())
+    assert (again, new) == (first, False)
+    assert rig.everything() == before
+
+
+def test_flow_mods_do_not_grow_with_the_number_of_jobs(rig: Rig) -> None:
+    costs = []
+    for n in range(2, 52):
+        before = rig.fabric.flow_mods
+        rig.controller.register(aid(n), spec(n))
+        costs.append(rig.fabric.flow_mods - before)
+    # The first brings its identity: one flow on the worker, two on the gate.
+    assert costs[0] == WORKER_FLOWS + GATE_FLOWS + 3
+    assert set(costs[1:]) == {WORKER_FLOWS + GATE_FLOWS}
+    rig.check()
+
+
+def test_the_identity_goes_with_its_last_user(rig: Rig) -> None:
+    empty = rig.everything()
+    rig.controller.register(aid(2), spec(2))
+    rig.controller.register(aid(3), spec(3))
+    rig.controller.delete(aid(2))
+    assert owned(rig, "gate1", Feature.IDENTITY) == 2
+    deleted = rig.controller.delete(aid(3))
+    assert deleted.bridges == {"br1": BridgeRealisation.REALISED, "gate1": BridgeRealisation.REALISED}
+    assert owned(rig, "gate1", Feature.IDENTITY) == owned(rig, "br1", Feature.IDENTITY) == 0
+    assert rig.everything()[0] == empty[0]  # type: ignore[index]
+    assert rig.store.attempts == {}
+    rig.check()
+
+
+def test_phases_gain_and_lose_bridges(rig: Rig) -> None:
+    ad: dict[str, object] = {"LarkGroup": "physics", "LarkLicence": True}
+    rig.controller.register(aid(), spec(**ad))
+    status = rig.controller.advance(aid(), Phase.RUN)
+    assert set(status.bridges) == {"br1", "gate1", "gate2"}
+    assert owned(rig, "gate2", Feature.ATTEMPT) == GATE_FLOWS
+    rig.check()
+    # The same phase again confirms and changes nothing.
+    before = rig.everything()
+    assert rig.controller.advance(aid(), Phase.RUN).bridges == status.bridges
+    assert rig.everything() == before
+    assert set(rig.controller.advance(aid(), Phase.STAGE_OUT).bridges) == {"br1"}
+    assert owned(rig, "gate1", Feature.ATTEMPT) == owned(rig, "gate2", Feature.ATTEMPT) == 0
+    rig.check()
+    before = rig.everything()
+    assert refusal(lambda: rig.controller.advance(aid(), Phase.RUN)).slug is Slug.PHASE
+    assert rig.everything() == before
+
+
+def test_a_sealed_job_gets_no_gate(rig: Rig) -> None:
+    status, _ = rig.controller.register(aid(), spec(LarkGroup="physics", LarkNetwork="none"))
+    assert status.decision.sealed
+    assert set(status.bridges) == {"br1"}
+    rig.check()
+
+
+BAD: dict[str, tuple[Slug, Callable[[], tuple[str, Any]]]] = {
+    "unknown node": (Slug.NO_SUCH_NODE, lambda: (aid(2, "wn9"), spec().model_copy(update={"node": "wn9"}))),
+    "id of another node": (Slug.MALFORMED, lambda: (aid(2, "wn2"), spec())),
+    "unknown bridge": (
+        Slug.UNKNOWN_BRIDGE,
+        lambda: (aid(), spec().model_copy(update={"port": spec().port.model_copy(update={"bridge": "br9"})})),
+    ),
+    "another node's bridge": (
+        Slug.UNKNOWN_BRIDGE,
+        lambda: (aid(), spec().model_copy(update={"port": spec().port.model_copy(update={"bridge": "br2"})})),
+    ),
+    "port not there": (
+        Slug.NO_SUCH_PORT,
+        lambda: (aid(), spec().model_copy(update={"port": spec().port.model_copy(update={"name": "lj99"})})),
+    ),
+    "port with another number": (
+        Slug.NO_SUCH_PORT,
+        lambda: (aid(), spec().model_copy(update={"port": spec().port.model_copy(update={"ofport": 999})})),
+    ),
+    "the uplink as a job's port": (
+        Slug.NO_SUCH_PORT,
+        lambda: (
+            aid(),
+            spec().model_copy(update={"port": spec().port.model_copy(update={"name": "up0", "ofport": 1})}),
+        ),
+    ),
+    "address out of range": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"ipv4": "10.20.2.2"}))),
+    "network address": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"ipv4": "10.20.1.0"}))),
+    "MAC not derived": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"mac": "02:6c:0a:14:01:03"}))),
+    "IPv6 not derived": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"ipv6": "2001:db8::1"}))),
+    "IPv6 missing": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"ipv6": None}))),
+    "zone not derived": (Slug.BAD_ADDRESS, lambda: (aid(), spec().model_copy(update={"zone": 77}))),
+    "attribute with a bad value": (Slug.HELD, lambda: (aid(), spec(LarkNetwork=5))),
+    "attribute with another bad value": (Slug.HELD, lambda: (aid(), spec(LarkNetwork="nome"))),
+    "attribute twice": (Slug.HELD, lambda: (aid(), spec(Owner="a", owner="b"))),
+    "address in use": (Slug.CONFLICT, lambda: (aid(2), spec(50))),
+    "other content": (Slug.CONFLICT, lambda: (aid(50), spec(50, LarkGroup="chemistry"))),
+    "other lane": (Slug.CONFLICT, lambda: (aid(50), spec(2))),
+    "other phase": (Slug.CONFLICT, lambda: (aid(50), spec(50, phase=Phase.RUN))),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_registrations_change_nothing(rig: Rig, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ryu_apps.controller.PORT_PATIENCE", 0.05)
+    rig.controller.register(aid(50), spec(50))
+    slug, make = BAD[case]
+    id, bad = make()
+    before = rig.everything()
+    refused = refusal(lambda: rig.controller.register(id, bad))
+    assert refused.slug is slug, refused.detail
+    assert len(refused.detail) > 15
+    assert rig.everything() == before
+    if slug is Slug.HELD:
+        assert refused.extra["subcode"] == 101
+        assert refused.extra["reason"]
+    # The control: the same lane, well-formed, is accepted.
+    assert rig.controller.register(aid(2), spec(2))[1]
+    rig.check()
+
+
+def test_a_held_job_is_told_the_line(rig: Rig) -> None:
+    refused = refusal(lambda: rig.controller.register(aid(), spec(LarkNetwork=5)))
+    line = POLICY.splitlines().index(next(row for row in POLICY.splitlines() if "LarkNetwork: " in row)) + 1
+    assert f"policy.yaml:{line}" in str(refused.extra["reason"])
+
+
+def test_delete_of_what_was_never_seen(rig: Rig) -> None:
+    before = rig.everything()
+    for call in (
+        lambda: rig.controller.delete(aid()),
+        lambda: rig.controller.advance(aid(), Phase.RUN),
+        lambda: rig.controller.attempt(aid()),
+    ):
+        assert refusal(call).slug is Slug.NO_SUCH_ATTEMPT
+    assert rig.everything() == before
+
+
+def test_a_node_that_has_not_registered_gets_no_attempts(make_rig: Callable[[], Rig]) -> None:
+    rig = make_rig()
+    rig.store.nodes.pop("wn2")
+    rig.restart()
+    refused = refusal(lambda: rig.controller.register(aid(2, "wn2"), spec(2, "wn2")))
+    assert refused.slug is Slug.NO_SUCH_NODE
+    rig.controller.register_node("wn2", node_spec("wn2"))
+    assert rig.controller.register(aid(2, "wn2"), spec(2, "wn2"))[1]
+
+
+# --- bridges that do not confirm --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["silent", "away", "refuses"])
+@pytest.mark.parametrize("bridge", ["br1", "gate1"])
+def test_what_is_not_confirmed_is_taken_back(rig: Rig, trouble: str, bridge: str) -> None:
+    flows = {name: dict(state.actual) for name, state in rig.fabric.state.items()}
+    if trouble == "silent":
+        rig.fabric.silence(bridge)
+    elif trouble == "away":
+        rig.fabric.disconnect(bridge)
+    else:
+        rig.fabric.refuse(bridge, "table full")
+    refused = refusal(lambda: rig.controller.register(aid(), spec()))
+    assert refused.slug is Slug.NOT_REALISED
+    assert refused.extra == {"bridges": [bridge]}
+    assert bridge in refused.detail
+    assert refusal(lambda: rig.controller.attempt(aid())).slug is Slug.NO_SUCH_ATTEMPT
+    assert rig.desired() == rig.specification()
+    # It may be on its way: its address stays in quarantine, under another id too, until the bridge has spoken.
+    if trouble != "refuses":
+        assert refusal(lambda: rig.controller.register(aid(3), spec(2))).slug is Slug.CONFLICT
+    rig.fabric.refuse(bridge, None)
+    if trouble == "away":
+        rig.fabric.connect(bridge)
+    rig.fabric.speak(bridge)
+    rig.controller.tick()
+    assert {name: state.actual for name, state in rig.fabric.state.items()} == flows
+    assert rig.store.attempts == {}
+    assert rig.controller.register(aid(3), spec(2))[1]
+    rig.check()
+
+
+def test_a_failed_phase_change_keeps_the_phase(rig: Rig) -> None:
+    rig.controller.register(aid(), spec(LarkGroup="physics", LarkLicence=True))
+    before = rig.controller.attempt(aid())
+    rig.fabric.silence("gate2")
+    assert refusal(lambda: rig.controller.advance(aid(), Phase.RUN)).slug is Slug.NOT_REALISED
+    assert rig.controller.attempt(aid()).spec.phase is Phase.STAGE_IN
+    rig.fabric.speak("gate2")
+    rig.check()
+    assert rig.controller.attempt(aid()).decision.trail == before.decision.trail
+    assert rig.controller.advance(aid(), Phase.RUN).decision.grants == ["files", "licence"]
+    rig.check()
+
+
+def test_an_unreachable_gate_prolongs_the_quarantine_over_a_restart(rig: Rig) -> None:
+    rig.controller.register(aid(), spec())
+    rig.fabric.disconnect("gate1")
+    deleted = rig.controller.delete(aid())
+    assert deleted.bridges == {"br1": BridgeRealisation.REALISED, "gate1": BridgeRealisation.PENDING}
+    assert refusal(lambda: rig.controller.delete(aid())).slug is Slug.NO_SUCH_ATTEMPT
+    assert rig.store.attempts[aid()].leaving == ("gate1",)
+    rig.restart()
+    refused = refusal(lambda: rig.controller.register(aid(3), spec(2)))
+    assert refused.slug is Slug.CONFLICT
+    assert "gate1" in refused.detail
+    assert refusal(lambda: rig.controller.register(aid(), spec())).slug is Slug.CONFLICT
+    rig.fabric.connect("gate1")
+    rig.controller.tick()
+    assert owned(rig, "gate1", Feature.ATTEMPT) == 0
+    assert rig.controller.register(aid(3), spec(2))[1]
+    rig.check()
+
+
+def test_a_store_that_fails_takes_everything_back(rig: Rig) -> None:
+    flows = {name: dict(state.actual) for name, state in rig.fabric.state.items()}
+    rig.store.fail = "disk full"
+    refused = refusal(lambda: rig.controller.register(aid(), spec()))
+    assert refused.slug is Slug.NOT_REALISED
+    assert "disk full" in refused.detail
+    assert {name: state.actual for name, state in rig.fabric.state.items()} == flows
+    rig.store.fail = None
+    rig.controller.tick()
+    assert rig.controller.register(aid(), spec())[1]
+    rig.check()
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_reads_everything_back_and_sends_nothing(rig: Rig) -> None:
+    for n in range(2, 12):
+        rig.controller.register(aid(n), spec(n, LarkGroup="physics" if n % 2 else "x", LarkLicence=n % 3 == 0))
+    rig.controller.register(aid(2, "wn2"), spec(2, "wn2", LarkNetwork="none"))
+    rig.controller.advance(aid(3), Phase.RUN)
+    before = rig.controller.attempts()
+    sent = rig.fabric.flow_mods
+    writes = rig.store.writes
+    rig.restart()
+    assert rig.fabric.flow_mods == sent
+    assert rig.store.writes == writes
+    assert rig.controller.attempts() == before
+    rig.check()
+    # Numbers go on where none was given yet.
+    rig.controller.register(aid(12), spec(12))
+    numbers = [row.number for row in rig.store.attempts.values()]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_crash_between_programming_and_storing(rig: Rig) -> None:
+    flows = {name: dict(state.actual) for name, state in rig.fabric.state.items()}
+    rig.store.hold()
+    assert refusal(lambda: rig.controller.register(aid(), spec())).slug is Slug.NOT_REALISED
+    rig.restart()
+    assert {name: state.actual for name, state in rig.fabric.state.items()} == flows
+    assert rig.controller.register(aid(), spec())[1]
+    rig.check()
+
+
+def test_a_crash_between_storing_and_programming(rig: Rig) -> None:
+    rig.controller.register(aid(), spec())
+    for state in rig.fabric.state.values():
+        state.actual = {
+            key: f for key, f in state.actual.items() if (explain(f.cookie) or (0,))[0] is not Feature.ATTEMPT
+        }
+    rig.restart()
+    status, new = rig.controller.register(aid(), spec())
+    assert not new
+    assert set(status.bridges) == {"br1", "gate1"}
+    assert owned(rig, "br1", Feature.ATTEMPT) == WORKER_FLOWS
+    rig.check()
+
+
+def test_nothing_is_said_to_a_bridge_before_its_ports_are_known(rig: Rig) -> None:
+    rig.controller.register(aid(), spec())
+    rig.fabric.disconnect("br1")
+    rig.restart()
+    assert rig.fabric.state["br1"].desired is None
+    assert refusal(lambda: rig.controller.register(aid(3), spec(3))).slug is Slug.NOT_REALISED
+    sent = rig.fabric.flow_mods
+    rig.fabric.connect("br1")
+    assert rig.fabric.flow_mods == sent
+    rig.controller.tick()
+    rig.check()
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+OTHER_POLICY = POLICY.replace(
+    "{for: physics, to: files, during: [stage-in, run]}", "{for: physics, to: licence}"
+).replace("values: [none, default]", "values: [none, default, lab]")
+STRICTER = POLICY.replace("LarkNetwork: {", "LarkColour: {type: enum, values: [red], default: red}\n  LarkNetwork: {")
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_flows_follow_another_policy(rig: Rig, how: str, load: Callable[[str], Policy]) -> None:
+    rig.controller.register(aid(2), spec(2))
+    rig.controller.register(aid(3), spec(3, LarkColour="blue"))
+    policy = load(OTHER_POLICY)
+    if how == "reload":
+        rig.controller.reload(policy)
+    else:
+        rig.restart(policy)
+    assert rig.controller.attempt(aid(2)).decision.grants == ["licence"]
+    assert owned(rig, "gate1", Feature.ATTEMPT) == 0
+    assert owned(rig, "gate2", Feature.ATTEMPT) == GATE_FLOWS
+    rig.check()
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_a_job_that_another_policy_would_hold_is_sealed(rig: Rig, how: str, load: Callable[[str], Policy]) -> None:
+    rig.controller.register(aid(2), spec(2, LarkGroup="physics"))
+    rig.controller.register(aid(3), spec(3, LarkGroup="physics", LarkColour="blue"))
+    policy = load(STRICTER)
+    if how == "reload":
+        rig.controller.reload(policy)
+    else:
+        rig.restart(policy)
+    assert not rig.controller.attempt(aid(2)).decision.sealed
+    held = rig.controller.attempt(aid(3)).decision
+    assert held.sealed
+    assert "LarkColour" in held.trail[0]
+    rig.check()
+
+
+# --- nodes and leases -------------------------------------------------------------------------------------------------
+
+
+def test_host_addresses_become_standing_flows(rig: Rig) -> None:
+    before = rig.fabric.flow_mods
+    rig.controller.register_node("wn1", node_spec("wn1"))
+    assert rig.fabric.flow_mods == before
+    rig.controller.register_node("wn1", node_spec("wn1", "192.168.9.9", "2001:db8:99::9"))
+    assert rig.fabric.flow_mods > before
+    assert rig.desired() == rig.specification()
+
+
+def test_the_numbers_of_declared_ports_are_followed(rig: Rig) -> None:
+    rig.controller.register(aid(), spec())
+    ports = rig.fabric.state["br1"].ports
+    before = rig.fabric.flow_mods
+    rig.fabric.set_ports("br1", {**ports, "lj77": 177})
+    assert rig.fabric.flow_mods == before
+    rig.fabric.set_ports("br1", {**ports, "up0": 55})
+    assert rig.fabric.flow_mods > before
+    rig.check()
+
+
+def test_a_lease_that_ends_takes_the_attempts_with_it(rig: Rig) -> None:
+    rig.controller.register(aid(2), spec(2))
+    rig.controller.register(aid(2, "wn2"), spec(2, "wn2"))
+    rig.clock.now += 50
+    rig.controller.heartbeat("wn2", BOOT, [aid(2, "wn2")])
+    rig.controller.tick()
+    assert len(rig.controller.attempts()) == 2
+    rig.clock.now += 11
+    rig.controller.tick()
+    assert [status.id for status in rig.controller.attempts()] == [aid(2, "wn2")]
+    assert owned(rig, "br1", Feature.ATTEMPT) == 0
+    rig.controller.tick()
+    rig.check()
+    answer = rig.controller.heartbeat("wn1", BOOT, [aid(2)])
+    assert answer.drop == [aid(2)]
+    lease = {node.node: node.lease_left for node in rig.controller.nodes()}
+    assert lease == {"wn1": 60.0, "wn2": 49.0}
+
+
+def test_a_starting_controller_grants_every_known_node_a_full_lease(rig: Rig) -> None:
+    rig.controller.register(aid(2), spec(2))
+    rig.clock.now += 1000
+    rig.restart()
+    rig.clock.now += 59
+    rig.controller.tick()
+    assert len(rig.controller.attempts()) == 1
+    rig.clock.now += 2
+    rig.controller.tick()
+    assert rig.controller.attempts() == []
+
+
+def test_heartbeats_say_who_knows_what(rig: Rig) -> None:
+    rig.controller.register(aid(2), spec(2))
+    answer = rig.controller.heartbeat("wn1", BOOT, [aid(9)])
+    assert (answer.drop, answer.gone) == ([aid(9)], [aid(2)])
+    assert refusal(lambda: rig.controller.heartbeat("wn9", BOOT, [])).slug is Slug.NO_SUCH_NODE
+    assert refusal(lambda: rig.controller.heartbeat("wn1", "0" * 8, [])).slug is Slug.CONFLICT
+
+
+def test_a_reboot_ends_the_node_s_attempts(rig: Rig) -> None:
+    rig.controller.register(aid(2), spec(2))
+    rig.controller.register(aid(2, "wn2"), spec(2, "wn2"))
+    rig.controller.register_node("wn1", node_spec("wn1", boot="00000000-new"[:8]))
+    assert [status.id for status in rig.controller.attempts()] == [aid(2, "wn2")]
+    rig.check()
+
+
+# --- the increments always equal the specification --------------------------------------------------------------------
+
+LANES = st.integers(2, 6)
+NODES = st.sampled_from(["wn1", "wn2"])
+ADS = st.sampled_from(
+    [
+        {"LarkGroup": "physics"},
+        {"LarkGroup": "physics", "LarkLicence": True},
+        {"LarkLicence": True},
+        {"LarkNetwork": "none"},
+        {"LarkNetwork": "oops"},
+        {"Owner": "x"},
+    ]
+)
+STEPS = st.one_of(
+    st.tuples(st.just("register"), LANES, NODES, ADS),
+    st.tuples(st.just("advance"), LANES, NODES, st.sampled_from(list(Phase))),
+    st.tuples(st.just("delete"), LANES, NODES),
+    st.tuples(st.just("restart")),
+    st.tuples(st.just("reload"), st.sampled_from([POLICY, OTHER_POLICY, STRICTER])),
+    st.tuples(st.just("silence"), st.sampled_from(["br1", "br2", "gate1", "gate2"])),
+    st.tuples(st.just("away"), st.sampled_from(["br1", "br2", "gate1", "gate2"])),
+    st.tuples(st.just("refuse"), st.sampled_from(["br1", "gate1"])),
+    st.tuples(st.just("well")),
+    st.tuples(st.just("port"), st.sampled_from(["br1", "gate1"]), st.integers(1, 9)),
+    st.tuples(st.just("host"), NODES, st.integers(1, 9)),
+    st.tuples(st.just("time"), st.integers(1, 40)),
+    st.tuples(st.just("tick")),
+)
+
+
+def step(rig: Rig, load: Callable[[str], Policy], what: tuple[Any, ...]) -> None:
+    match what:
+        case ("register", n, node, ad):
+            rig.controller.register(aid(n, node), spec(n, node, **ad))
+        case ("advance", n, node, phase):
+            rig.controller.advance(aid(n, node), phase)
+        case ("delete", n, node):
+            rig.controller.delete(aid(n, node))
+        case ("restart",):
+            rig.restart()
+        case ("reload", text):
+            rig.policy = load(text)
+            rig.controller.reload(rig.policy)
+        case ("silence", bridge):
+            rig.fabric.silence(bridge)
+        case ("away", bridge):
+            rig.fabric.disconnect(bridge)
+        case ("refuse", bridge):
+            rig.fabric.refuse(bridge, "no")
+        case ("well",):
+            well(rig)
+        case ("port", bridge, number):
+            ports = rig.fabric.state[bridge].ports
+            rig.fabric.set_ports(bridge, {**ports, ("up0" if bridge == "br1" else "wf0"): number})
+        case ("host", node, number):
+            rig.controller.register_node(node, node_spec(node, f"192.168.77.{number}"))
+        case ("time", seconds):
+            rig.clock.now += seconds
+        case ("tick",):
+            rig.controller.tick()
+
+
+def well(rig: Rig) -> None:
+    for name, state in rig.fabric.state.items():
+        rig.fabric.refuse(name, None)
+        rig.fabric.speak(name)
+        if not state.connected:
+            rig.fabric.connect(name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=30))
+def test_after_any_history_the_increments_equal_the_specification(
+    make_rig: Callable[[], Rig], load: Callable[[str], Policy], steps: list[tuple[Any, ...]]
+) -> None:
+    rig = make_rig()
+    rig.deadline = 0.005
+    rig.controller._deadline = 0.005
+    for what in steps:
+        try:
+            step(rig, load, what)
+        except Refused as refused:
+            assert refused.slug is not Slug.INTERNAL
+    well(rig)
+    rig.controller.tick()
+    rig.controller.tick()
+    rig.check()
+    # And the switches have exactly that.
+    assert {name: state.actual for name, state in rig.fabric.state.items()} == rig.specification()
+    before = rig.fabric.flow_mods
+    rig.restart()
+    assert rig.fabric.flow_mods == before
