@@ -99,7 +99,7 @@ test: need-root packages python condor condor-25
 	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(PYTEST) --durations=5 --junitxml=$(REPORTS)/ryu.xml -m engine mininet_tests $(ARGS)
 
 test-full: need-root packages python condor condor-25
-	@$(MAKE) check
+	@LARK_TEST_FULL=1 $(MAKE) check
 	@mkdir -p $(REPORTS)
 	@for engine in os-ken ryu; do \
 	    echo "==> all system tests, engine $$engine"; \

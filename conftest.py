@@ -14,9 +14,16 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent
 TRUE = {"1", "true", "yes"}
+
+
+# A shared machine's clock says nothing about a property: no deadline for one example. `make test-full` looks further.
+settings.register_profile("lark", deadline=None, max_examples=50, print_blob=True)
+settings.register_profile("lark-full", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("lark-full" if os.environ.get("LARK_TEST_FULL") else "lark")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
