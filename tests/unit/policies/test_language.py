@@ -161,10 +161,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_one_that_is_not_text_are_errors_with_the_path(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="cannot read .*nowhere.yaml"):
+    with pytest.raises(PolicyError, match=r"cannot read .*nowhere\.yaml"):
         load_policy(tmp_path / "nowhere.yaml")
     (tmp_path / "b.yaml").write_bytes(b"a: 1\nb: \xff\n")
-    with pytest.raises(PolicyError, match="b.yaml:2:1: not UTF-8"):
+    with pytest.raises(PolicyError, match=r"b\.yaml:2:1: not UTF-8"):
         load_policy(tmp_path / "b.yaml")
 
 
