@@ -44,7 +44,7 @@ class Verdict(enum.StrEnum):
 class Reason(enum.IntEnum):
     """Why a packet of a job was dropped. The number is carried in a register and in cookies: never renumber."""
 
-    SPOOFED = 1  # not the job's own MAC or address; DHCP server, RA, VLAN … sent by a job
+    SPOOFED = 1  # not the job's own MAC or address; DHCP server, RA, VLAN, another ethertype … sent by a job
     SEALED = 2  # the job asked for, or was given, no network
     BETWEEN_JOBS = 3  # to or from another job
     NO_GRANT = 4  # a protected service without a grant valid in this phase
@@ -52,7 +52,6 @@ class Reason(enum.IntEnum):
     EGRESS = 6  # `defaults: {egress: deny}`
     INGRESS = 7  # not a reply, and `defaults: {ingress: deny}`
     MULTICAST = 8  # multicast or broadcast that is not plumbing
-    UNKNOWN_PROTOCOL = 9  # neither IPv4, IPv6 nor ARP
 
     @property
     def slug(self) -> str:
@@ -60,9 +59,7 @@ class Reason(enum.IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-NEVER_OPENED_BY_AUDIT = frozenset(
-    {Reason.SPOOFED, Reason.SEALED, Reason.NODE, Reason.MULTICAST, Reason.UNKNOWN_PROTOCOL}
-)
+NEVER_OPENED_BY_AUDIT = frozenset({Reason.SPOOFED, Reason.SEALED, Reason.NODE, Reason.MULTICAST})
 """Audit mode counts the other verdicts without enforcing them; these it enforces all the same."""
 
 

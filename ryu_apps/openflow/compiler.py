@@ -493,7 +493,8 @@ def _worker_enforce(world: World) -> list[Flow]:
     flows = [
         entry(Table.DENIED, Priority.OTHERWISE, (), (Goto(Table.ENFORCE),), cookie(Feature.PIPELINE, Fixed.DEFAULTS))
     ]
-    for reason in Reason:
+    # Forged frames never come here: the guard itself drops and counts them.
+    for reason in sorted(set(Reason) - {Reason.SPOOFED}):
         own = cookie(Feature.REASON, reason)
         opened = world.policy.mode is Mode.AUDIT and reason not in NEVER_OPENED_BY_AUDIT
         after: tuple[Action, ...] = ()
