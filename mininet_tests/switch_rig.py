@@ -72,16 +72,16 @@ class DummySwitch:
             self._switch.wait(10)
             self._switch = None
 
-    def bridge(self, name: str, dpid: int, controller: tuple[str, int]) -> None:
-        """A bridge that talks to this controller as `lark-agent prepare-bridge` would have it."""
+    def bridge(self, name: str, dpid: int, controller: tuple[str, int] | None = None) -> None:
+        """A bridge as `lark-agent prepare-bridge` would have it, but for table 0, and with its controller, if any."""
         self.vsctl(
             "--", "add-br", name,
             "--", "set", "bridge", name, "datapath_type=dummy", "fail_mode=secure",
-            f"other-config:datapath-id={dpid:016x}",
-            "other-config:disable-in-band=true", "protocols=OpenFlow14",
-            "--", "set-controller", name, f"tcp:{controller[0]}:{controller[1]}",
-            "--", "set", "controller", name, "max_backoff=1000", "connection-mode=out-of-band",
+            f"other-config:datapath-id={dpid:016x}", "other-config:disable-in-band=true", "protocols=OpenFlow14",
         )  # fmt: skip
+        if controller is not None:
+            target = f"tcp:{controller[0]}:{controller[1]}"
+            self.vsctl("set-controller", name, target, "--", "set", "controller", name, "max_backoff=1000")
 
     def reconnect(self, name: str, controller: tuple[str, int]) -> None:
         """Drop the bridge's connection and let it connect anew, or to a new address.

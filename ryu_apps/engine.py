@@ -154,6 +154,18 @@ def _register_flow_stats_passage() -> None:
 
 _register_flow_stats_passage()
 
+
+def _serve_connection(connection: Any, address: Any) -> None:
+    """What the framework's own function does, but strangers on the port cost one line of the log and no traceback."""
+    with contextlib.closing(_controller.Datapath(connection, address)) as datapath:
+        try:
+            datapath.serve()
+        except Exception as error:  # noqa: BLE001  # whatever a peer sends ends its own connection, and nothing else
+            LOG.warning("connection from %s port %s closed: %s: %s", *address[:2], type(error).__name__, error)
+
+
+_controller.datapath_connection_factory = _serve_connection
+
 # ------------------------------------------------------------------------------------------------------ green things
 
 Event: Any = _hub.Event

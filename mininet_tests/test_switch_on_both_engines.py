@@ -1,0 +1,350 @@
+"""The switch side of the controller against a real Open vSwitch, on both engines: what the rest is built on."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mininet_tests.switch_flows import attempt, every_kind, impossible
+from mininet_tests.switch_rig import Application, DummySwitch, RigError, wait_until
+from ryu_apps.openflow import cookies, decode, encode
+from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, Output, match
+
+BRIDGE, DPID = "br-lksw", 0x4C4B5357
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def switch() -> Iterator[DummySwitch]:
+    rig = DummySwitch()
+    try:
+        yield rig.start()
+    finally:
+        rig.stop()
+
+
+@pytest.fixture(params=["os-ken", "ryu"])
+def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
+    """The application with one fresh bridge connected; its log must be clean at the end and its exit orderly."""
+    application = Application(request.param, {DPID: BRIDGE})
+    try:
+        assert application.engine.split()[0] == request.param
+        switch.bridge(BRIDGE, DPID, application.address)
+        wait_until("connected", lambda: application.state(BRIDGE).connected)
+        yield application
+    finally:
+        switch.vsctl("--if-exists", "del-br", BRIDGE)
+        code = application.stop()
+        log = application.log()
+    print(log)
+    assert code == 0
+    assert log.rstrip().endswith("stopped")
+    assert [line for line in application.faults() if "set the switch to use" not in line] == []
+
+
+def reconnect(switch: DummySwitch, app: Application) -> None:
+    dumps = app.call("counts", BRIDGE).dumps
+    switch.reconnect(BRIDGE, app.address)
+    app.until_converged(BRIDGE, dumps + 1)
+
+
+def flow_mods(app: Application) -> int:
+    count: int = app.call("counts", BRIDGE).flow_mods
+    return count
+
+
+def test_every_kind_of_flow_comes_back_equal_and_is_not_sent_again(switch: DummySwitch, app: Application) -> None:
+    wanted = every_kind()
+    assert app.realise("set_desired", BRIDGE, wanted) == ("realised", "")
+    assert flow_mods(app) == len(wanted)
+    assert len(switch.flows(BRIDGE)) == len(wanted)
+
+    reconnect(switch, app)  # reads every flow back and compares values
+    assert flow_mods(app) == len(wanted)
+    state = app.state(BRIDGE)
+    assert (state.converged, state.flows, state.detail) == (True, len(wanted), "")
+
+    stats = app.call("flow_stats", BRIDGE, 0, 0)
+    assert {one.key: one.cookie for one in stats} == {key: flow.cookie for key, flow in wanted.items()}
+
+
+def test_removing_everything_leaves_nothing(switch: DummySwitch, app: Application) -> None:
+    wanted = every_kind()
+    assert app.realise("set_desired", BRIDGE, wanted)[0] == "realised"
+    assert len(switch.flows(BRIDGE)) == len(wanted)
+    assert app.realise("change", BRIDGE, [], list(wanted))[0] == "realised"
+    assert switch.flows(BRIDGE) == []
+
+
+def test_what_was_changed_by_hand_is_mended_at_reconnect(switch: DummySwitch, app: Application) -> None:
+    flows = [attempt(n) for n in range(1, 5)]
+    assert app.realise("set_desired", BRIDGE, {flow.key: flow for flow in flows})[0] == "realised"
+    good = switch.flows(BRIDGE)
+    stray = "table=6,cookie=0x4c07000000000063,priority=9,in_port=9,actions=NORMAL"
+    weird = "table=6,cookie=0x4c07000000000064,priority=9,ip,ip_dscp=9,actions=NORMAL"
+    unread = "table=6,cookie=0x4c07000000000065,priority=9,ip,ip_ecn=1,actions=dec_ttl,NORMAL"
+    expiring = (
+        "table=5,cookie=0x4c07000000000003,idle_timeout=900,priority=200,in_port=3,actions=load:3->reg0,goto_table:6"
+    )
+    switch.ofctl("del-flows", BRIDGE, "--strict", "table=5,priority=200,in_port=1")
+    switch.ofctl("mod-flows", BRIDGE, "table=5,in_port=2,actions=NORMAL")
+    for line in (stray, weird, unread, expiring):
+        switch.ofctl("add-flow", BRIDGE, line)
+    assert switch.flows(BRIDGE) != good
+    before = flow_mods(app)
+    reconnect(switch, app)
+    assert switch.flows(BRIDGE) == good
+    assert flow_mods(app) - before == 6  # one put back, one changed back, one without its timeout, three taken away
+
+
+def test_table_0_and_foreign_flows_are_not_touched(switch: DummySwitch, app: Application) -> None:
+    switch.ofctl("add-flow", BRIDGE, "table=0,cookie=0x4c01000000000000,priority=5,actions=goto_table:1")
+    switch.ofctl("add-flow", BRIDGE, "table=0,cookie=0x77,priority=6,in_port=1,actions=NORMAL")
+    switch.ofctl("add-flow", BRIDGE, "table=5,cookie=0x77,priority=7,in_port=1,actions=drop")
+    theirs = switch.flows(BRIDGE)
+    assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+    reconnect(switch, app)
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    assert switch.flows(BRIDGE) == theirs
+    assert "1 flows in the controller's tables are not Lark's" in app.log()
+
+
+def test_a_change_with_a_flow_the_switch_refuses_changes_nothing(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+    before = switch.flows(BRIDGE)
+    outcome, reason = app.realise("change", BRIDGE, [attempt(2), impossible(), attempt(3)], [attempt(1).key])
+    assert outcome == "refused"
+    assert "OFPBIC_BAD_TABLE_ID" in reason
+    assert "table=5,priority=300,in_port=0x1" in reason
+    assert switch.flows(BRIDGE) == before
+    # The positive control: without the bad flow the same change goes through.
+    assert app.realise("change", BRIDGE, [attempt(2), attempt(3)], [attempt(1).key])[0] == "realised"
+    assert len(switch.flows(BRIDGE)) == 2
+
+
+def test_a_flow_that_cannot_be_written_is_refused_like_one_the_switch_refuses(
+    switch: DummySwitch, app: Application
+) -> None:
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    masked = Flow(5, 1, (FieldMatch("in_port", 1, 1),), (), attempt(1).cookie)
+    outcome, reason = app.realise("change", BRIDGE, [attempt(2), masked], [])
+    assert (outcome, switch.flows(BRIDGE)) == ("refused", [])
+    assert "in_port: has no masks" in reason
+
+
+def test_a_bad_whole_truth_keeps_the_one_before(switch: DummySwitch, app: Application) -> None:
+    good = {attempt(n).key: attempt(n) for n in (1, 2)}
+    assert app.realise("set_desired", BRIDGE, good)[0] == "realised"
+    before = switch.flows(BRIDGE)
+    assert app.realise("set_desired", BRIDGE, {impossible().key: impossible()})[0] == "refused"
+    assert switch.flows(BRIDGE) == before
+    assert app.state(BRIDGE).converged
+
+
+def test_of_changes_that_go_out_together_only_the_bad_one_fails(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    several = [([impossible(n)] if n == 7 else [attempt(n)], []) for n in range(1, 21)]
+    tickets = app.call("changes", BRIDGE, several)
+    outcomes = [app.call("wait", ticket, 10.0)[0] for ticket in tickets]
+    assert [n for n, outcome in enumerate(outcomes, 1) if outcome == "refused"] == [7]
+    assert outcomes.count("realised") == 19
+    assert len(switch.flows(BRIDGE)) == 19
+
+
+def test_many_changes_share_a_bundle(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    before = app.call("counts", BRIDGE).bundles
+    tickets = app.call("changes", BRIDGE, [([attempt(n)], []) for n in range(1, 101)])
+    assert {app.call("wait", ticket, 10.0)[0] for ticket in tickets} == {"realised"}
+    assert app.call("counts", BRIDGE).bundles - before == 2  # the first alone, all that came meanwhile together
+
+
+def test_a_switch_that_restarts_gets_its_flows_again(switch: DummySwitch, app: Application) -> None:
+    wanted = every_kind()
+    assert app.realise("set_desired", BRIDGE, wanted)[0] == "realised"
+    good = switch.flows(BRIDGE)
+    switch.kill_switch()
+    wait_until("the connection is seen to be gone", lambda: not app.state(BRIDGE).connected)
+    # A change while it is away stays wanted; its ticket stays open.
+    ticket = app.call("change", BRIDGE, [attempt(99)], [])
+    assert app.call("wait", ticket, 0.05)[0] == "timed-out"
+    with pytest.raises(RigError, match="not connected"):
+        app.call("flow_stats", BRIDGE, 0, 0)
+    start = time.monotonic()
+    switch.start_switch()
+    assert app.call("wait", ticket, 15.0) == ("realised", "")
+    print(f"same flows {time.monotonic() - start:.2f} s after ovs-vswitchd was started again")
+    assert len(switch.flows(BRIDGE)) == len(good) + 1
+    assert set(good) < set(switch.flows(BRIDGE))
+
+
+def test_nothing_is_touched_before_the_truth_is_said(switch: DummySwitch, app: Application) -> None:
+    switch.ofctl("add-flow", BRIDGE, "table=5,cookie=0x4c07000000000001,priority=5,in_port=1,actions=drop")
+    before = switch.flows(BRIDGE)
+    reconnect_dumps = app.call("counts", BRIDGE).dumps
+    switch.reconnect(BRIDGE, app.address)
+    wait_until("read again", lambda: app.call("counts", BRIDGE).dumps > reconnect_dumps)
+    time.sleep(0.2)
+    assert switch.flows(BRIDGE) == before
+    assert flow_mods(app) == 0
+    outcome, reason = app.realise("change", BRIDGE, [attempt(1)], [])
+    assert (outcome, "set_desired" in reason) == ("refused", True)
+    # The positive control: once it is said, the same flow goes.
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    assert switch.flows(BRIDGE) == []
+
+
+def test_ports_are_known_by_name(switch: DummySwitch, app: Application) -> None:
+    def ports() -> dict[str, int]:
+        return dict(app.state(BRIDGE).ports)
+
+    wait_until("the bridge's own port", lambda: ports() == {BRIDGE: 65534})
+    assert app.call("events")[0] == ("connected", BRIDGE)
+    switch.vsctl("add-port", BRIDGE, "lj1", "--", "set", "interface", "lj1", "type=dummy", "ofport_request=17")
+    wait_until("a port that came", lambda: ports().get("lj1") == 17)
+    reconnect_to = app.call("counts", BRIDGE).dumps
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    switch.reconnect(BRIDGE, app.address)
+    app.until_converged(BRIDGE, reconnect_to + 1)
+    wait_until("a port that was there", lambda: ports() == {BRIDGE: 65534, "lj1": 17})
+    switch.vsctl("del-port", BRIDGE, "lj1")
+    wait_until("a port that went", lambda: ports() == {BRIDGE: 65534})
+    heard = [event[2] for event in app.call("events") if event[0] == "ports"]
+    assert {BRIDGE: 65534, "lj1": 17} in heard
+    assert heard[-1] == {BRIDGE: 65534}
+
+
+def test_counters_are_read_by_cookie_and_survive_a_replacement(switch: DummySwitch, app: Application) -> None:
+    switch.ofctl("add-flow", BRIDGE, "table=0,cookie=0x4c01000000000000,actions=goto_table:5")
+    switch.vsctl("add-port", BRIDGE, "p1", "--", "set", "interface", "p1", "type=dummy", "ofport_request=1")
+    one, two = attempt(1), attempt(2)
+    assert app.realise("set_desired", BRIDGE, {one.key: one, two.key: two})[0] == "realised"
+    packet = "in_port(1),eth(src=02:6c:0a:14:01:05,dst=02:6c:0a:14:01:06),eth_type(0x1234)"
+    for _ in range(3):
+        switch.appctl("netdev-dummy/receive", "p1", packet)
+
+    def packets(flow: Flow) -> int:
+        (stats,) = app.call("flow_stats", BRIDGE, flow.cookie, cookies.FULL_MASK)
+        assert stats.key == flow.key
+        counted: int = stats.packets
+        return counted
+
+    wait_until("three packets counted", lambda: packets(one) == 3)
+    assert packets(two) == 0
+    changed = Flow(one.table, one.priority, one.match, (Output(2),), one.cookie)
+    assert app.realise("change", BRIDGE, [changed], [])[0] == "realised"
+    assert any("output:2" in line for line in switch.flows(BRIDGE))
+    assert packets(one) == 3
+    assert app.call("flow_stats", BRIDGE, 0x4C07_0000_0000_0005, cookies.FULL_MASK) == []
+
+
+def test_an_unknown_and_a_second_switch_are_turned_away(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+    try:
+        switch.bridge("lksw-other", 0x999, app.address)
+        wait_until("the unknown one is turned away", lambda: app.call("turned_away") >= 1)
+        switch.vsctl("set", "bridge", "lksw-other", f"other-config:datapath-id={DPID:016x}")
+        wait_until("the second one is turned away", lambda: "is connected already" in app.log())
+        assert "dpid=0000000000000999" in app.log()
+        assert switch.flows("lksw-other") == []
+    finally:
+        switch.vsctl("del-br", "lksw-other")
+    # The one that was there first is undisturbed.
+    assert app.realise("change", BRIDGE, [attempt(2)], [])[0] == "realised"
+    assert app.call("counts", BRIDGE).dumps == 1
+
+
+def test_nonsense_on_the_listener_disturbs_nobody(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
+    with socket.create_connection(app.address) as silent:
+        for nonsense in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(4096)):
+            with socket.create_connection(app.address) as rude:
+                rude.sendall(nonsense)
+        assert app.realise("change", BRIDGE, [attempt(2)], [])[0] == "realised"
+        assert silent.fileno() >= 0
+    assert app.call("counts", BRIDGE).dumps == 1
+    assert "OFPUnknownVersion" in app.log()
+    assert "Traceback" not in app.log()
+
+
+def test_a_switch_that_speaks_only_an_older_openflow_is_not_used(switch: DummySwitch, app: Application) -> None:
+    switch.vsctl("set", "bridge", BRIDGE, "protocols=OpenFlow13")
+    wait_until("the old connection is gone", lambda: not app.state(BRIDGE).connected)
+    wait_until("it is refused", lambda: "If possible, set the switch to use" in app.log())
+    assert not app.state(BRIDGE).connected
+    switch.vsctl("set", "bridge", BRIDGE, "protocols=OpenFlow14")
+    wait_until("the positive control", lambda: app.state(BRIDGE).connected)
+
+
+def test_the_port_of_another_is_an_error_and_the_old_one_serves_on(app: Application) -> None:
+    engine = app.engine.split()[0]
+    with pytest.raises(RigError, match="cannot listen for switches on"):
+        Application(engine, {1: "other"}, app.address)
+
+
+def test_latency_of_a_change(app: Application) -> None:
+    """No assertion on time beyond a generous one: benchmarks measure, this prints."""
+    assert app.realise("set_desired", BRIDGE, every_kind())[0] == "realised"
+    took = sorted(app.call("latency", BRIDGE, [attempt(n) for n in range(1, 101)]))
+    p50, p99 = statistics.median(took) * 1000, took[int(len(took) * 0.99)] * 1000
+    print(f"{app.engine}: a change confirmed by the switch: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    assert p50 < 50
+
+
+def test_sigint_ends_it_too(app: Application) -> None:
+    app.process.send_signal(signal.SIGINT)
+    assert app.process.wait(10) == 0
+
+
+def test_open_vswitch_commits_the_rest_of_a_bundle_with_a_bad_part(switch: DummySwitch) -> None:
+    """Why the machine waits for a barrier before it commits: Open vSwitch alone would not keep all-or-nothing."""
+    switch.bridge("lksw-fact", 0x998)
+    try:
+        bad = Flow(5, 1, match(), (Goto(4),), attempt(1).cookie)
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(switch.home / "lksw-fact.mgmt"))
+            wire.settimeout(5)
+            wire.sendall(encode.HEADER.pack(encode.VERSION, 0, 8, 0))
+            wire.sendall(
+                encode.bundle_open(1, 1)
+                + encode.bundle_add(1, encode.add_flow(bad, 2))
+                + encode.bundle_add(1, encode.add_flow(attempt(1), 3))
+                + encode.bundle_commit(1, 4)
+                + encode.barrier(5)
+            )
+            answer = b""
+            while b"\x05\x15\x00\x08\x00\x00\x00\x05" not in answer:
+                answer += wire.recv(4096)
+        assert len(switch.flows("lksw-fact")) == 1
+    finally:
+        switch.vsctl("del-br", "lksw-fact")
+
+
+def test_the_reader_agrees_with_ovs_ofctl_on_a_dump(switch: DummySwitch) -> None:
+    """A flow written by `ovs-ofctl` is read as the value we would have written."""
+    switch.bridge("lksw-read", 0x998)
+    try:
+        line = "table=5,priority=200,cookie=0x4c07000000000007,in_port=7,actions=load:7->NXM_NX_REG0[],resubmit(,6)"
+        switch.ofctl("add-flow", "lksw-read", line.replace("resubmit(,6)", "goto_table:6"))
+        switch.ofctl("add-flow", "lksw-read", line.replace("table=5", "table=6"))
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(switch.home / "lksw-read.mgmt"))
+            wire.settimeout(5)
+            wire.sendall(encode.HEADER.pack(encode.VERSION, 0, 8, 0) + encode.flow_stats_request(9))
+            answer = b""
+            while True:
+                answer += wire.recv(4096)
+                first = int.from_bytes(answer[2:4], "big")
+                if len(answer) > first and len(answer) >= first + int.from_bytes(answer[first + 2 : first + 4], "big"):
+                    break
+        ours, theirs = sorted(decode.flow_stats(answer[first:]).entries, key=lambda one: one.table)
+        assert ours.flow == attempt(7)
+        assert theirs.key is not None
+        assert theirs.flow is None  # resubmit is more than a Flow can say
+    finally:
+        switch.vsctl("del-br", "lksw-read")
