@@ -1,0 +1,246 @@
+"""Stand-ins around a real agent, run as scripts on a simulated machine: HTCondor's process tree, a controller, a startd's ads.
+
+    agent_fakes.py startd                    condor_startd: starts starters and hands them commands (JSON lines on stdin)
+    agent_fakes.py starter -a slot1_1 …      condor_starter: runs helpers and jobs as job users, as the real one does
+    agent_fakes.py controller HOME           the northbound API on 127.0.0.1:8080, its behaviour read from HOME/behaviour
+    agent_fakes.py query FILE                answers the agent's questions to the startd from a file
+    agent_fakes.py agent FILE -- ARGS…       the real agent's command line, with that query in place of the startd's
+
+The processes are real where trust is concerned: a startd and starters with their own executable files, real uids, real
+parents. Standard library only, but for `controller` and `agent`: the copied interpreter has no site packages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+HERE = str(Path(__file__).resolve())
+
+
+def say(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def startd() -> None:
+    """Commands: {do: starter, name, exe, slot, uid}, {do: kill, name}, {to: name, …}. One JSON answer each."""
+    starters: dict[str, subprocess.Popen[str]] = {}
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command.get("do") == "starter":
+            argv = [command["exe"], HERE, "starter", *command.get("arguments", ["-a", command.get("slot", "")])]
+            uid = command.get("uid", 0)
+            starter = starters[command["name"]] = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=uid, group=uid, extra_groups=[]
+            )
+            say({"pid": starter.pid})
+        elif command.get("do") == "kill":
+            starters[command["name"]].kill()
+            starters[command["name"]].wait()
+            say({})
+        else:
+            starter = starters[command["to"]]
+            assert starter.stdin is not None
+            assert starter.stdout is not None
+            starter.stdin.write(line)
+            starter.stdin.flush()
+            say(json.loads(starter.stdout.readline()))
+
+
+def starter() -> None:
+    """Commands: spawn, wait, kill, chirp, exit. What is spawned is a direct child, as with the real starter."""
+    children: dict[int, subprocess.Popen[str]] = {}
+
+    def spawn(command: dict[str, Any]) -> subprocess.Popen[str]:
+        uid = command["uid"]
+        return subprocess.Popen(
+            command["argv"],
+            executable=command.get("exe"),
+            user=uid,
+            group=uid,
+            extra_groups=[],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **command.get("env", {})},
+        )
+
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] == "spawn":
+            child = spawn(command)
+            children[child.pid] = child
+            say({"pid": child.pid})
+        elif command["do"] == "wait":
+            child = children[command["pid"]]
+            try:
+                out, err = child.communicate(timeout=command.get("timeout", 20))
+                say({"code": child.returncode, "out": out, "err": err})
+            except subprocess.TimeoutExpired:
+                say({"running": True})
+        elif command["do"] == "forked":  # file transfer: a fork of the starter runs the plugin
+            reading, writing = os.pipe()
+            if os.fork() == 0:
+                child = spawn(command)
+                out, err = child.communicate()
+                os.write(writing, json.dumps({"code": child.returncode, "out": out, "err": err}).encode())
+                os._exit(0)
+            os.close(writing)
+            say(json.loads(b"".join(iter(lambda fd=reading: os.read(fd, 65536), b""))))  # type: ignore[misc]
+            os.close(reading)
+            os.wait()
+        elif command["do"] == "signal":
+            os.kill(command["pid"], command["signal"])
+            say({})
+        elif command["do"] == "chirp":
+            say({"port": echo_server()})
+
+
+def echo_server() -> int:
+    """A loopback port that answers each line in capitals, like the starter's chirp port: opened before the job."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(connection.recv(100).upper())
+
+    threading.Thread(target=serve, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
+def query(file: str) -> None:
+    for line in sys.stdin:
+        reply = json.loads(Path(file).read_text(encoding="utf-8"))
+        reply["asked"] = line
+        say(reply)
+
+
+def agent(file: str, arguments: list[str]) -> None:
+    from ovs_agent import startd as seam
+    from ovs_agent.cli import main
+
+    seam.QUERY = (sys.executable, HERE, "query", file)
+    sys.argv = ["lark-agent", *arguments]
+    main()
+
+
+def controller(home: str) -> None:
+    """Keeps attempts in memory. `behaviour` (JSON): status codes by method (`{"PUT": 503}`), `sealed`, `held`.
+
+    Every request is a line of `requests`; what is registered is in `attempts`.
+    """
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    from policies import wire
+
+    place = Path(home)
+    attempts: dict[str, wire.AttemptSpec] = {}
+    known = place / "attempts"
+    if known.exists():
+        attempts = {k: wire.AttemptSpec.model_validate_json(v) for k, v in json.loads(known.read_text()).items()}
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def answer(self, status: int, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def problem(self, status: int, slug: str, **more: Any) -> None:
+            body = {"type": f"urn:lark:problem:{slug}", "title": slug, "status": status, "detail": slug}
+            self.answer(status, body | more)
+
+        def status_of(self, name: str, sealed: bool) -> dict[str, Any]:
+            decision = wire.DecisionView(identity=1, sealed=sealed, groups=[], grants=[], trail=[])
+            done = wire.AttemptStatus(
+                id=name, spec=attempts[name], decision=decision, bridges={"br-lark": wire.BridgeRealisation.REALISED}
+            )
+            return done.model_dump(mode="json")
+
+        def do(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            behaviour = json.loads((place / "behaviour").read_text())
+            with lock, (place / "requests").open("a") as log:
+                log.write(json.dumps({"method": self.command, "path": self.path, "body": body.decode()}) + "\n")
+            if self.headers.get("Authorization") != "Bearer agent-token-of-the-rig":
+                return self.problem(401, "unauthorised")
+            if self.command in behaviour:
+                return self.problem(behaviour[self.command], "starting")
+            kind, name, *rest = self.path.removeprefix("/v1/").split("/")
+            with lock:
+                if kind == "nodes" and not rest:
+                    wire.NodeSpec.model_validate_json(body)
+                    return self.answer(200, behaviour["grant"])
+                if kind == "nodes":
+                    beat = wire.Heartbeat.model_validate_json(body)
+                    drop = [a for a in beat.attempts if a not in attempts]
+                    gone = [a for a in attempts if a not in beat.attempts]
+                    return self.answer(200, {"lease": behaviour["grant"]["lease"], "drop": drop, "gone": gone})
+                return self.attempt(name, body, behaviour)
+
+        def attempt(self, name: str, body: bytes, behaviour: dict[str, Any]) -> None:
+            sealed = bool(behaviour.get("sealed"))
+            if self.command == "PUT":
+                spec = wire.AttemptSpec.model_validate_json(body)
+                if behaviour.get("held"):
+                    return self.problem(422, "held", subcode=101, reason=behaviour["held"])
+                if name in attempts and attempts[name] != spec:
+                    return self.problem(409, "conflict")
+                attempts[name] = spec
+            elif name not in attempts:
+                return self.problem(404, "no-such-attempt")
+            elif self.command == "PATCH":
+                wanted = wire.PhaseChange.model_validate_json(body).phase
+                attempts[name] = attempts[name].model_copy(update={"phase": wanted})
+            elif self.command == "DELETE":
+                del attempts[name]
+            known.write_text(json.dumps({k: v.model_dump_json() for k, v in attempts.items()}))
+            if self.command == "DELETE":
+                return self.answer(200, {"id": name, "bridges": {"br-lark": "realised"}})
+            return self.answer(200, self.status_of(name, sealed))
+
+        do_GET = do_PUT = do_PATCH = do_POST = do_DELETE = do  # noqa: N815  the base class calls them so
+
+    server = ThreadingHTTPServer(("127.0.0.1", 8080), Handler)
+    say({"ready": True})
+    server.serve_forever()
+
+
+def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    match sys.argv[1:]:
+        case ["startd", *_]:
+            startd()
+        case ["starter", *_]:
+            starter()
+        case ["controller", home]:
+            controller(home)
+        case ["query", file]:
+            query(file)
+        case ["agent", file, "--", *arguments]:
+            agent(file, arguments)
+        case other:
+            sys.exit(f"agent_fakes: {other}?")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""The life of an attempt on a real node: begin, job, stage-out, end; restarts; faults of controller and switch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mininet_tests.agent_rig import LIBEXEC, Rig, Starter, lane_number
+from mininet_tests.site.namespaces import wait_until
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Rig]:
+    rig = Rig.build()
+    yield rig
+    rig.destroy()
+
+
+@pytest.fixture
+def rig(shared: Rig) -> Iterator[Rig]:
+    yield shared
+    shared.behave()
+    shared.settle()
+    assert "Traceback" not in shared.log(), shared.log()
+
+
+@pytest.fixture
+def starter(rig: Rig) -> Iterator[Starter]:
+    made = rig.starter()
+    yield made
+    made.kill()
+
+
+def test_a_job_gets_a_network_of_its_own_and_everything_goes_with_the_starter(rig: Rig, starter: Starter) -> None:
+    said = starter.begin()
+    assert said.code == 0
+    assert "HookStatusCode" not in said.out, said.text
+    spec = rig.attempt_of(starter)
+    number = lane_number(spec)
+    assert spec["phase"] == "stage-in"
+    assert spec["ad"] == {"LarkGroup": "physics"}
+    assert spec["job"] == f"{starter.slot.partition('_')[2]}.0"
+    assert spec["mac"] == "02:6c:" + ":".join(f"{int(x):02x}" for x in spec["ipv4"].split("."))
+    assert spec["port"]["ofport"] == 1000 + number
+
+    job = starter.job("/bin/sh", "-c", "cat /proc/self/net/dev; ip -br addr; id -u; sleep 60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    inode = rig.machine.need("stat", "-Lc", "%i", f"/run/netns/lark-lkag-{number}").strip()
+    wait_until(
+        "the job is in its namespace",
+        lambda: rig.machine.need("stat", "-Lc", "%i", f"/proc/{job}/ns/net").strip() == inode,
+        5,
+    )
+    starter.ask(do="signal", pid=job, signal=9)
+    starter.wait(job)
+    starter.stage_out()
+    assert rig.attempt_of(starter)["phase"] == "stage-out"
+
+    starter.kill()
+    began = time.monotonic()
+    rig.gone(spec["port"]["name"], number)
+    assert time.monotonic() - began < 2.0
+    wait_until("deleted", lambda: not rig.attempts(), 5)
+
+
+def test_what_runs_on_in_the_namespace_is_killed(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    job = starter.job("/bin/sh", "-c", "setsid sleep 300 & echo $!; exit 0")
+    done = starter.wait(job, timeout=1)  # the left-over keeps the pipe open, so this may not end
+    spec = rig.attempt_of(starter)
+    assert rig.machine.run(["pgrep", "-f", "sleep 300"]).code == 0, f"positive control: {done}"
+    starter.kill()
+    rig.gone(spec["port"]["name"], lane_number(spec))
+    wait_until("the left-over is dead", lambda: rig.machine.run(["pgrep", "-f", "sleep 300"]).code != 0, 2)
+
+
+def test_plugin_and_second_entry_share_the_namespace(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    number = lane_number(rig.attempt_of(starter))
+    inode = rig.machine.need("stat", "-Lc", "%i", f"/run/netns/lark-lkag-{number}").strip()
+    for forked in (False, True):
+        seen = starter.plugin(forked, "/proc/self/ns/net")
+        assert seen.out.strip() == f"net:[{inode}]", seen.text
+        assert rig.attempt_of(starter)["phase"] == "stage-in"
+    first = starter.wait(starter.job("/usr/bin/readlink", "/proc/self/ns/net"))
+    second = starter.wait(starter.job("/usr/bin/readlink", "/proc/self/ns/net"))
+    assert first is not None
+    assert second is not None
+    assert first.out == second.out == f"net:[{inode}]\n", first.text + second.text
+    own = rig.machine.need("readlink", "/proc/self/ns/net").strip()
+    assert own != first.out.strip()
+
+
+def test_a_sealed_job_gets_an_empty_namespace(rig: Rig, starter: Starter) -> None:
+    rig.behave(sealed=True)
+    starter.begin()
+    job = starter.wait(starter.job("/sbin/ip", "-br", "link"))
+    assert job is not None
+    assert [line.split()[0] for line in job.out.splitlines()] == ["lo"], job.text
+
+
+def test_an_open_job_has_a_device_beside_lo(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    job = starter.wait(starter.job("/sbin/ip", "-br", "link"))
+    assert job is not None
+    assert [line.split("@")[0].split()[0] for line in job.out.splitlines()] == ["lo", "eth0"], job.text
+
+
+def test_held_by_policy(rig: Rig, starter: Starter) -> None:
+    rig.behave(held="LarkNetwork may not be 5")
+    said = starter.begin()
+    assert "HookStatusCode = 101" in said.out, said.text
+    assert "LarkNetwork may not be 5" in said.out
+    refused = starter.wait(starter.job("/bin/true"))
+    assert refused is not None
+    assert refused.code != 0, "a job that was refused a network must not run"
+
+
+def test_an_expression_in_a_job_attribute_holds_the_job(rig: Rig) -> None:
+    starter = rig.starter(expressions=["LarkGroup"])
+    try:
+        said = starter.begin()
+        assert "HookStatusCode = 101" in said.out
+        assert "LarkGroup" in said.out
+        assert not rig.attempts()
+    finally:
+        starter.kill()
+
+
+def test_an_ad_of_the_job_before_is_not_believed(rig: Rig) -> None:
+    old = rig.starter(meta={"JobId": "9.9", "GlobalJobId": "old", "JobStart": int(time.time()) - 3600})
+    try:
+        pid = old.spawn("lark-hook-prepare", exe=f"{LIBEXEC}/lark-hook-prepare")
+        assert old.wait(pid, timeout=1) is None, "the agent waits for the ad of this job"
+        assert not rig.attempts()
+        rig.slots[f"{old.slot}@lkag"]["meta"]["JobStart"] = int(time.time())
+        rig.write_slots()
+        said = old.wait(pid)
+        assert said is not None
+        assert "HookStatusCode" not in said.out
+        assert rig.attempt_of(old)["job"] == "9.9"
+    finally:
+        old.kill()
+
+
+def test_controller_away_holds_the_job_with_102_and_its_return_lets_it_run(rig: Rig) -> None:
+    rig.stop_controller()
+    starter = rig.starter()
+    said = starter.begin()
+    assert "HookStatusCode = 102" in said.out, said.text
+    assert "127.0.0.1:8080" in said.out
+    starter.kill()
+    rig.start_controller()
+    again = rig.starter()
+    said = again.begin()
+    assert "HookStatusCode" not in said.out
+    again.kill()
+
+
+def test_a_number_stays_in_quarantine_until_the_controller_confirmed(rig: Rig) -> None:
+    starter = rig.starter()
+    starter.begin()
+    spec = rig.attempt_of(starter)
+    rig.behave(DELETE=503)
+    starter.kill()
+    rig.gone(spec["port"]["name"], lane_number(spec))
+    assert [r["state"] for r in rig.records()] == ["closing"]
+    # Every other number is used in turn; this one is not.
+    others = []
+    for _ in range(14):
+        other = rig.starter()
+        said = other.begin()
+        if "HookStatusCode = 104" in said.out:
+            other.kill()
+            break
+        others.append(lane_number(rig.attempt_of(other)))
+        other.kill()
+    assert lane_number(spec) not in others
+    assert len(others) == 13, "all 14 hosts of the /28 but the one in quarantine"
+    rig.behave()
+    rig.settle()
+
+
+def test_agent_killed_and_restarted_leaves_running_jobs_alone(rig: Rig) -> None:
+    running, ending = rig.starter(), rig.starter()
+    for starter in (running, ending):
+        starter.begin()
+    job = running.job("/bin/sleep", "60")
+    wait_until("phase run", lambda: rig.attempt_of(running)["phase"] == "run", 5)
+    spec, doomed = rig.attempt_of(running), rig.attempt_of(ending)
+    warm_before = rig.namespaces()
+    rig.kill_agent()
+    ending.kill()
+    rig.start_agent()
+    assert running.wait(job, timeout=0) is None
+    rig.gone(doomed["port"]["name"], lane_number(doomed))
+    assert f"lark-lkag-{lane_number(spec)}" in warm_before & rig.namespaces()
+    assert spec["port"]["name"] in rig.job_ports()
+    # And it goes on as if nothing had happened.
+    running.ask(do="signal", pid=job, signal=9)
+    running.wait(job)
+    running.stage_out()
+    assert rig.attempt_of(running)["phase"] == "stage-out"
+    running.kill()
+    rig.gone(spec["port"]["name"], lane_number(spec))
+
+
+def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    job = starter.job("/bin/sleep", "60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    rig.kill_agent()
+    rig.start_agent()
+    starter.stage_out()
+    assert rig.attempt_of(starter)["phase"] == "run"
+    starter.ask(do="signal", pid=job, signal=9)
+    starter.wait(job)
+    starter.stage_out()
+    assert rig.attempt_of(starter)["phase"] == "stage-out"
+
+
+def test_chirp_reaches_the_starters_own_port_and_no_other(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    port = starter.ask(do="chirp")["port"]
+    stranger = rig.starter()
+    other = stranger.ask(do="chirp")["port"]
+    code = (
+        "import socket,sys\n"
+        "for port in map(int, sys.argv[1:]):\n"
+        "    try:\n"
+        "        s = socket.create_connection(('127.0.0.1', port), 2); s.sendall(b'hello'); print(s.recv(9).decode())\n"
+        "    except OSError as e: print('no', e.errno)\n"
+    )
+    job = starter.wait(starter.job("/usr/bin/python3", "-c", code, str(port), str(other)))
+    assert job is not None
+    assert job.out.splitlines() == ["HELLO", "no 111"], job.text
+    stranger.kill()
+
+
+def test_switch_killed_and_restarted(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    spec = rig.attempt_of(starter)
+    rig.ovs.kill_switch()
+    rig.ovs.start_switch()
+    wait_until("table 0 is back", lambda: len(rig.ovs.flows("br-lark", "table=0")) == 5, 1.5, 0.05)
+    wait_until("the port is back", lambda: spec["port"]["name"] in rig.job_ports(), 3)
+    number = rig.ovs.vsctl("get", "Interface", spec["port"]["name"], "ofport").strip()
+    assert number == str(spec["port"]["ofport"])
+
+
+def test_a_second_agent_is_refused_and_sigterm_is_clean(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    spec = rig.attempt_of(starter)
+    second = rig.lark_agent("run", "--config", str(rig.home / "agent.yaml"))
+    assert second.code != 0
+    assert "another lark-agent" in second.text
+    assert rig.stop_agent() == 0
+    assert rig.job_ports() == {spec["port"]["name"]}, "warm lanes go, the job's stays"
+    rig.start_agent()
+    assert rig.lark_agent("status", "--config", str(rig.home / "agent.yaml")).code == 0
+
+
+def test_cleanup_removes_everything_the_agent_made() -> None:
+    rig = Rig.build()
+    try:
+        starter = rig.starter()
+        starter.begin()
+        config = ("--config", str(rig.home / "agent.yaml"))
+        assert rig.lark_agent("cleanup", *config).code != 0, "refused while the agent runs"
+        rig.kill_agent()
+        before = (rig.job_ports(), rig.job_devices(), rig.namespaces())
+        assert all(before)
+        dry = rig.lark_agent("cleanup", "--dry-run", *config).need().out
+        assert (rig.job_ports(), rig.job_devices(), rig.namespaces()) == before
+        assert all(name in dry for names in before for name in names)
+        rig.lark_agent("cleanup", *config).need()
+        assert not rig.job_ports() | rig.job_devices() | rig.namespaces()
+        assert "lark" not in rig.machine.need("nft", "list", "tables")
+        assert len(rig.ovs.flows("br-lark", "table=0")) == 5, "the host's own lane stays"
+        assert "nothing to remove" in rig.lark_agent("cleanup", *config).need().out
+    finally:
+        rig.destroy()
