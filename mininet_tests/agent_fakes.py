@@ -1,8 +1,8 @@
-"""Stand-ins around a real agent, run as scripts on a simulated machine: HTCondor's process tree, a controller, a startd's ads.
+"""Stand-ins around a real agent, run as scripts on a simulated machine: HTCondor's processes, a controller, slot ads.
 
-    agent_fakes.py startd                    condor_startd: starts starters and hands them commands (JSON lines on stdin)
+    agent_fakes.py startd                    condor_startd: starts starters and hands them commands (stdin, JSON)
     agent_fakes.py starter -a slot1_1 …      condor_starter: runs helpers and jobs as job users, as the real one does
-    agent_fakes.py controller HOME           the northbound API on 127.0.0.1:8080, its behaviour read from HOME/behaviour
+    agent_fakes.py controller HOME           the northbound API on 127.0.0.1:8080, behaving as HOME/behaviour says
     agent_fakes.py query FILE                answers the agent's questions to the startd from a file
     agent_fakes.py agent FILE -- ARGS…       the real agent's command line, with that query in place of the startd's
 
@@ -30,6 +30,11 @@ def say(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def identity(uid: int) -> dict[str, Any]:
+    """Arguments of Popen for a child of this uid; an imitated daemon without power has children like itself."""
+    return {"user": uid, "group": uid, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
 def startd() -> None:
     """Commands: {do: starter, name, exe, slot, uid}, {do: kill, name}, {to: name, …}. One JSON answer each."""
     starters: dict[str, subprocess.Popen[str]] = {}
@@ -39,7 +44,7 @@ def startd() -> None:
             argv = [command["exe"], HERE, "starter", *command.get("arguments", ["-a", command.get("slot", "")])]
             uid = command.get("uid", 0)
             starter = starters[command["name"]] = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=uid, group=uid, extra_groups=[]
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **identity(uid)
             )
             say({"pid": starter.pid})
         elif command.get("do") == "kill":
@@ -64,9 +69,7 @@ def starter() -> None:
         return subprocess.Popen(
             command["argv"],
             executable=command.get("exe"),
-            user=uid,
-            group=uid,
-            extra_groups=[],
+            **identity(uid),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,8 +105,22 @@ def starter() -> None:
         elif command["do"] == "signal":
             os.kill(command["pid"], command["signal"])
             say({})
+        elif command["do"] == "trace":  # be the tracer of a child that asked to be traced, until it ends
+            trace(command["pid"])
+            say({})
         elif command["do"] == "chirp":
             say({"port": echo_server()})
+
+
+def trace(pid: int) -> None:
+    import ctypes
+
+    while True:
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            return
+        number = os.WSTOPSIG(status)
+        ctypes.CDLL(None).ptrace(7, pid, None, 0 if number == signal.SIGTRAP else number)  # PTRACE_CONT
 
 
 def echo_server() -> int:
@@ -218,7 +235,7 @@ def controller(home: str) -> None:
                 return self.answer(200, {"id": name, "bridges": {"br-lark": "realised"}})
             return self.answer(200, self.status_of(name, sealed))
 
-        do_GET = do_PUT = do_PATCH = do_POST = do_DELETE = do  # noqa: N815  the base class calls them so
+        do_GET = do_PUT = do_PATCH = do_POST = do_DELETE = do
 
     server = ThreadingHTTPServer(("127.0.0.1", 8080), Handler)
     say({"ready": True})

@@ -164,7 +164,8 @@ class Rig:
         self.start_agent()
 
     def new_startd(self, exe: str = f"{SBIN}/condor_startd", uid: int = 0) -> subprocess.Popen[str]:
-        argv = self.machine.argv(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", exe], None, None)
+        """`uid`: the real uid; the effective one is 0 in any case, so that it can start a starter as root."""
+        argv = self.machine.argv(["setpriv", f"--ruid={uid}", "--euid=0", exe], None, None)
         return subprocess.Popen(
             [*argv, FAKES, "startd"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
