@@ -247,16 +247,16 @@ class Controller:
             if self._world.ports.get(bridge) != declared:
                 self._world = replace(self._world, ports={**self._world.ports, bridge: declared})
                 self._follow_base([bridge])
+                missing = sorted(set(self._world.site.bridges[bridge].ports) - set(declared))
+                if missing:
+                    LOG.error(
+                        "bridge=%s has no port %s, which site.yaml declares: jobs there stay cut off",
+                        bridge,
+                        ", ".join(missing),
+                    )
             unheard = self._unheard.pop(bridge, None)
             if unheard is not None:
                 unheard.settle_by(self._say([bridge])[bridge])
-            missing = sorted(set(self._world.site.bridges[bridge].ports) - set(declared))
-            if missing:
-                LOG.error(
-                    "bridge=%s has no port %s, which site.yaml declares: jobs there stay cut off",
-                    bridge,
-                    ", ".join(missing),
-                )
             self._lock.notify_all()
 
     # --- attempts ---------------------------------------------------------------------------------------------------

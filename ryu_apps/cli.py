@@ -1,0 +1,163 @@
+"""`lark-controller`: run the controller, check its files, make tokens.
+
+Invariants: nothing is started before every file is known to be right. The engine is imported before anything else of
+the daemon: it makes the process green, and can do so cleanly only while little is loaded; hence imports in functions.
+Exit codes: 0 a clean end, 1 something failed while running, 2 a file or an option is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sized
+from pathlib import Path
+
+import click
+
+ENGINES = ["os-ken", "ryu"]
+LEVELS = ["debug", "info", "warning", "error"]
+ROLES = ["agent", "viewer", "admin"]
+
+
+class Stop(Exception):
+    """Ends the program with a message and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Lark's OpenFlow controller: the network as a managed resource of HTCondor."""
+
+
+config_option = click.option(
+    "--config", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="controller.yaml"
+)
+
+
+@cli.command()
+@config_option
+@click.option("--engine", type=click.Choice(ENGINES), help="OpenFlow framework (default: as configured).")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+def run(path: Path, engine: str | None, log_level: str) -> None:
+    """Run the controller until SIGTERM or SIGINT. SIGHUP reads policy and tokens again."""
+    start_log(log_level)
+    os.environ["LARK_ENGINE"] = engine or configured_engine(path)
+    from ryu_apps.engine import EngineError  # isort: skip
+    from ryu_apps.daemon import serve
+    from ryu_apps.files import read_files
+    from ryu_apps.store.store import StoreError
+
+    with faults_in_files():
+        files = read_files(path)
+    try:
+        serve(files)
+    except (EngineError, StoreError) as problem:
+        raise Stop(str(problem), 1) from problem
+
+
+@cli.command()
+@config_option
+def check(path: Path) -> None:
+    """Check controller.yaml, site, policy and tokens; start nothing."""
+    from ryu_apps.files import read_files
+
+    start_log("warning")
+    with faults_in_files():
+        files = read_files(path)
+    site, policy = files.site, files.policy
+    click.echo(
+        f"{path.name}: good. Site {site.name}: {_count(site.nodes, 'node')}, {_count(site.bridges, 'bridge')}. "
+        f"Policy {policy.digest[:12]} ({policy.mode.value}): {_count(policy.services, 'service')}, "
+        f"{_count(policy.groups, 'group')}, {_count(policy.grants, 'grant')}. {_count(files.tokens, 'token')}."
+    )
+
+
+@cli.command()
+@click.option("--tokens", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="tokens.yaml")
+@click.option("--role", required=True, type=click.Choice(ROLES))
+@click.option("--node", help="the node that an agent's token is for, as in site.yaml")
+def token(path: Path, role: str, node: str | None) -> None:
+    """Make a bearer token: print it, this once, and keep only its hash in the tokens file.
+
+    A running controller learns of it on SIGHUP.
+    """
+    from policies.wire import NAME_PATTERN
+    from ryu_apps.rest.auth import TokenRole, new_token
+
+    if (role == "agent") != (node is not None):
+        raise click.UsageError("--node goes with --role agent, and only with it")
+    if node is not None and not re.fullmatch(NAME_PATTERN, node):
+        raise click.UsageError(f"{node!r} cannot be a node's name")
+    try:
+        with faults_in_files():
+            click.echo(new_token(path, TokenRole(role), node))
+    except OSError as problem:
+        raise Stop(f"{path}: {problem.strerror}", 1) from problem
+
+
+def configured_engine(path: Path) -> str:
+    """`engine` of controller.yaml, read alone: the engine comes before the modules that check the file as a whole."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        found = data.get("engine") if isinstance(data, dict) else None
+    except (OSError, ValueError, YAMLError, RecursionError):
+        found = None  # what is wrong is said with its line when the file is read as a whole
+    return found if found in ENGINES else ENGINES[0]
+
+
+@contextlib.contextmanager
+def faults_in_files() -> Iterator[None]:
+    from ryu_apps.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as problem:
+        raise Stop(str(problem), 2) from problem
+
+
+def _count(things: Sized, word: str) -> str:
+    number = len(things)
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def start_log(level: str) -> None:
+    """One line for each event, to standard error."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        force=True,
+    )
+    logging.Formatter.default_msec_format = "%s.%03d"
+    if level != "debug":
+        # The framework's own chatter about every connection says nothing that ours does not.
+        for name in ("os_ken", "ryu"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except Stop as fault:
+        for line in str(fault).splitlines():
+            click.echo(f"lark-controller: {line}", err=True)
+        sys.exit(fault.code)
+
+
+def main() -> None:
+    with _exit_codes():
+        cli(prog_name="lark-controller")
+
+
+if __name__ == "__main__":
+    main()

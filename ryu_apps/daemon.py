@@ -1,0 +1,168 @@
+"""The running controller: everything started in order, looked after, and ended in the reverse order.
+
+    files ─▶ store ─▶ everything read back ─▶ switches let in ─▶ API ─▶ "ready" ─▶ … SIGTERM
+
+Invariants: the store is read before a switch is let in, and switches are let in before the API answers; SIGTERM and
+SIGINT leave all flows where they are; a reload takes all or nothing.
+"""
+
+from __future__ import annotations
+
+# First of all: this makes the process green, and what is imported earlier may have locks that are not.
+from ryu_apps import engine  # isort: skip
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from ryu_apps.app import SwitchApp
+from ryu_apps.config import ConfigError
+from ryu_apps.controller import Controller
+from ryu_apps.files import Files, read_files
+from ryu_apps.refusals import Refused
+from ryu_apps.rest.api import Api
+from ryu_apps.store.ovsdb import OvsdbStore
+from ryu_apps.store.server import EmbeddedServer
+from ryu_apps.store.store import StoreError
+
+LOG = logging.getLogger("lark")
+
+
+def serve(files: Files) -> None:
+    """Everything, from the store up, until a signal. Raises EngineError or StoreError."""
+    config, site = files.config, files.site
+    with contextlib.ExitStack() as last:
+        signals = last.enter_context(Signals())
+        server = EmbeddedServer(config.state_dir)
+        last.callback(server.stop)
+        server.start()
+        store = OvsdbStore(server.remote)
+        last.callback(store.close)
+        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease)
+        framework = engine.Framework(config.openflow)
+        switches = framework.add(
+            SwitchApp,
+            {bridge.datapath_id: name for name, bridge in site.bridges.items()},
+            on_ports=controller.fabric_ports,
+        )
+        controller.start(switches)
+        last.callback(framework.stop)
+        framework.start()
+        api = Api(controller, files.tokens)
+        wsgi = engine.serve_wsgi(api, *config.api)
+        last.callback(wsgi.stop)
+        if config.plaintext_warning:
+            LOG.warning(
+                "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
+                _address(wsgi.address),
+            )
+        ticker = Ticker(lambda: _housekeeping(controller, server.ensure))
+        last.callback(ticker.stop)
+        print(
+            f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
+            f"openflow={_address(framework.address)}",
+            flush=True,
+        )
+        while True:
+            number = signals.wait(1.0)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                LOG.info("%s: ending; the switches keep their flows", signal.Signals(number).name)
+                return
+            if number == signal.SIGHUP:
+                reload(files, controller, api)
+            if not framework.alive:
+                raise engine.EngineError("the listener for switches has ended; see the log above")
+            if not wsgi.alive:
+                raise engine.EngineError("the API's listener has ended; see the log above")
+
+
+def reload(files: Files, controller: Controller, api: Api) -> None:
+    """Policy and tokens anew, as a whole; whatever is wrong leaves what is in force."""
+    try:
+        new = read_files(files.config.path)
+    except ConfigError as fault:
+        for line in str(fault).splitlines():
+            LOG.error("not reloaded: %s", line)
+        return
+    if new.site != files.site:
+        LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
+        return
+    api.tokens = new.tokens
+    try:
+        if new.policy.digest != controller.world.policy.digest:
+            controller.reload(new.policy)
+    except (StoreError, Refused) as problem:
+        LOG.error("the policy was not reloaded: %s", problem)
+        return
+    LOG.info("reloaded: policy %s, %d tokens", new.policy.digest[:12], len(new.tokens))
+
+
+def _housekeeping(controller: Controller, ensure_server: Callable[[], None]) -> None:
+    ensure_server()
+    controller.tick()
+
+
+class Ticker:
+    """Calls a function about once a second, from its own (green) thread."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            time.sleep(1.0)
+            try:
+                if not self._stopping:
+                    self._function()
+            except Exception:
+                LOG.exception("housekeeping failed; it is tried again")
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP as numbers to wait for, without a poll that a signal could miss."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __enter__(self) -> Signals:
+        # The interpreter writes each signal's number here; a (green) read wakes at once.
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._before = {number: signal.signal(number, _note) for number in self.NUMBERS}
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._read.close()
+        self._write.close()
+
+    def wait(self, seconds: float) -> int | None:
+        """The number of the next of these signals, or None when the time is over."""
+        self._read.settimeout(seconds)
+        try:
+            found = self._read.recv(1)
+        except TimeoutError:
+            return None
+        return found[0] if found and found[0] in self.NUMBERS else None
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """A handler must be there for the interpreter to write the number."""
+
+
+def _address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

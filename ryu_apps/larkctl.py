@@ -1,0 +1,275 @@
+"""`larkctl`: what the controller knows, for people (tables, sentences) and for scripts (`--json`).
+
+Invariants: it only reads; every failure is one sentence on standard error and a non-zero exit code; `--json` prints
+exactly what the API answered.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import click
+import httpx
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, NodeList, PolicyStatus
+
+Model = TypeVar("Model", bound=BaseModel)
+_JOB = re.compile(r"^[0-9]{1,10}\.[0-9]{1,10}$")
+
+
+class Failure(Exception):
+    """Something to tell the user in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The API, with one token."""
+
+    url: str
+    token: str
+
+    def get(self, path: str, model: type[Model], **query: str) -> Model:
+        """Raises Failure."""
+        try:
+            answer = httpx.get(
+                self.url.rstrip("/") + path,
+                params=query,
+                headers={"Authorization": f"Bearer {self.token}"},
+                timeout=15,
+                # An administrator's proxy settings are not meant for the controller.
+                trust_env=False,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as problem:
+            raise Failure(f"no answer from {self.url}: {problem}; does lark-controller run there?") from problem
+        if answer.status_code != 200:
+            raise Failure(_problem(answer))
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as problem:
+            raise Failure(f"{self.url} answered what this larkctl does not understand; is it as new?") from problem
+
+
+def _problem(answer: httpx.Response) -> str:
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.request.url} answered {answer.status_code}; is this the controller's API?"
+    return f"{detail} ({answer.status_code})"
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Failure(f"token file {path} cannot be read: {problem}") from problem
+    if not token or any(letter.isspace() for letter in token):
+        raise Failure(f"token file {path} must hold one token and nothing else")
+    return token
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--url", envvar="LARK_URL", default="http://127.0.0.1:8080", show_default=True, help="The controller's API."
+)
+@click.option(
+    "--token-file",
+    envvar="LARK_TOKEN_FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with a token of role viewer or admin.",
+)
+@click.pass_context
+def cli(context: click.Context, url: str, token_file: Path) -> None:
+    """Ask the Lark controller about jobs, nodes and bridges."""
+    context.obj = Client(url, _read_token(token_file))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print what the API answered.")
+
+
+def _show(value: BaseModel, as_json: bool, draw: Callable[[Console], None]) -> None:
+    if as_json:
+        click.echo(value.model_dump_json(indent=2))
+    else:
+        # Not a terminal (a pipe, a log): no wrapping to some guessed width.
+        draw(Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _text(value: object) -> Text:
+    # What came from a job must not be read as markup, nor reach the terminal as control characters.
+    return Text("".join(letter if letter.isprintable() else "?" for letter in str(value)))
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(_text(cell) for cell in cells))
+
+
+@cli.command()
+@click.option("--job", help="Only this job, as CLUSTER.PROC.")
+@click.option("--node", help="Only this node.")
+@json_option
+@click.pass_obj
+def attempts(client: Client, job: str | None, node: str | None, as_json: bool) -> None:
+    """List the attempts (jobs that run, or are about to) under control."""
+    query = {name: value for name, value in (("job", job), ("node", node)) if value is not None}
+    found = client.get("/v1/attempts", AttemptList, **query)
+
+    def draw(console: Console) -> None:
+        table = _table("JOB", "NODE", "PHASE", "ADDRESS", "PORT", "MAY REACH", "BRIDGES", "ATTEMPT")
+        for one in found.attempts:
+            spec, decision = one.spec, one.decision
+            reach = "nothing (sealed)" if decision.sealed else ", ".join(decision.grants) or "-"
+            waits = [name for name, state in one.bridges.items() if state != "realised"]
+            state = f"waiting for {', '.join(waits)}" if waits else "all confirmed"
+            _row(table, spec.job or "-", spec.node, spec.phase, spec.ipv4, spec.port.name, reach, state, one.id)
+        console.print(table if found.attempts else "no attempts")
+
+    _show(found, as_json, draw)
+
+
+@cli.command()
+@click.argument("id")
+@json_option
+@click.pass_obj
+def attempt(client: Client, id: str, as_json: bool) -> None:
+    """Tell all about one attempt. ID: an attempt's id, or a job's CLUSTER.PROC."""
+    if _JOB.match(id):
+        ids = [one.id for one in client.get("/v1/attempts", AttemptList, job=id).attempts]
+        if not ids:
+            raise Failure(f"no attempt of job {id} is under control now")
+        if len(ids) > 1:
+            raise Failure(f"job {id} has several attempts; name one of: {', '.join(ids)}")
+        id = ids[0]
+    found = client.get(f"/v1/attempts/{quote(id, safe='~@')}", AttemptStatus)
+    _show(found, as_json, lambda console: _tell(console, found))
+
+
+def _tell(console: Console, found: AttemptStatus) -> None:
+    spec, decision = found.spec, found.decision
+    facts = _table("", "")
+    facts.show_header = False
+    _row(facts, "attempt", found.id)
+    _row(facts, "job", spec.job or "not known")
+    _row(facts, "node", f"{spec.node}, bridge {spec.port.bridge}, port {spec.port.name} (number {spec.port.ofport})")
+    _row(facts, "address", ", ".join(address for address in (spec.ipv4, spec.ipv6, spec.mac) if address))
+    _row(facts, "phase", spec.phase)
+    _row(facts, "groups", ", ".join(decision.groups) or "none")
+    _row(
+        facts,
+        "may reach",
+        "nothing: sealed" if decision.sealed else ", ".join(decision.grants) or "no protected service",
+    )
+    for line in decision.trail:
+        _row(facts, "because", line)
+    for bridge, state in found.bridges.items():
+        _row(facts, f"bridge {bridge}", "in force" if state == "realised" else state)
+    console.print(facts)
+    if found.counters is None:
+        console.print("No counters: the switch cannot be asked now.")
+        return
+    for sentence in sentences(found.counters):
+        console.print(_text(sentence))
+
+
+def sentences(counters: Counters) -> list[str]:
+    """Counters as sentences; refusals that never happened are left out."""
+    said = [
+        f"It has sent {_packets(counters.admitted_packets, counters.admitted_bytes)} as itself "
+        f"and been sent {_packets(counters.delivered_packets, counters.delivered_bytes)}."
+    ]
+    said += [
+        f"Dropped ({denial.reason}): {_packets(denial.packets, denial.bytes)}: {denial.text}."
+        for denial in counters.denied
+        if denial.packets
+    ]
+    return said if len(said) > 1 else [*said, "Nothing of it was dropped."]
+
+
+def _packets(packets: int, octets: int) -> str:
+    size, unit = float(octets), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, bigger
+    amount = f"{octets} B" if unit == "B" else f"{size:.1f} {unit}"
+    return f"{packets} packet{'' if packets == 1 else 's'} ({amount})"
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def nodes(client: Client, as_json: bool) -> None:
+    """List the nodes of the site."""
+    found = client.get("/v1/nodes", NodeList)
+
+    def draw(console: Console) -> None:
+        table = _table("NODE", "BRIDGE", "ATTEMPTS", "LEASE", "AGENT", "HOST ADDRESSES")
+        for node in found.nodes:
+            if node.spec is None:
+                _row(table, node.node, "-", node.attempts, "never registered", "-", "-")
+                continue
+            lease = f"{node.lease_left:.0f} s left" if node.lease_left else "over"
+            addresses = ", ".join(node.spec.host_addresses)
+            _row(table, node.node, node.spec.bridge, node.attempts, lease, node.spec.agent_version, addresses)
+        console.print(table)
+
+    _show(found, as_json, draw)
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def bridges(client: Client, as_json: bool) -> None:
+    """List the bridges under control."""
+    found = client.get("/v1/bridges", BridgeList)
+
+    def draw(console: Console) -> None:
+        table = _table("BRIDGE", "DATAPATH", "ROLES", "STATE", "FLOWS", "PORTS", "DETAIL")
+        for one in found.bridges:
+            state = "in line" if one.converged else "connected" if one.connected else "not connected"
+            _row(table, one.bridge, one.datapath_id, ", ".join(one.roles), state, one.flows, len(one.ports), one.detail)
+        console.print(table)
+
+    _show(found, as_json, draw)
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def policy(client: Client, as_json: bool) -> None:
+    """Say which policy is in force."""
+    found = client.get("/v1/policy", PolicyStatus)
+
+    def draw(console: Console) -> None:
+        console.print(_text(f"policy {found.digest[:12]}, mode {found.mode}, from {', '.join(found.files)}"))
+
+    _show(found, as_json, draw)
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        cli(argv, prog_name="larkctl")
+    except Failure as failure:
+        click.echo(f"larkctl: {failure}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
