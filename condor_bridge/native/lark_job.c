@@ -298,6 +298,27 @@ static bool enter(struct answer *a, const char *request) {
     return become_powerless(a);
 }
 
+/* The environment as it was given to us. Because of the capability the C library has taken out what would be dangerous
+ * here (LD_LIBRARY_PATH, TMPDIR, ...), but the job is entitled to it. The strings still stand where the kernel put them:
+ * between the last argument and the name we were executed by. NULL: they do not. */
+static char **given_environment(int argc, char **argv) {
+    char *first = argv[argc - 1] + strlen(argv[argc - 1]) + 1, *end = (char *)getauxval(AT_EXECFN);
+    size_t count = 0;
+    if (first > end) return NULL;
+    for (char *p = first; p < end; p += strlen(p) + 1) count++;
+    char **all = calloc(count + 1, sizeof *all);
+    if (!all) return NULL;
+    count = 0;
+    for (char *p = first; p < end; p += strlen(p) + 1) all[count++] = p;
+    for (char **left = environ; *left; left++) { /* a check of the layout: what the C library left is among it */
+        size_t i = 0;
+        if (*left < first || *left >= end) continue; /* the C library's own copy: it rewrites GLIBC_TUNABLES */
+        while (i < count && all[i] != *left) i++;
+        if (i == count) return NULL;
+    }
+    return all;
+}
+
 static void drain_stdin(void) {
     char buffer[4096];
     ssize_t n;
@@ -340,13 +361,18 @@ static int fail_job(struct answer *a) {
     return 126;
 }
 
-static int job_wrapper(struct answer *a, char **argv) {
+static int job_wrapper(struct answer *a, int argc, char **argv) {
     if (!argv[1]) {
         deny(a, HOLD_AGENT, "no command given; this is HTCondor's USER_JOB_WRAPPER");
         return fail_job(a);
     }
+    char **environment = given_environment(argc, argv);
+    if (!environment) {
+        deny(a, HOLD_AGENT, "cannot find the environment that the job was given");
+        return fail_job(a);
+    }
     if (!open_libexec(a) || !enter(a, "LARK1 enter job")) return fail_job(a);
-    execv(argv[1], argv + 1);
+    execve(argv[1], argv + 1, environment);
     deny(a, HOLD_AGENT, "cannot execute %.500s: %s", argv[1], strerror(errno));
     return fail_job(a);
 }
@@ -368,7 +394,7 @@ static int fail_plugin(struct answer *a, char **argv) {
     return 1;
 }
 
-static int plugin(struct answer *a, const char *name, char **argv) {
+static int plugin(struct answer *a, const char *name, int argc, char **argv) {
     char file[256], real[4096];
     struct stat st;
     bool asks_only = argv[1] && strcmp(argv[1], "-classad") == 0;
@@ -387,8 +413,9 @@ static int plugin(struct answer *a, const char *name, char **argv) {
     if (found != 1) return fail_plugin(a, argv);
     /* -classad asks what the plugin can do. It runs outside of any job, as HTCondor itself. */
     if (!(asks_only ? geteuid() == 0 || become_powerless(a) : enter(a, "LARK1 enter plugin"))) return fail_plugin(a, argv);
+    char **environment = given_environment(argc, argv);
     argv[0] = real;
-    execv(real, argv);
+    if (environment) execve(real, argv, environment);
     deny(a, HOLD_AGENT, "cannot execute %.500s: %s", real, strerror(errno));
     return fail_plugin(a, argv);
 }
@@ -468,7 +495,7 @@ int main(int argc, char **argv) {
     const char *path = (const char *)getauxval(AT_EXECFN);
     if (argc < 1 || !argv[0] || !path) return 126;
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    if (strcmp(name, "lark-job-wrapper") == 0) return job_wrapper(&a, argv);
+    if (strcmp(name, "lark-job-wrapper") == 0) return job_wrapper(&a, argc, argv);
     if (strcmp(name, "lark-hook-prepare") == 0) return hook_prepare(&a);
     if (strcmp(name, "lark-hook-exit") == 0) return hook_exit(&a);
     if (strcmp(name, "lark-ping") == 0) return ping(&a);
@@ -478,5 +505,5 @@ int main(int argc, char **argv) {
                         "`lark-job check`, as an ordinary user, tells whether job networks can be entered here.\n", name);
         return 2;
     }
-    return plugin(&a, name, argv);
+    return plugin(&a, name, argc, argv);
 }
