@@ -1,8 +1,8 @@
 """Flow values to OpenFlow 1.4 messages, as bytes. Pure.
 
 Bytes and not the framework's message objects, because both engines then send exactly the same, building objects is
-the slowest part of programming a switch, and one of them (`NXActionRegLoad2`) grows a class-wide list each time it is
-written. A test has the framework's own parser read these bytes back.
+the slowest part of programming a switch, and one of them (`NXActionRegLoad2`) cannot write a part of a field wider than
+32 bits and grows a class-wide list each time it is written. A test has the framework's own parser read these bytes.
 
 Invariant: what is written here comes back equal from `decode` after a switch stored it. A value for which that would
 not hold (a mask of all ones, a match on a joined register) raises EncodeError instead of being sent, because it

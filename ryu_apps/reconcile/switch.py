@@ -570,7 +570,6 @@ class SwitchMachine:
     def _realised(self, flight: _Flight, now: float) -> list[Output]:
         self._flight = None
         self._wake = None
-        self._pause = self._retry
         self.state = State.STEADY
         return self._adopt(flight) + self._advance(now)
 

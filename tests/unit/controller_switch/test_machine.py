@@ -1,0 +1,636 @@
+"""The switch machine against a pretend switch that obeys OpenFlow: what is sent, counted; what is promised, checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mininet_tests.switch_flows import attempt, impossible
+from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.openflow.decode import Dumped
+from ryu_apps.openflow.flows import Cookie, Flow, FlowKey, Goto, Normal
+from ryu_apps.reconcile.switch import (
+    Commit,
+    Discard,
+    Disconnect,
+    Item,
+    Notice,
+    Output,
+    PortsChanged,
+    Put,
+    RequestDump,
+    RequestPorts,
+    Settle,
+    Stage,
+    State,
+    SwitchMachine,
+    Take,
+    TakeRaw,
+    TicketId,
+)
+
+
+@dataclass
+class PretendSwitch:
+    """Keeps flows, bundles and the promises of OpenFlow. Its answers wait in `answers` until they are delivered."""
+
+    flows: dict[FlowKey, Flow] = field(default_factory=dict)
+    strange: list[Dumped] = field(default_factory=list)
+    bad: Callable[[Item], bool] = lambda item: False
+    bad_commit: bool = False
+    bundles: dict[int, tuple[Item, ...]] = field(default_factory=dict)
+    answers: list[tuple[object, ...]] = field(default_factory=list)
+    applied: list[Item] = field(default_factory=list)
+
+    def take(self, output: Output) -> None:
+        match output:
+            case RequestPorts(xid):
+                self.answers.append(("ports_part", xid, {"p1": 1}, False))
+            case RequestDump(xid):
+                dumped = [show(flow) for flow in self.flows.values()] + self.strange
+                self.answers.append(("dump_part", xid, dumped[:2], True))
+                self.answers.append(("dump_part", xid, dumped[2:], False))
+            case Stage(bundle, _, first, items, barrier):
+                self.bundles[bundle] = tuple(item for item in items if not self.bad(item))
+                self.answers += [("error", first + n, "BAD") for n, item in enumerate(items) if self.bad(item)]
+                self.answers.append(("barrier", barrier))
+            case Commit(bundle, xid, barrier):
+                items = self.bundles.pop(bundle)
+                if self.bad_commit:
+                    self.answers.append(("error", xid, "MSG_FAILED"))
+                else:
+                    self.apply(items)
+                    self.answers.append(("committed", bundle))
+                self.answers.append(("barrier", barrier))
+            case Discard(bundle, _, barrier):
+                del self.bundles[bundle]
+                self.answers.append(("barrier", barrier))
+            case _:
+                raise AssertionError(output)
+
+    def apply(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self.applied.append(item)
+            match item:
+                case Put(flow):
+                    self.flows[flow.key] = flow
+                case Take(key):
+                    self.flows.pop(key, None)
+                case TakeRaw(_, _, raw):
+                    self.strange = [one for one in self.strange if one.raw_match != raw]
+
+
+def show(flow: Flow) -> Dumped:
+    return Dumped(flow.table, flow.priority, flow.cookie, flow.match, flow.actions, b"", 0, 0)
+
+
+class Rig:
+    """A machine, its pretend switch, and what the world above has heard."""
+
+    def __init__(self, *flows: Flow) -> None:
+        self.machine = SwitchMachine()
+        self.switch = PretendSwitch({flow.key: flow for flow in flows})
+        self.now = 100.0
+        self.settled: dict[int, str | None] = {}
+        self.notices: list[Notice] = []
+        self.disconnects: list[str] = []
+        self.ports: list[dict[str, int]] = []
+        self.tickets = 0
+        self.on_the_wire = 0
+
+    def carry(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Settle(ticket, refused):
+                    assert ticket not in self.settled, "a ticket is settled once"
+                    self.settled[ticket] = refused
+                case Notice():
+                    self.notices.append(output)
+                case Disconnect(reason):
+                    self.disconnects.append(reason)
+                case PortsChanged(ports):
+                    self.ports.append(dict(ports))
+                case _:
+                    self.on_the_wire += 1
+                    self.switch.take(output)
+
+    def deliver(self, most: int = 10_000) -> None:
+        while self.switch.answers and most:
+            most -= 1
+            name, *args = self.switch.answers.pop(0)
+            method = getattr(self.machine, str(name))
+            timed = str(name) not in ("committed",)
+            self.carry(method(*args, self.now) if timed else method(*args))
+
+    def connect(self) -> None:
+        self.switch.answers.clear()
+        self.carry(self.machine.connected_to(self.now))
+
+    def lose(self) -> None:
+        self.switch.answers.clear()
+        self.switch.bundles.clear()
+        self.carry(self.machine.lost())
+
+    def ticket(self) -> TicketId:
+        self.tickets += 1
+        return TicketId(self.tickets)
+
+    def desire(self, *flows: Flow) -> TicketId:
+        ticket = self.ticket()
+        self.carry(self.machine.set_desired(ticket, {flow.key: flow for flow in flows}, self.now))
+        return ticket
+
+    def change(self, add: Iterable[Flow] = (), remove: Iterable[Flow] = ()) -> TicketId:
+        ticket = self.ticket()
+        self.carry(self.machine.change(ticket, list(add), [flow.key for flow in remove], self.now))
+        return ticket
+
+    @property
+    def held(self) -> set[Flow]:
+        return set(self.switch.flows.values())
+
+    @property
+    def flow_mods(self) -> int:
+        return self.machine.counts.flow_mods
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+A, B, C, D = (attempt(n) for n in range(1, 5))
+WORSE = impossible()
+
+
+def is_worse(item: Item) -> bool:
+    return item == Put(WORSE)
+
+
+def in_line(*flows: Flow) -> Rig:
+    rig = Rig()
+    rig.connect()
+    rig.desire(*flows)
+    rig.deliver()
+    assert rig.machine.converged
+    return rig
+
+
+def test_connect_reads_then_sends_only_the_difference() -> None:
+    rig = Rig(A, B)
+    ticket = rig.desire(A, C)
+    assert rig.settled == {}
+    rig.connect()
+    assert rig.flow_mods == 0, "nothing is sent before the switch was read"
+    rig.deliver()
+    assert rig.held == {A, C}
+    assert rig.switch.applied == [Put(C), Take(B.key)], "additions first, what is stale last"
+    assert rig.settled == {ticket: None}
+    assert rig.ports == [{"p1": 1}]
+
+
+def test_unchanged_state_sends_nothing() -> None:
+    rig = in_line(A, B)
+    sent = rig.flow_mods
+    for _ in range(3):
+        rig.lose()
+        rig.connect()
+        rig.deliver()
+        again = rig.desire(A, B)
+        rig.deliver()
+        assert rig.settled[again] is None
+    assert rig.machine.converged
+    assert rig.flow_mods == sent == 2
+    assert (rig.machine.counts.dumps, rig.machine.counts.bundles) == (4, 1)
+
+
+def test_a_delta_sends_its_own_flows_and_looks_at_no_other() -> None:
+    rig = in_line(*(attempt(n) for n in range(10, 60)))
+    before = rig.flow_mods
+    rig.change([A, B])
+    rig.deliver()
+    assert rig.flow_mods - before == 2
+    rig.change([], [A, B])
+    rig.deliver()
+    assert rig.flow_mods - before == 4
+    assert len(rig.held) == 50
+
+
+def test_a_change_is_not_settled_before_the_last_barrier() -> None:
+    rig = in_line()
+    ticket = rig.change([A])
+    while rig.switch.answers:
+        assert ticket not in rig.settled
+        rig.deliver(1)
+    assert rig.settled[ticket] is None
+
+
+def test_nothing_is_committed_before_the_switch_took_every_part() -> None:
+    rig = in_line()
+    rig.switch.bad = is_worse
+    ticket = rig.change([A, WORSE])
+    rig.deliver()
+    assert rig.machine.counts.commits == 0
+    assert rig.settled[ticket] == (
+        "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385"  # the entry, not the bundle
+    )
+    assert rig.held == set()
+    assert rig.machine.converged
+    control = rig.change([A])
+    rig.deliver()
+    assert rig.settled[control] is None
+    assert rig.held == {A}
+
+
+def test_a_commit_that_fails_changes_nothing() -> None:
+    rig = in_line(A)
+    rig.switch.bad_commit = True
+    ticket = rig.change([B], [A])
+    rig.deliver()
+    assert rig.settled[ticket] == "MSG_FAILED: committing a bundle"
+    assert rig.held == {A}
+    rig.switch.bad_commit = False
+    control = rig.change([B], [A])
+    rig.deliver()
+    assert rig.settled[control] is None
+    assert rig.held == {B}
+
+
+def test_changes_that_wait_go_out_together() -> None:
+    rig = in_line()
+    bundles = rig.machine.counts.bundles
+    tickets = [rig.change([attempt(n)]) for n in range(1, 101)]
+    rig.deliver()
+    assert [rig.settled[ticket] for ticket in tickets] == [None] * 100
+    assert rig.machine.counts.bundles - bundles == 2
+
+
+def test_a_bad_change_does_not_fail_its_neighbours() -> None:
+    rig = in_line()
+    rig.switch.bad = is_worse
+    first = rig.change([A])
+    good, bad, other = rig.change([B]), rig.change([WORSE]), rig.change([C], [A])
+    rig.deliver()
+    assert rig.settled[bad] is not None
+    assert [rig.settled[ticket] for ticket in (first, good, other)] == [None, None, None]
+    assert rig.held == {B, C}
+    assert rig.machine.converged
+    # Once the culprit is found, changes share bundles again.
+    bundles = rig.machine.counts.bundles
+    for n in range(20, 40):
+        rig.change([attempt(n)])
+    rig.deliver()
+    assert rig.machine.counts.bundles - bundles == 2
+
+
+def test_a_good_change_is_not_refused_for_the_sake_of_what_the_switch_held_before() -> None:
+    rig = in_line(A)
+    rig.lose()
+    rig.switch.flows.clear()
+    rig.switch.bad = lambda item: item == Put(A)
+    ticket = rig.change([B])
+    rig.connect()
+    rig.deliver()
+    assert rig.machine.state is State.RESTING
+    assert ticket not in rig.settled
+    rig.switch.bad = lambda item: False
+    rig.now += 60
+    rig.carry(rig.machine.tick(rig.now))
+    rig.deliver()
+    assert rig.settled[ticket] is None
+    assert rig.held == {A, B}
+
+
+def test_what_is_taken_back_before_it_was_sent_is_not_sent() -> None:
+    rig = in_line()
+    under_way = rig.change([A])
+    wanted, regretted = rig.change([B]), rig.change([], [B])
+    rig.deliver()
+    assert [rig.settled[ticket] for ticket in (under_way, wanted, regretted)] == [None, None, None]
+    assert rig.flow_mods == 1
+
+
+def test_a_change_while_away_waits_and_its_ticket_stays_open() -> None:
+    rig = in_line(A)
+    rig.lose()
+    ticket = rig.change([B])
+    assert ticket not in rig.settled
+    assert not rig.machine.converged
+    rig.connect()
+    rig.deliver()
+    assert rig.settled[ticket] is None
+    assert rig.held == {A, B}
+
+
+def test_lost_before_or_after_the_commit_ends_in_the_same_state() -> None:
+    for answers in range(6):
+        rig = in_line(A)
+        ticket = rig.change([B], [A])
+        rig.deliver(answers)
+        settled_before = ticket in rig.settled
+        rig.lose()
+        rig.connect()
+        rig.deliver()
+        assert rig.settled[ticket] is None
+        assert rig.held == {B}
+        assert settled_before == (answers >= 3)
+
+
+def test_a_switch_that_lost_everything_gets_everything_in_one_bundle() -> None:
+    rig = in_line(A, B, C)
+    rig.lose()
+    rig.switch.flows.clear()
+    before = rig.machine.counts.bundles
+    rig.connect()
+    rig.deliver()
+    assert rig.held == {A, B, C}
+    assert rig.machine.counts.bundles - before == 1
+
+
+def test_a_bad_change_that_waited_for_a_switch_does_not_keep_its_flows_away() -> None:
+    rig = in_line(A, B)
+    rig.lose()
+    rig.switch.flows.clear()
+    rig.switch.bad = is_worse
+    bad, good = rig.change([WORSE]), rig.change([C])
+    rig.connect()
+    rig.deliver()
+    assert rig.settled[bad] is not None
+    assert rig.settled[good] is None
+    assert rig.held == {A, B, C}
+
+
+def test_a_bad_whole_truth_leaves_the_one_before() -> None:
+    rig = in_line(A)
+    rig.switch.bad = is_worse
+    bad = rig.desire(B, WORSE)
+    rig.deliver()
+    assert rig.settled[bad] is not None
+    assert rig.held == {A}
+    assert rig.machine.desired == {A.key: A}
+
+
+def test_a_bad_first_truth_touches_nothing_and_fails_the_changes_to_it() -> None:
+    rig = Rig(A)
+    rig.switch.bad = is_worse
+    bad = rig.desire(B, WORSE)
+    to_it = rig.change([C])
+    rig.connect()
+    rig.deliver()
+    assert rig.settled[bad] is not None
+    assert "whole truth it changes was refused" in str(rig.settled[to_it])
+    assert rig.held == {A}
+    control = rig.desire(B)
+    rig.deliver()
+    assert rig.settled[control] is None
+    assert rig.held == {B}
+
+
+def test_before_the_truth_is_said_nothing_is_touched() -> None:
+    rig = Rig(A)
+    rig.connect()
+    rig.deliver()
+    refused = rig.change([B])
+    assert "set_desired" in str(rig.settled[refused])
+    assert (rig.held, rig.flow_mods, rig.machine.converged) == ({A}, 0, False)
+    rig.desire()
+    rig.deliver()
+    assert rig.held == set(), "the positive control"
+
+
+def test_table_0_and_foreign_flows_are_left_alone() -> None:
+    lane = Flow(0, 5, A.match, (Goto(1),), cookie(Feature.HOST_LANE, 0))
+    foreign = Flow(5, 7, A.match, (Normal(),), Cookie(0x77))
+    newer = Flow(5, 8, A.match, (Normal(),), Cookie(0x4CFF_0000_0000_0001))
+    rig = Rig(lane, foreign, newer, A)
+    rig.desire()
+    rig.connect()
+    rig.deliver()
+    assert rig.held == {lane, foreign}, "a feature of a newer version is Lark's: it goes"
+    assert [notice.serious for notice in rig.notices] == [True]
+    assert "cookie=0x77" in rig.notices[0].text
+
+
+def test_a_foreign_flow_in_the_way_is_replaced_and_named() -> None:
+    foreign = Flow(A.table, A.priority, A.match, (Normal(),), Cookie(0x77))
+    rig = Rig(foreign)
+    rig.desire(A)
+    rig.connect()
+    rig.deliver()
+    assert rig.held == {A}
+    assert any("replacing 1 foreign" in notice.text for notice in rig.notices)
+
+
+@pytest.mark.parametrize(
+    ("flow", "why"),
+    [
+        (Flow(0, 1, A.match, (), A.cookie), "table 0 belongs to the agent"),
+        (Flow(5, 1, A.match, (), Cookie(0x77)), "without Lark's mark"),
+    ],
+)
+def test_what_may_not_be_wanted_is_refused_at_once(flow: Flow, why: str) -> None:
+    rig = in_line(A)
+    wire = rig.on_the_wire
+    for ticket in (rig.change([flow]), rig.desire(flow)):
+        assert why in str(rig.settled[ticket])
+    assert rig.on_the_wire == wire
+    assert rig.machine.desired == {A.key: A}
+
+
+def test_entries_that_cannot_be_read_are_taken_away_by_their_bytes() -> None:
+    rig = Rig()
+    rig.switch.strange = [
+        Dumped(5, 9, A.cookie, None, (), b"match", 0, 0),
+        Dumped(A.table, A.priority, A.cookie, A.match, None, b"", 0, 0),
+        Dumped(B.table, B.priority, B.cookie, B.match, None, b"", 0, 0),
+    ]
+    rig.desire(A)
+    rig.connect()
+    rig.deliver()
+    assert rig.switch.applied == [Put(A), Take(B.key), TakeRaw(5, 9, b"match")]
+
+
+def test_a_switch_that_falls_silent_is_given_up_and_read_again() -> None:
+    rig = in_line(A)
+    ticket = rig.change([B])
+    rig.switch.answers.clear()
+    wake = rig.machine.wake
+    assert wake is not None
+    rig.now = wake - 0.01
+    rig.carry(rig.machine.tick(rig.now))
+    assert rig.disconnects == []
+    rig.now = wake
+    rig.carry(rig.machine.tick(rig.now))
+    assert rig.disconnects == ["no answer while sending a bundle"]
+    rig.lose()
+    rig.connect()
+    rig.deliver()
+    assert rig.settled[ticket] is None
+
+
+def test_a_dump_that_never_ends_is_given_up() -> None:
+    rig = Rig(A)
+    rig.desire(A)
+    rig.connect()
+    rig.deliver(2)  # the ports and the first part
+    assert rig.machine.state is State.DUMPING
+    rig.now += 60
+    rig.carry(rig.machine.tick(rig.now))
+    assert rig.disconnects == ["no answer while reading the flows of the switch"]
+
+
+def test_what_a_switch_held_before_and_refuses_now_is_tried_again_with_growing_pauses() -> None:
+    rig = in_line(A)
+    rig.lose()
+    rig.switch.flows.clear()
+    rig.switch.bad = lambda item: True
+    rig.connect()
+    rig.deliver()
+    pauses = []
+    for _ in range(3):
+        assert rig.machine.state is State.RESTING
+        assert "refuses what it held before" in rig.machine.detail
+        wake = rig.machine.wake
+        assert wake is not None
+        pauses.append(wake - rig.now)
+        rig.now = wake
+        rig.carry(rig.machine.tick(rig.now))
+        rig.deliver()
+    assert pauses == [1.0, 2.0, 4.0]
+    rig.switch.bad = lambda item: False
+    assert rig.machine.wake is not None
+    rig.now = rig.machine.wake
+    rig.carry(rig.machine.tick(rig.now))
+    rig.deliver()
+    assert rig.held == {A}
+    assert rig.machine.converged
+    rig.switch.bad = lambda item: True
+    rig.lose()
+    rig.switch.flows.clear()
+    rig.connect()
+    rig.deliver()
+    assert rig.machine.wake == rig.now + 1.0, "the pauses begin anew"
+
+
+def test_answers_to_nothing_do_nothing() -> None:
+    rig = in_line(A)
+    wire = rig.on_the_wire
+    assert rig.machine.barrier(12345, rig.now) == []
+    assert rig.machine.committed(99) == []
+    assert rig.machine.dump_part(1, [], False, rig.now) == []
+    assert [type(one) for one in rig.machine.error(0x7000_0000, "odd", rig.now)] == [Notice]
+    assert rig.machine.tick(rig.now + 1e6) == []
+    assert (rig.on_the_wire, rig.machine.converged) == (wire, True)
+
+
+def test_an_error_to_the_dump_gives_the_connection_up() -> None:
+    rig = Rig()
+    outputs = rig.machine.connected_to(rig.now)
+    dump = next(one for one in outputs if isinstance(one, RequestDump))
+    assert rig.machine.error(dump.xid, "EPERM", rig.now) == [Disconnect("the switch refused to be read: EPERM")]
+
+
+def test_ports_come_go_and_change_their_number(rig: Rig) -> None:
+    rig.connect()
+    rig.deliver()
+    rig.carry(rig.machine.port_status("lj1", 17))
+    rig.carry(rig.machine.port_status("lj1", 18))
+    rig.carry(rig.machine.port_status("lj2", 18))
+    rig.carry(rig.machine.port_status("p1", None))
+    assert rig.ports == [
+        {"p1": 1},
+        {"p1": 1, "lj1": 17},
+        {"p1": 1, "lj1": 18},
+        {"p1": 1, "lj2": 18},
+        {"lj2": 18},
+    ]
+    rig.lose()
+    assert rig.machine.port_status("late", 3) == []
+
+
+def test_a_port_that_comes_between_two_parts_of_the_answer_is_kept() -> None:
+    machine = SwitchMachine()
+    ports = next(one for one in machine.connected_to(0.0) if isinstance(one, RequestPorts))
+    assert machine.ports_part(ports.xid, {"a": 1}, True, 0.0) == []
+    assert machine.port_status("b", 2) == []
+    assert machine.ports_part(ports.xid, {"c": 3}, False, 0.0) == [PortsChanged({"a": 1, "b": 2, "c": 3})]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "remove", "replace", "bad", "deliver", "lose", "connect", "restart", "vandal"]),
+        st.integers(1, 8),
+        st.integers(0, 3),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(STEPS, st.integers(0, 2**32))
+def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, int, int]], seed: int) -> None:
+    """Random wishes, losses, restarts, vandals and bad flows: in the end the switch holds exactly what was realised."""
+    chance = random.Random(seed)
+    foreign = Flow(7, 7, A.match, (Normal(),), Cookie(0x77))
+    rig = Rig(foreign)
+    rig.switch.bad = lambda item: isinstance(item, Put) and item.flow.priority == 300
+    rig.desire()
+    connected = False
+    wishes: list[tuple[TicketId, Callable[[dict[FlowKey, Flow]], dict[FlowKey, Flow]]]] = []
+
+    def variant(number: int, which: int) -> Flow:
+        flow = attempt(number)
+        return Flow(flow.table, flow.priority, flow.match, (Goto(6 + which),), flow.cookie)
+
+    for step, number, which in steps:
+        flow = variant(number, which)
+        if step == "add":
+            wishes.append((rig.change([flow]), lambda held, flow=flow: {**held, flow.key: flow}))  # type: ignore[misc]
+        elif step == "remove":
+            wishes.append(
+                (rig.change([], [flow]), lambda held, flow=flow: {k: f for k, f in held.items() if k != flow.key})  # type: ignore[misc]
+            )
+        elif step == "replace":
+            many = {one.key: one for one in (variant(n, which) for n in range(1, number))}
+            wishes.append((rig.desire(*many.values()), lambda held, many=many: dict(many)))  # type: ignore[misc]
+        elif step == "bad":
+            wishes.append((rig.change([impossible(number)], [flow]), lambda held: held))
+        elif step == "deliver":
+            rig.deliver(chance.randrange(8))
+        elif step == "lose" and connected:
+            rig.lose()
+            connected = False
+        elif step == "connect" and not connected:
+            rig.connect()
+            connected = True
+        elif step == "restart" and connected:
+            rig.lose()
+            connected = False
+            rig.switch.flows = {foreign.key: foreign}
+        elif step == "vandal" and not connected:
+            rig.switch.flows.pop(flow.key, None)
+            rig.switch.flows[variant(8, 3).key] = variant(8, 3)
+    if not connected:
+        rig.connect()
+    rig.deliver()
+    held: dict[FlowKey, Flow] = {}
+    for ticket, effect in wishes:
+        refused = rig.settled[ticket]
+        if refused is None:
+            held = effect(held)
+        else:
+            assert refused.startswith("BAD: add table=5,priority=300")
+    assert rig.held == {*held.values(), foreign}
+    assert rig.machine.converged
+    assert rig.switch.answers == []
+    assert rig.switch.bundles == {}
+    sent = rig.flow_mods
+    rig.lose()
+    rig.connect()
+    rig.deliver()
+    assert rig.flow_mods == sent
