@@ -138,7 +138,8 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
             raise ConfigError(f"{path.name}:{lines.get(where[:-1], 1)}: nested too deeply; flatten it")
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, item in items:
-            place = value.lc.key(key) if isinstance(value, dict) else value.lc.item(key)
+            marks: Any = value
+            place = marks.lc.key(key) if isinstance(value, dict) else marks.lc.item(key)
             lines[(*where, key)] = place[0] + 1
             index((*where, key), item)
 

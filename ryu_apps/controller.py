@@ -7,7 +7,8 @@
                                                            else: "leaving": its address is given to nobody yet
 
 Invariants:
-* What the fabric was told of a bridge always equals `compiler.desired_flows` of `world`: the increments here are an optimisation.
+* What the fabric was told of a bridge always equals `compiler.desired_flows` of `world`: the increments are an
+  optimisation.
 * An attempt is answered as realised only when its row is on disk and each of its bridges has confirmed.
 * Address, MAC, port and zone belong to one attempt, living or leaving, at a time.
 * The lock is never held while waiting for a switch or for a row; requests for the same attempt id take turns.
@@ -68,6 +69,8 @@ ZONE_BASE = 1000
 """The conntrack zone of lane n is ZONE_BASE + n (docs/interfaces.md section 2)."""
 PORT_PATIENCE = 2.0
 """Seconds that a port which the agent has just plugged may take to show up at the controller."""
+STANDSTILL = 5.0
+"""Seconds between two calls of `tick` beyond which the process has not run in between."""
 _PHASES = list(Phase)
 Claim = tuple[str, str, object]
 """Something that one attempt at a time may hold: where, what, which."""
@@ -161,6 +164,7 @@ class Controller:
         self._unheard = {bridge: _Later(bridge) for bridge in site.bridges}
         self._nodes: dict[str, NodeRow] = {}
         self._leases: dict[str, float] = {}
+        self._last_tick = 0.0
         self._turns: dict[str, _Turn] = {}
         self._numbers = {kind: NumberBlock(store, kind) for kind in Kind}
 
@@ -220,7 +224,7 @@ class Controller:
             self._store.write(changes).wait(self._clock() + self._deadline)
         for kind in (Kind.ATTEMPT, Kind.IDENTITY):
             self._numbers[kind].top_up()
-        now = self._clock()
+        now = self._last_tick = self._clock()
         self._leases = dict.fromkeys(self._nodes, now + self._lease)
         with self._lock:
             self._fabric = fabric
@@ -271,13 +275,19 @@ class Controller:
                     self._check(id, spec, self._nodes)
             if known is not None:
                 return self._again(known, spec, deadline), False
+            # A try that was taken back a moment ago may still be on its way out.
+            self._settle(id, deadline)
             self._await_port(spec)
             self._top_up()
             with self._lock:
                 self._check(id, spec, self._nodes)
                 self._check_claims(id, spec)
                 policy = self._world.policy
-                decision = _decide(policy, spec, spec.phase)
+                try:
+                    decision = _decide(policy, spec, spec.phase)
+                except Refused as held:
+                    LOG.info("attempt=%s job=%s node=%s held: %s", id, spec.job, spec.node, held.detail)
+                    raise
                 row = AttemptRow(
                     id=id,
                     number=self._numbers[Kind.ATTEMPT].take(),
@@ -299,8 +309,9 @@ class Controller:
                 self._settle(id, self._clock() + 1)
                 raise failure.answer
             LOG.info(
-                "attempt=%s job=%s node=%s bridge=%s port=%s number=%d identity=%d in force on %s",
-                id, spec.job, spec.node, spec.port.bridge, spec.port.name, row.number, row.identity, ",".join(tickets),
+                "attempt=%s job=%s node=%s bridge=%s port=%s number=%d identity=%d rules=%s in force on %s",
+                id, spec.job, spec.node, spec.port.bridge, spec.port.name, row.number, row.identity,
+                ",".join(str(place) for place, _ in decision.trail) or "none", ",".join(tickets),
             )  # fmt: skip
             return self._status(row, dict.fromkeys(tickets, BridgeRealisation.REALISED)), True
 
@@ -474,6 +485,12 @@ class Controller:
         """Call about once a second: ends leases that ran out, and finishes what is leaving."""
         now = self._clock()
         with self._lock:
+            # If this process stood still (a suspended machine), the heartbeats of that time are still unread.
+            stood_still = now - self._last_tick
+            self._last_tick = now
+            if stood_still > STANDSTILL:
+                LOG.warning("the controller stood still for %.0f s: leases are prolonged by that", stood_still)
+                self._leases = {name: end + stood_still for name, end in self._leases.items()}
             over = [name for name, end in self._leases.items() if end <= now]
             for name in over:
                 del self._leases[name]
@@ -586,21 +603,21 @@ class Controller:
             raise Refused(Slug.BAD_ADDRESS, f"the conntrack zone of {ipv4} must be {ZONE_BASE + lane}, not {spec.zone}")
 
     def _check_claims(self, id: str, spec: AttemptSpec) -> None:
-        if id in self._leaving:
-            raise Refused(Slug.CONFLICT, f"attempt {id} has ended; an id is used once")
-        for claim in _claims(spec):
-            holder = self._claims.get(claim)
-            if holder is None:
+        for claim in (None, *_claims(spec)):
+            holder = id if claim is None else self._claims.get(claim)
+            if holder is None or (claim is None and id not in self._leaving):
                 continue
-            where, what, which = claim
+            where, what, which = claim or ("the controller", "the id", id)
             leaving = self._leaving.get(holder)
             if leaving is None:
                 raise Refused(Slug.CONFLICT, f"{what} {which} on {where} is used by attempt {holder}")
+            # That ends by itself: to be tried again, not to be mended.
             waits = sorted(bridge for bridge, ticket in leaving.tickets.items() if not _gone(ticket))
             raise Refused(
-                Slug.CONFLICT,
+                Slug.NOT_REALISED,
                 f"{what} {which} on {where} was used by attempt {holder} and stays in quarantine until "
-                f"{', '.join(waits) or 'the store'} has confirmed that it is gone",
+                f"{', '.join(waits) or 'the store'} has confirmed that it is gone; try again",
+                {"bridges": waits},
             )
 
     def _await_port(self, spec: AttemptSpec) -> None:

@@ -1,7 +1,8 @@
 """The northbound API as a WSGI application: routes, roles, sizes, and one log line for each request.
 
 Invariants: who calls is known before a body is read; a body is read only up to its limit; bad input never gives a 5xx;
-an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the contract is docs/interfaces.md section 5.
+an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the contract is docs/interfaces.md, section
+5.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _AGENT, _VIEWER, _ADMIN = TokenRole.AGENT, TokenRole.VIEWER, TokenRole.ADMIN
 _EVERYONE = frozenset(TokenRole)
 _PEOPLE = frozenset({_VIEWER, _ADMIN})
 _JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
-MAX_HEARTBEAT_BYTES = 32 * 1024 * 1024
+MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024
 """A heartbeat names all attempts of a node; every other body is a few kilobytes."""
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -81,16 +82,32 @@ class Route:
     query: tuple[str, ...] = ()
 
 
+_BY_AGENTS = frozenset({_AGENT})
 ROUTES: tuple[Route, ...] = (
-    Route("PUT", "/v1/nodes/{node}", frozenset({_AGENT}), "put_node", "An agent registers its node", NodeSpec, {200: NodeGrant}),
+    Route("PUT", "/v1/nodes/{node}", _BY_AGENTS, "put_node", "An agent registers its node", NodeSpec, {200: NodeGrant}),
     Route("GET", "/v1/nodes", _EVERYONE, "get_nodes", "The nodes of the site", None, {200: NodeList}),
     Route("GET", "/v1/nodes/{node}", _EVERYONE, "get_node", "One node", None, {200: NodeStatus}),
-    Route("POST", "/v1/nodes/{node}/heartbeat", frozenset({_AGENT}), "heartbeat", "An agent renews its lease", Heartbeat, {200: HeartbeatAnswer}),
-    Route("PUT", "/v1/attempts/{id}", frozenset({_AGENT}), "put_attempt", "Bring an attempt's policy into force", AttemptSpec, {200: AttemptStatus, 201: AttemptStatus}),
-    Route("PATCH", "/v1/attempts/{id}", frozenset({_AGENT}), "patch_attempt", "Advance an attempt's phase", PhaseChange, {200: AttemptStatus}),
-    Route("GET", "/v1/attempts/{id}", _EVERYONE, "get_attempt", "One attempt with its counters", None, {200: AttemptStatus}),
-    Route("GET", "/v1/attempts", _EVERYONE, "get_attempts", "Attempts, without counters", None, {200: AttemptList}, ("job", "node")),
-    Route("DELETE", "/v1/attempts/{id}", frozenset({_AGENT}), "delete_attempt", "End an attempt", None, {200: Deleted}),
+    Route(
+        "POST", "/v1/nodes/{node}/heartbeat", _BY_AGENTS, "heartbeat", "An agent renews its node's lease",
+        Heartbeat, {200: HeartbeatAnswer},
+    ),
+    Route(
+        "PUT", "/v1/attempts/{id}", _BY_AGENTS, "put_attempt", "Bring an attempt's policy into force",
+        AttemptSpec, {200: AttemptStatus, 201: AttemptStatus},
+    ),
+    Route(
+        "PATCH", "/v1/attempts/{id}", _BY_AGENTS, "patch_attempt", "Advance an attempt's phase",
+        PhaseChange, {200: AttemptStatus},
+    ),
+    Route(
+        "GET", "/v1/attempts/{id}", _EVERYONE, "get_attempt", "One attempt with its counters", None,
+        {200: AttemptStatus},
+    ),
+    Route(
+        "GET", "/v1/attempts", _EVERYONE, "get_attempts", "Attempts, without counters", None,
+        {200: AttemptList}, ("job", "node"),
+    ),
+    Route("DELETE", "/v1/attempts/{id}", _BY_AGENTS, "delete_attempt", "End an attempt", None, {200: Deleted}),
     Route("GET", "/v1/bridges", _PEOPLE, "get_bridges", "Bridges as the controller sees them", None, {200: BridgeList}),
     Route("GET", "/v1/policy", _PEOPLE, "get_policy", "The policy in force", None, {200: PolicyStatus}),
 )  # fmt: skip
@@ -304,7 +321,7 @@ def _parse(model: type[Body], body: bytes) -> Body:
     except ValidationError as problem:
         faults = problem.errors(include_url=False, include_context=False, include_input=False)
         said = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])[:120] or 'body'}: {fault['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, fault['loc']))[:120] or 'body'}: {fault['msg'].removeprefix('Value error, ')}"
             for fault in faults[:5]
         )
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""

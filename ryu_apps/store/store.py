@@ -88,7 +88,7 @@ class Pending(Protocol):
     """A write on its way."""
 
     def wait(self, deadline: float) -> None:
-        """Return when the write is durable. Raises StoreError when it failed or `time.monotonic()` is past `deadline`."""
+        """Return when the write is durable. Raises StoreError if it failed or `time.monotonic()` is past `deadline`."""
 
 
 class Store(Protocol):

@@ -14,6 +14,8 @@ from ryu_apps.openflow import compiler
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.store.memory import MemoryStore
 
+# As an administrator would write it, long lines and all.
+# ruff: noqa: E501
 SITE = """\
 site: test
 network: {ipv4: 10.20.0.0/16, gateway-ipv4: 10.20.0.1, ipv6: "2001:db8:20::/48", gateway-ipv6: "2001:db8:20::1", mtu: 1500}

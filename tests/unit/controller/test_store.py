@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,9 @@ from ryu_apps.store.store import (
     decision_from_text,
     decision_to_text,
 )
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def row(n: int, **changes: object) -> AttemptRow:
@@ -204,18 +209,19 @@ def test_a_broken_database_file_is_named(tmp_path: Path) -> None:
 
 def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     """A controller killed with SIGKILL leaves no server behind."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        server = EmbeddedServer(tmp_path / "state")
-        server.start()
-        os.write(write, str(server.pid).encode())
-        time.sleep(60)
-        os._exit(0)
-    pid = int(os.read(read, 20))
+    program = (
+        "import sys, time; from pathlib import Path; from ryu_apps.store.server import EmbeddedServer\n"
+        "server = EmbeddedServer(Path(sys.argv[1])); server.start(); print(server.pid, flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "state")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    pid = int(child.stdout.readline())
     os.kill(pid, 0)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
+    child.wait(10)
+    child.stdout.close()
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
