@@ -6,7 +6,6 @@ nothing left behind; it can be interrupted at any moment and leaves nothing; wha
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import signal
 import sys
@@ -171,8 +170,6 @@ def main(engine: str, condor: str, slugs: tuple[str, ...], keep: bool, clean: bo
         sys.exit(130)
     except SiteError as error:
         printer.line(f"failed: {error}", "bold red")
-        with contextlib.suppress(OSError):
-            site.abandon()
         sys.exit(1)
 
 

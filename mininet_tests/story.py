@@ -72,7 +72,10 @@ def run_job(
 
 
 def wait_for_file(job: Job, name: str = "done", timeout: float = 45) -> str:
-    """Wait until the running job wrote a file; its text. Tells at once when the job was held instead."""
+    """Wait until the running job wrote a file. Returns its text; for `done`, what the job told until then (`live`).
+
+    Tells at once when the job was held instead.
+    """
     last = time.monotonic()
 
     def probe() -> bool:
@@ -87,7 +90,7 @@ def wait_for_file(job: Job, name: str = "done", timeout: float = 45) -> str:
         return False
 
     wait_until(f"job {job.id} of {job.user} writes {name}", probe, timeout)
-    return job.said(name)
+    return job.said("live" if name == "done" else name)
 
 
 def results(text: str) -> dict[str, str]:

@@ -110,7 +110,8 @@ class Agent:
     libexec: Path
     condor_sbin: Path
     guarded: range
-    loopback: tuple[str, ...]
+    pool: tuple[str, ...]
+    """Daemons that the guard lets the owners' uids reach: the access point's shared port."""
     wait: int = 8
     daemon: Daemon | None = None
     ready_line: str = ""
@@ -129,7 +130,7 @@ class Agent:
         secret = self.home / "agent.token"
         secret.touch(mode=0o600)
         secret.write_text(token + "\n", encoding="utf-8")
-        ports = ", ".join(self.loopback)
+        daemons = ", ".join(f'"{daemon}"' for daemon in self.pool)
         self.config.write_text(
             f"node: {self.node}\n"
             f'controller: {{urls: ["http://{API}"], token-file: agent.token, allow-plaintext: true, '
@@ -140,7 +141,7 @@ class Agent:
             f"condor: {{config: /etc/condor/condor_config, sbin: {self.condor_sbin}}}\n"
             f"libexec: {self.libexec}\n"
             "pool: {warm: 6}\n"
-            f'guard: {{uids: ["{self.guarded[0]}-{self.guarded[-1]}"], loopback: [{ports}]}}\n',
+            f'guard: {{uids: ["{self.guarded[0]}-{self.guarded[-1]}"], pool: [{daemons}]}}\n',
             encoding="utf-8",
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS = re.compile(r"lark|^lj[0-9]+|^br-(lark|gate)|^(wf|sf|cf|up|mg)0\b")
+OURS = re.compile(r"lark|^lj[0-9]+|^(wn1|gate)-br|^(wf|sf|cf|up|mg)0\b")
 """Names that the site and the daemons in it give to things."""
 VOLATILE = re.compile(
     r"^(fs\.(dentry-state|file-nr|inode|quota|aio-nr|binfmt)|kernel\.(random|ns_last_pid|pty\.nr|perf|hung_task_detect)"

@@ -121,6 +121,8 @@ class Machine:
     name: str
     root: Path
     """Directory of this machine's files (logs, databases); its /etc is `root/etc`."""
+    home: Path | None = None
+    """What becomes /home; machines may share it. `root/home` by default."""
     process: subprocess.Popen[bytes] | None = None
     init_pid: int = 0
     kept: bool = False
@@ -130,8 +132,9 @@ class Machine:
         """Make the namespaces. `root/etc` must exist."""
         argv = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--"]
         argv += ["/usr/bin/python3", "-I", str(INIT), "--hostname", self.name, "--etc", str(self.root / "etc")]
-        argv += ["--home", str(self.root / "home")]
-        (self.root / "home").mkdir(exist_ok=True)
+        home = self.home or self.root / "home"
+        home.mkdir(exist_ok=True)
+        argv += ["--home", str(home)]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -1,10 +1,12 @@
-"""A real HTCondor pool on a simulated machine: master, collector, negotiator, schedd and startd from a private prefix.
+"""A real HTCondor pool on two simulated machines, from a private prefix: an access point and an execution point.
 
-Works with the prefixes of 23.x and 25.x. Jobs are submitted with `condor_submit` as ordinary users, read with
-`condor_q -json` and `condor_history -json`.
+The access point has collector, negotiator and schedd, and the users log in there; the execution point has the startd,
+and nobody logs in there (Lark's guard on the uids of job owners would stop their shadows and tools too). Works with the
+prefixes of 23.x and 25.x. Jobs are submitted with `condor_submit` as ordinary users, read with `condor_q -json` and
+`condor_history -json`.
 
 Invariants: the master never tunes the carrying machine's kernel (`ENABLE_KERNEL_TUNING`), never touches its cgroups
-(`BASE_CGROUP`), and everything it writes lies in the machine's own directory. Daemons listen on loopback only.
+(`BASE_CGROUP`), and everything it writes lies in the machines' own directories.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -24,6 +26,7 @@ from mininet_tests.site.users import Account
 UID_DOMAIN = "demo.lark"
 CONFIG = Path("/etc/condor/condor_config")
 PORT = 9618
+PASSWORD = Path("/etc/condor/pool-password")
 
 
 class JobStatus(IntEnum):
@@ -105,47 +108,81 @@ class Job:
 
 
 @dataclass(slots=True)
-class Pool:
-    """Start with `start`, then `submit`; `stop` waits until every daemon has ended."""
+class Member:
+    """One machine of the pool."""
 
     machine: Machine
-    prefix: Path
-    owners: Mapping[str, Account]
-    daemon: Account
-    environment: dict[str, str] = field(default_factory=dict)
+    address: str
+    daemons: str
     master: Daemon | None = None
-    submitted: int = 0
 
     @property
     def local(self) -> Path:
         return self.machine.root / "condor"
 
-    def start(self, configuration: Sequence[tuple[str, str]] = (), wait_for_slot: str = "true") -> None:
-        """Start the daemons. `configuration`: names and texts of further files, for example Lark's templates.
+    @property
+    def configuration(self) -> Path:
+        return self.machine.root / "etc" / "condor"
 
-        Returns when the collector has a slot that fulfils the expression `wait_for_slot` and the schedd answers.
-        """
-        owner = (self.daemon.uid, self.daemon.uid)
-        for name in ("", "log", "spool", "execute", "lock", "run", "cred"):
-            path = self.local / name
-            path.mkdir(parents=True, exist_ok=True)
-            os.chown(path, *owner)
-            path.chmod(0o755)
-        etc = self.machine.root / "etc" / "condor"
-        (etc / "config.d").mkdir(parents=True, exist_ok=True)
-        (etc / "condor_config").write_text(self._base(), encoding="utf-8")
-        for name, text in configuration:
-            (etc / "config.d" / name).write_text(text, encoding="utf-8")
+
+@dataclass(slots=True)
+class Pool:
+    """Start with `start`, then `submit`; `stop` waits until every daemon has ended."""
+
+    access: Member
+    execute: Member
+    homes: Path
+    """What the access point has as /home."""
+    prefix: Path
+    owners: Mapping[str, Account]
+    daemon: Account
+    environment: dict[str, str] = field(default_factory=dict)
+    submitted: int = 0
+
+    @property
+    def members(self) -> tuple[Member, Member]:
+        return self.access, self.execute
+
+    def configure(self, access: Mapping[str, str], execute: Mapping[str, str]) -> None:
+        """Write all configuration; `access`, `execute`: names and texts of further files, such as Lark's templates."""
         self.environment = {
             "PATH": f"{self.prefix}/usr/bin:{self.prefix}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
             "CONDOR_CONFIG": str(CONFIG),
         }
-        self.master = self.machine.spawn("condor_master", ["condor_master", "-f"], env=self.environment)
+        for member, files in ((self.access, access), (self.execute, execute)):
+            self._prepare(member)
+            for name, text in files.items():
+                (member.configuration / "config.d" / name).write_text(text, encoding="utf-8")
+
+    def start(self, wait_for_slot: str = "true") -> None:
+        """Start the daemons of a configured pool.
+
+        Returns when the collector has a slot that fulfils the expression `wait_for_slot` and the schedd answers.
+        """
+        for member in self.members:
+            member.master = member.machine.spawn("condor_master", ["condor_master", "-f"], env=self.environment)
         try:
-            self.wait_for_slot(wait_for_slot, 60)
             wait_until("the schedd answers", lambda: self.command("condor_q", "-totals").code == 0, 30, 0.5)
+            self.wait_for_slot(wait_for_slot, 60)
         except SiteError as error:
-            raise SiteError(f"{error}\n{self._log_end('MasterLog')}\n{self._log_end('StartLog')}") from None
+            ends = "\n".join(
+                _log_end(m, name) for m in self.members for name in ("MasterLog", "StartLog", "CollectorLog")
+            )
+            raise SiteError(f"{error}\n{ends}") from None
+
+    def _prepare(self, member: Member) -> None:
+        for name in ("", "log", "spool", "execute", "lock", "run", "cred"):
+            path = member.local / name
+            path.mkdir(parents=True, exist_ok=True)
+            os.chown(path, self.daemon.uid, self.daemon.uid)
+            path.chmod(0o755)
+        (member.configuration / "config.d").mkdir(parents=True, exist_ok=True)
+        (member.configuration / "condor_config").write_text(self._base(member), encoding="utf-8")
+        # The daemons know each other by a pool password; the users are known to the schedd by the file system.
+        said = member.machine.run(
+            ["condor_store_cred", "-f", str(PASSWORD), "-p", "only-of-this-site"], env=self.environment
+        )
+        said.need()
 
     def wait_for_slot(self, constraint: str, timeout: float) -> None:
         """Wait until the collector has a slot with this property."""
@@ -158,13 +195,23 @@ class Pool:
 
     def stop(self) -> None:
         """SIGQUIT (fast shutdown) to the master; wait for it: it waits for its children."""
-        if self.master is not None:
-            self.master.stop(timeout=40, number=signal.SIGQUIT)
-            self.master = None
+        for member in reversed(self.members):
+            if member.master is not None:
+                member.master.stop(timeout=40, number=signal.SIGQUIT)
+                member.master = None
 
     def command(self, *argv: str, user: str | None = None, cwd: Path | str = "/", timeout: float = 30) -> Output:
-        """Run one of HTCondor's commands."""
-        return self.machine.run(argv, user=user, env=self.environment, cwd=cwd, timeout=timeout)
+        """Run one of HTCondor's commands on the access point."""
+        return self.access.machine.run(argv, user=user, env=self.environment, cwd=cwd, timeout=timeout)
+
+    def reconfigure(self, member: Member, name: str, text: str | None) -> None:
+        """Write (or, with None, remove) a further configuration file of a member and let its daemons read it."""
+        path = member.configuration / "config.d" / name
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text, encoding="utf-8")
+        member.machine.run(["condor_reconfig"], env=self.environment).need()
 
     def submit(
         self, user: str, lines: Mapping[str, str], files: Mapping[str, str] | None = None, name: str = "job"
@@ -186,7 +233,7 @@ class Pool:
         account = self.owners[user]
         self.submitted += 1
         folder = f"{self.submitted:02d}-{name}"
-        outside = self.machine.root / "home" / user / folder
+        outside = self.homes / user / folder
         outside.mkdir(parents=True)
         inside = account.home / folder
         # `My.` names reach condor_submit untouched: this is exactly what an owner writes.
@@ -225,17 +272,13 @@ class Pool:
         return found.group(1) if found else "unknown"
 
     def logs(self) -> list[Path]:
-        return sorted((self.local / "log").glob("*Log*"))
+        return sorted(log for member in self.members for log in (member.local / "log").glob("*Log*"))
 
-    def _log_end(self, name: str) -> str:
-        path = self.local / "log" / name
-        return f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-12:]) if path.exists() else ""
-
-    def _base(self) -> str:
+    def _base(self, member: Member) -> str:
         usr = self.prefix / "usr"
         return f"""\
 RELEASE_DIR = {usr}
-LOCAL_DIR = {self.local}
+LOCAL_DIR = {member.local}
 LOCAL_CONFIG_DIR = /etc/condor/config.d
 REQUIRE_LOCAL_CONFIG_FILE = False
 BIN = {usr}/bin
@@ -250,22 +293,23 @@ SPOOL = $(LOCAL_DIR)/spool
 EXECUTE = $(LOCAL_DIR)/execute
 CRED_STORE_DIR = $(LOCAL_DIR)/cred
 CONDOR_IDS = {self.daemon.uid}.{self.daemon.uid}
-CONDOR_HOST = 127.0.0.1
-NETWORK_INTERFACE = 127.0.0.1
-COLLECTOR_HOST = 127.0.0.1:{PORT}
+CONDOR_HOST = {self.access.address}
+NETWORK_INTERFACE = {member.address}
+COLLECTOR_HOST = {self.access.address}:{PORT}
 USE_SHARED_PORT = True
 SHARED_PORT_PORT = {PORT}
-DAEMON_LIST = MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD
+DAEMON_LIST = MASTER, {member.daemons}
 UID_DOMAIN = {UID_DOMAIN}
-FILESYSTEM_DOMAIN = {self.machine.name}.{UID_DOMAIN}
+FILESYSTEM_DOMAIN = {member.machine.name}.{UID_DOMAIN}
 TRUST_UID_DOMAIN = True
 SEC_DEFAULT_AUTHENTICATION = PREFERRED
-SEC_DEFAULT_AUTHENTICATION_METHODS = FS, IDTOKENS
+SEC_DEFAULT_AUTHENTICATION_METHODS = FS, PASSWORD
+SEC_PASSWORD_FILE = {PASSWORD}
 ALLOW_READ = *
 ALLOW_WRITE = *
-ALLOW_DAEMON = condor@*, root@*
+ALLOW_DAEMON = condor_pool@*, condor@*, root@*
 ALLOW_ADMINISTRATOR = condor@*, root@*
-ALLOW_NEGOTIATOR = condor@*, root@*
+ALLOW_NEGOTIATOR = condor_pool@*, condor@*, root@*
 # The carrying machine's kernel and cgroups are not ours to change.
 ENABLE_KERNEL_TUNING = False
 BASE_CGROUP =
@@ -297,3 +341,8 @@ RunBenchmarks = False
 STARTER_ALLOW_RUNAS_OWNER = True
 MAX_DEFAULT_LOG = 20 Mb
 """
+
+
+def _log_end(member: Member, name: str) -> str:
+    path = member.local / "log" / name
+    return f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-12:]) if path.exists() else ""

@@ -47,7 +47,7 @@ def private_etc(target: Path, accounts: Sequence[Account], hosts: Sequence[tuple
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
         path.write_text("\n".join([*kept, *(line(account) for account in accounts)]) + "\n", encoding="utf-8")
         path.chmod(mode)
-    lines = ["127.0.0.1 localhost", "::1 ip6-localhost", *(f"{address} {name}" for address, name in hosts)]
+    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for address, name in hosts)]
     (target / "hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Names come from the file alone: the site has no DNS server, and a waiting resolver would only slow the story down.
     (target / "nsswitch.conf").write_text(
