@@ -54,6 +54,16 @@ def _port(text: object) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
+def _daemon(text: object) -> tuple[str, int]:
+    found = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", str(text))
+    try:
+        if found and 1 <= int(found[3]) <= 65535:
+            return str(ipaddress.ip_address(found[1] or found[2])), int(found[3])
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not an address and port; write for example 192.0.2.9:9618 or [2001:db8::9]:9618")
+
+
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -74,6 +84,7 @@ def is_loopback(url: str) -> bool:
 
 UidRange = Annotated[tuple[int, int], BeforeValidator(_uids)]
 LoopbackPort = Annotated[tuple[str, int], BeforeValidator(_port)]
+PoolDaemon = Annotated[tuple[str, int], BeforeValidator(_daemon)]
 Device = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,15}$")]
 
 
@@ -123,6 +134,8 @@ class PoolSection(Section):
 class GuardSection(Section):
     uids: list[UidRange] = []
     loopback: list[LoopbackPort] = []
+    pool: list[PoolDaemon] = []
+    """Access points' shared ports: the starter sends a job's output there with the owner's uid."""
 
 
 class AgentConfig(Section):

@@ -14,15 +14,16 @@ log = logging.getLogger(__name__)
 
 async def install(guard: GuardSection) -> None:
     """Replace the ruleset. Raises AgentError: without it no port may be plugged, so the agent must not go on."""
-    text = plan.nft_ruleset(guard.uids, guard.loopback)
+    text = plan.nft_ruleset(guard.uids, guard.loopback, guard.pool)
     try:
         await command.run(["nft", "-f", "-"], stdin=text)
     except command.CommandError as e:
         raise AgentError(f"the drop rules cannot be installed ({e}); is the nf_tables kernel module there?") from e
     log.info(
-        "packet guard in place: uids=%s loopback=%s",
+        "packet guard in place: uids=%s loopback=%s pool=%s",
         ",".join(f"{a}-{b}" for a, b in guard.uids) or "none",
         ",".join(f"{p}/{n}" for p, n in guard.loopback) or "none",
+        ",".join(f"{a} tcp/{n}" for a, n in guard.pool) or "none",
     )
 
 

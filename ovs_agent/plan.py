@@ -146,7 +146,9 @@ def _interval(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def nft_ruleset(uids: Sequence[tuple[int, int]], loopback: Iterable[tuple[str, int]]) -> str:
+def nft_ruleset(
+    uids: Sequence[tuple[int, int]], loopback: Iterable[tuple[str, int]], pool: Iterable[tuple[str, int]] = ()
+) -> str:
     """The whole ruleset, replaced in one transaction (so there is never an open moment). Idempotent.
 
     Job ports: the kernel gets a copy of every frame that a userspace datapath receives, so whatever arrives at `lj*` is
@@ -157,6 +159,9 @@ def nft_ruleset(uids: Sequence[tuple[int, int]], loopback: Iterable[tuple[str, i
     any of them could be a proxy that leads out. Packets that answer a connection which somebody else opened over
     loopback pass: TCP that is not a bare SYN cannot open anything. No connection tracking is used: loading it would
     change the behaviour of all of the host's traffic.
+
+    `pool`: addresses and TCP ports of the pool's own daemons. HTCondor's starter opens the connection for output
+    transfer with the owner's uid, so to the kernel it looks like the owner's own.
     """
     ports: dict[str, list[str]] = {"tcp": [], "udp": []}
     for protocol, number in sorted(set(loopback)):
@@ -195,6 +200,9 @@ def nft_ruleset(uids: Sequence[tuple[int, int]], loopback: Iterable[tuple[str, i
             if ports[protocol]:
                 wanted = ", ".join(ports[protocol])
                 lines.append(f'    oifname "lo" {protocol} dport {{ {wanted} }} counter name guard_allowed accept')
+        for address, number in sorted(set(pool)):
+            family = "ip6" if ":" in address else "ip"
+            lines.append(f"    {family} daddr {address} tcp dport {number} counter name guard_allowed accept")
         lines += [
             '    oifname "lo" tcp flags & (syn | ack | rst | fin) != syn counter name guard_allowed accept',
             "    counter name guard_rejected",
