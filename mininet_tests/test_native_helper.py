@@ -7,13 +7,11 @@ time-outs are compiled shorter.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import os
 import pwd
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -21,12 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from condor_bridge import native_install
+from mininet_tests.helper_agent import FakeAgent, identity_of, new_namespace
 
 SHORT = {"LARK_ANSWER_MS": "1500", "LARK_EXIT_MS": "1500", "LARK_PING_MS": "1000", "LARK_CONNECT_MS": "700"}
 NOBODY = pwd.getpwnam("nobody")
@@ -36,58 +35,6 @@ CLONE_NEWNET = 0x40000000
 PR_SET_NO_NEW_PRIVS = 38
 SHOW = "readlink /proc/self/ns/net; grep ^Cap /proc/self/status; echo args: $0 $1; echo env: $MARK"
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass
-class FakeAgent:
-    """Answers every request alike and remembers what was asked."""
-
-    path: Path
-    reply: bytes | None = b"ok"
-    """None: never answers. Empty: closes without an answer."""
-    pass_fds: list[int] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    euid: int = 0
-
-    def __enter__(self) -> FakeAgent:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(self.path))
-        self.path.chmod(0o666)
-        # SO_PEERCRED shows who called listen(): so this thread alone pretends to be another user.
-        if self.euid:
-            os.seteuid(self.euid)
-        try:
-            self._listener.listen(8)
-        finally:
-            os.seteuid(0)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        return self
-
-    def _serve(self) -> None:
-        silent: list[socket.socket] = []
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            request = connection.recv(300)
-            if request:
-                self.requests.append(request.decode())
-            if self.reply is None:
-                silent.append(connection)
-                continue
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.pass_fds))] if self.pass_fds else []
-            with contextlib.suppress(OSError):
-                if self.reply:
-                    connection.sendmsg([self.reply], rights)
-            connection.close()
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-        self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -134,28 +81,6 @@ class Place:
 
     def run_job(self, **more: object) -> subprocess.CompletedProcess[str]:
         return self.run("lark-job-wrapper", "/bin/sh", "-c", SHOW, "zero", "a b", **more)  # type: ignore[arg-type]
-
-
-def new_namespace() -> int:
-    """A descriptor of a fresh network namespace, made by a child that ends at once."""
-    ready, done = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        libc.unshare(CLONE_NEWNET)
-        os.write(ready[1], b"x")
-        os.read(done[0], 1)
-        os._exit(0)
-    os.read(ready[0], 1)
-    namespace = os.open(f"/proc/{child}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    os.write(done[1], b"x")
-    os.waitpid(child, 0)
-    for end in (*ready, *done):
-        os.close(end)
-    return namespace
-
-
-def identity_of(namespace: int) -> str:
-    return f"net:[{os.fstat(namespace).st_ino}]"
 
 
 @pytest.fixture(scope="module")
