@@ -26,6 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+ENGINES = [one for one in ("os-ken", "ryu") if os.environ.get("LARK_TEST_ENGINE", one) == one]
+"""What to test on: the engine of this run, or both when none was named."""
 
 
 class RigError(Exception):

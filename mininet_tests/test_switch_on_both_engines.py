@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mininet_tests.switch_flows import attempt, every_kind, impossible
-from mininet_tests.switch_rig import Application, DummySwitch, RigError, wait_until
+from mininet_tests.switch_rig import ENGINES, Application, DummySwitch, RigError, wait_until
 from ryu_apps.openflow import cookies, decode, encode
 from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, Output, match
 
@@ -28,7 +28,7 @@ def switch() -> Iterator[DummySwitch]:
         rig.stop()
 
 
-@pytest.fixture(params=["os-ken", "ryu"])
+@pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
     """The application with one fresh bridge connected; its log must be clean at the end and its exit orderly."""
     application = Application(request.param, {DPID: BRIDGE})
