@@ -13,7 +13,7 @@ import pytest
 from mininet_tests.switch_flows import attempt, every_kind, impossible
 from mininet_tests.switch_rig import ENGINES, Application, DummySwitch, RigError, wait_until
 from ryu_apps.openflow import cookies, decode, encode
-from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, Output, match
+from ryu_apps.openflow.flows import FieldMatch, Flow, FlowKey, Goto, Output, match
 
 BRIDGE, DPID = "br-lksw", 0x4C4B5357
 pytestmark = pytest.mark.engine
@@ -148,7 +148,9 @@ def test_a_bad_whole_truth_keeps_the_one_before(switch: DummySwitch, app: Applic
 
 def test_of_changes_that_go_out_together_only_the_bad_one_fails(switch: DummySwitch, app: Application) -> None:
     assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
-    several = [([impossible(n)] if n == 7 else [attempt(n)], []) for n in range(1, 21)]
+    several: list[tuple[list[Flow], list[FlowKey]]] = [
+        ([impossible(n)] if n == 7 else [attempt(n)], []) for n in range(1, 21)
+    ]
     tickets = app.call("changes", BRIDGE, several)
     outcomes = [app.call("wait", ticket, 10.0)[0] for ticket in tickets]
     assert [n for n, outcome in enumerate(outcomes, 1) if outcome == "refused"] == [7]

@@ -157,17 +157,16 @@ class _Switch:
             except ValueError as error:
                 # A flow that cannot be written is refused as if the switch had refused it.
                 self._carry_out(self.machine.error(xid, f"cannot be written: {error}", time.monotonic()))
-        messages.append(encode.barrier(stage.barrier))
-        self._send(messages)
+            if len(messages) >= CHUNK:
+                self._send(messages)
+                messages = []
+                engine.sleep(0)
+        self._send([*messages, encode.barrier(stage.barrier)])
 
     def _send(self, messages: Sequence[bytes]) -> None:
-        datapath = self.datapath
-        for start in range(0, len(messages), CHUNK):
-            if datapath is None:
-                return
-            datapath.send(b"".join(messages[start : start + CHUNK]))
-            if start:
-                engine.sleep(0)
+        # A connection that was lost meanwhile is found out by its event, which waits in the inbox.
+        if self.datapath is not None:
+            self.datapath.send(b"".join(messages))
 
     def _settle(self, ticket_id: TicketId, refused: str | None) -> None:
         ticket = self.tickets.pop(ticket_id)
@@ -361,7 +360,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         datapath = event.datapath
         if event.state == engine.UP:
             self._came(datapath)
-        elif datapath.id is not None and self._up.get(datapath.id) is datapath:
+        elif self._is_up(datapath):
             del self._up[datapath.id]
             one = self._by_dpid[datapath.id]
             one.ask(lambda now: one.gone(datapath), datapath)
@@ -372,7 +371,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         other = self._up.get(datapath.id)
         if one is None or other is not None:
             self.turned_away += 1
-            if one is None:
+            if one is None or other is None:
                 why = "no bridge of site.yaml has this datapath id"
             else:
                 why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
@@ -382,10 +381,14 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._up[datapath.id] = datapath
         one.ask(lambda now: one.came(datapath))
 
+    def _is_up(self, datapath: Any) -> bool:
+        """Is this the one connection of its switch?"""
+        return datapath.id is not None and self._up.get(datapath.id) is datapath
+
     def _at(self, event: Any) -> tuple[_Switch | None, Any]:
         """The switch an event is from, if that connection is its one, and the message."""
         datapath = event.msg.datapath
-        one = self._by_dpid.get(datapath.id) if self._up.get(datapath.id) is datapath else None
+        one = self._by_dpid.get(datapath.id) if self._is_up(datapath) else None
         return one, event.msg
 
     @engine.handler(engine.PortDesc, engine.UP)
