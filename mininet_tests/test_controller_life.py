@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -388,3 +389,108 @@ def test_sighup_takes_a_good_policy_and_leaves_a_bad_one(daemon: Daemon, switch:
     wait_until("the new policy is in force", lambda: not flows_of(switch, GATE, ATTEMPT))
     assert daemon.call("GET", f"/v1/attempts/{attempt_id(2)}")[1]["decision"]["grants"] == []
     wait_until("both in line again", lambda: all(daemon.bridge(name)["converged"] for name in (WORKER, GATE)))
+
+
+def test_killed_in_the_middle_of_registrations(daemon: Daemon, switch: DummySwitch) -> None:
+    """Every registration that was answered is known afterwards; what was not answered leaves nothing half-done."""
+    assert daemon.call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    lanes = range(20, 60)
+    add = [word for n in lanes for word in ("--", "add-port", WORKER, f"lj{n}", "--", "set", "interface", f"lj{n}",
+                                            "type=dummy", f"ofport_request={100 + n}")]  # fmt: skip
+    switch.vsctl(*add)
+    acknowledged: list[int] = []
+
+    def client(mine: range) -> None:
+        for n in mine:
+            try:
+                if daemon.call("PUT", f"/v1/attempts/{attempt_id(n)}", attempt(n, 100 + n))[0] == 201:
+                    acknowledged.append(n)
+            except (OSError, http.client.HTTPException):
+                return
+
+    clients = [threading.Thread(target=client, args=(lanes[start::4],)) for start in range(4)]
+    for one in clients:
+        one.start()
+    wait_until("some are registered", lambda: len(acknowledged) >= 8)
+    daemon.stop(signal.SIGKILL)
+    for one in clients:
+        one.join()
+    assert len(acknowledged) < len(lanes), "the kill came too late to show anything"
+    daemon.start()
+    until_in_line(daemon)
+    known = {one["id"] for one in daemon.call("GET", "/v1/attempts")[1]["attempts"]}
+    assert {attempt_id(n) for n in acknowledged} <= known
+    assert len(flows_of(switch, WORKER, ATTEMPT)) == 6 * len(known)
+    assert len(flows_of(switch, GATE, ATTEMPT)) == 2 * len(known)
+    # The agent comes again with all of them, and ends them.
+    for n in lanes:
+        assert daemon.call("PUT", f"/v1/attempts/{attempt_id(n)}", attempt(n, 100 + n))[0] in (200, 201)
+    for n in lanes:
+        assert daemon.call("DELETE", f"/v1/attempts/{attempt_id(n)}")[0] == 200
+    assert flows_of(switch, WORKER, ATTEMPT) == flows_of(switch, GATE, ATTEMPT) == []
+
+
+def test_a_killed_database_server_comes_back(daemon: Daemon, switch: DummySwitch) -> None:
+    assert daemon.call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    assert daemon.call("PUT", f"/v1/attempts/{attempt_id(2)}", attempt(2, 12))[0] == 201
+    found = re.findall(r"ovsdb-server pid (\d+) serves", daemon.log())
+    os.kill(int(found[-1]), signal.SIGKILL)
+    # The write waits for the server that is started again, and is not lost.
+    assert daemon.call("PUT", f"/v1/attempts/{attempt_id(3)}", attempt(3, 13))[0] in (201, 503)
+    wait_until(
+        "registrations are stored again",
+        lambda: (
+            daemon.call("PUT", f"/v1/attempts/{attempt_id(3)}", attempt(3, 13))[0] == 200
+            or daemon.call("PUT", f"/v1/attempts/{attempt_id(3)}", attempt(3, 13))[0] == 201
+        ),
+        15,
+    )
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert len(daemon.call("GET", "/v1/attempts")[1]["attempts"]) == 2
+
+
+def test_a_second_controller_is_told_why_it_may_not(daemon: Daemon) -> None:
+    argv = ("ryu_apps.cli", "run", "--engine", daemon.engine, "--config")
+    same = daemon.command(*argv, str(daemon.home / "controller.yaml"))
+    assert same.returncode == 1
+    assert "another lark-controller uses state directory" in same.stderr
+    other = daemon.home / "other.yaml"
+    text = (daemon.home / "controller.yaml").read_text()
+    other.write_text(text.replace("state-dir: state", "state-dir: state2"))
+    port = daemon.command(*argv, str(other))
+    assert port.returncode == 1
+    assert f"port {daemon.openflow}" in port.stderr
+    for done in (same, port):
+        assert "Traceback" not in done.stderr
+    # The first is undisturbed.
+    assert daemon.call("GET", "/v1/attempts")[0] == 200
+
+
+def test_slow_and_rude_clients_hold_nobody_up(daemon: Daemon) -> None:
+    """Half a request on many connections, rubbish, and a body that never comes: the others are served meanwhile."""
+    assert daemon.call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    head = f"PUT /v1/attempts/{attempt_id(2)} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.agent}\r\n"
+    rude = [
+        b"PUT /v1/att",
+        head.encode() + b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
+        head.encode() + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET " + b"/" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        head.encode() + b"Content-Length: -5\r\n\r\n",
+        head.encode() + b"Content-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{}",
+    ]
+    connections = []
+    try:
+        for _ in range(10):
+            for words in rude:
+                connections.append(socket.create_connection(("127.0.0.1", daemon.api), timeout=5))
+                connections[-1].sendall(words)
+        began = time.monotonic()
+        assert daemon.call("PUT", f"/v1/attempts/{attempt_id(2)}", attempt(2, 12))[0] == 201
+        assert time.monotonic() - began < 2
+    finally:
+        for one in connections:
+            one.close()
+    assert daemon.call("DELETE", f"/v1/attempts/{attempt_id(2)}")[0] == 200
+    assert " 500 in " not in daemon.log()
