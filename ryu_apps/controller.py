@@ -817,7 +817,7 @@ class Controller:
             return
         leaving.stored = waits
         if waits:
-            LOG.warning("attempt=%s has ended; its address is in quarantine until %s confirms", id, ", ".join(waits))
+            LOG.warning("attempt=%s has ended; its address is in quarantine until confirmed by %s", id, ", ".join(waits))
             return
         with self._lock:
             del self._leaving[id]
@@ -924,7 +924,8 @@ class Controller:
         except FabricError as problem:
             LOG.warning("attempt=%s bridge=%s: no counters: %s", attempt.id, attempt.bridge, problem)
             return None
-        return compiler.read_counters(attempt, stats)
+        services = self.world.policy.services.values()
+        return compiler.read_counters(attempt, stats, [service.name for service in services if service.protected])
 
     def _status(
         self, row: AttemptRow, bridges: Mapping[str, BridgeRealisation], counters: Counters | None = None
