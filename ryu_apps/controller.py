@@ -69,6 +69,8 @@ ZONE_BASE = 1000
 """The conntrack zone of lane n is ZONE_BASE + n (docs/interfaces.md section 2)."""
 PORT_PATIENCE = 2.0
 """Seconds that a port which the agent has just plugged may take to show up at the controller."""
+STORE_PATIENCE = 2.0
+"""Seconds that the row of an ended attempt may take to go; then `tick` tries again."""
 STANDSTILL = 5.0
 """Seconds between two calls of `tick` beyond which the process has not run in between."""
 _PHASES = list(Phase)
@@ -811,13 +813,15 @@ class Controller:
             return
         change: Change = PutAttempt(replace(leaving.row, leaving=waits)) if waits else DropAttempt(id)
         try:
-            self._store.write([change]).wait(max(deadline, self._clock() + self._deadline))
+            self._store.write([change]).wait(max(deadline, self._clock() + STORE_PATIENCE))
         except StoreError as problem:
             LOG.error("attempt=%s has ended, but its row is still stored: %s", id, problem)
             return
         leaving.stored = waits
         if waits:
-            LOG.warning("attempt=%s has ended; its address is in quarantine until confirmed by %s", id, ", ".join(waits))
+            LOG.warning(
+                "attempt=%s has ended; its address is in quarantine until confirmed by %s", id, ", ".join(waits)
+            )
             return
         with self._lock:
             del self._leaving[id]
@@ -846,9 +850,15 @@ class Controller:
             turn.waiting += 1
         mine = False
         try:
-            mine = turn.lock.acquire(timeout=4 * self._deadline) if wait else turn.lock.acquire(blocking=False)
+            mine = (
+                turn.lock.acquire(timeout=self._deadline + STORE_PATIENCE)
+                if wait
+                else turn.lock.acquire(blocking=False)
+            )
             if wait and not mine:
-                raise Refused(Slug.TOO_MANY, f"other requests for attempt {id} are under way; try again")
+                raise Refused(
+                    Slug.NOT_REALISED, f"another request for attempt {id} is under way; try again", {"bridges": []}
+                )
             yield mine
         finally:
             if mine:
