@@ -7,8 +7,9 @@ shares with the story: it writes what it sees there, and waits there for the fil
 from __future__ import annotations
 
 PROBE = r'''#!/usr/bin/python3
-"""probe.py NAME=HOST:PORT ...: try each by TCP, and tell. `open TEXT` when connected, else why not."""
+"""probe.py NAME=HOST:PORT ...: try all by TCP at once, and tell of each: `open` when connected, else why not."""
 import errno, socket, sys
+from concurrent.futures import ThreadPoolExecutor
 
 def attempt(where):
     host, _, port = where.rpartition(":")
@@ -21,9 +22,10 @@ def attempt(where):
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error))
 
-for argument in sys.argv[1:]:
-    name, _, where = argument.partition("=")
-    print(name, where, attempt(where), flush=True)
+targets = [argument.partition("=")[::2] for argument in sys.argv[1:]]
+with ThreadPoolExecutor(len(targets)) as all_at_once:
+    for (name, where), found in zip(targets, all_at_once.map(lambda target: attempt(target[1]), targets)):
+        print(name, where, found, flush=True)
 '''
 """Prints one line a target: name, address, `open` or why not."""
 

@@ -98,6 +98,11 @@ def results(text: str) -> dict[str, str]:
     return {line.split()[0]: line.split()[2] for line in text.splitlines() if len(line.split()) >= 3}
 
 
+def probes(text: str) -> list[str]:
+    """Only probe.py's lines."""
+    return [line for line in text.splitlines() if re.fullmatch(r"\w+ \S+:\d+ \w+", line)]
+
+
 def attempt_of(site: Site, job: Job) -> dict[str, object]:
     """The controller's status of a running job's attempt, with counters."""
     attempts = site.larkctl.json("attempts")["attempts"]
@@ -462,43 +467,6 @@ def owner_code_outside(site: Site, tell: Telling) -> None:
         closed(owner, "fs", "web"),
         f"{ALICE} on {NODE}, outside of a job: {owner}",
     )
-    job = run_job(
-        site,
-        ALICE,
-        payload.probing(FS, WEB),
-        {"pre.sh": payload.PRE_COMMAND},
-        {"My.PreCmd": '"pre.sh"'},
-        name="precmd",
-    )
-    found = results(live := wait_for_file(job))
-    tell.works(f"job {job.id} of {ALICE} itself reaches file server and web server", open_(found, "fs", "web"), live)
-    pre = job.said("pre")
-    tell.shows(
-        "its PreCmd, which HTCondor runs in the node's network, reached neither"
-        if pre
-        else "its PreCmd was not run at all",
-        not pre or closed(results(pre), "fs", "fs6", "web"),
-        pre or "no output of PreCmd",
-    )
-    end(job)
-    named = run_job(
-        site,
-        ALICE,
-        payload.probing(FS, wait=False),
-        {"plugin.py": payload.TRANSFER_PLUGIN},
-        {"transfer_plugins": "mine=plugin.py", "transfer_input_files": "probe.py, mine://x/y"},
-        name="plugin",
-    )
-    ad = named.wait(JobStatus.HELD, JobStatus.COMPLETED, JobStatus.REMOVED, timeout=60)
-    text = named.said("plugin")
-    tell.shows(
-        "a transfer plugin named in the submit file reached neither"
-        if text
-        else "a plugin of the submit file does not run",
-        not text or closed(results(text), "fs", "fs6", "web"),
-        [*text.splitlines(), f"job {named.id}: {ad.get('HoldReason')}"],
-    )
-    named.remove()
     fetched = run_job(
         site,
         ALICE,
@@ -508,17 +476,62 @@ def owner_code_outside(site: Site, tell: Telling) -> None:
     )
     wait_for_file(fetched)
     tell.works(
-        "the pool's own plugin (http), wrapped, stages in through the job's network",
+        f"the pool's own plugin (http), wrapped, stages in for job {fetched.id} through the job's network",
         WEB_GREETING in fetched.said("live"),
         fetched.said("live"),
     )
     fetched.finish()
-    counted = [
-        line.strip() for line in site.worker.need("nft", "list", "ruleset").splitlines() if "counter packets" in line
-    ]
-    tell.shows(
-        "the guard counted what it stopped", any(not re.search(r"packets 0\b", line) for line in counted), counted
-    )
+    before_job: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+        "PreCmd": ({"My.PreCmd": '"pre.sh"'}, {"pre.sh": payload.PRE_COMMAND}, "pre"),
+        "a transfer plugin named in the submit file": (
+            {"transfer_plugins": "mine=plugin.py", "transfer_input_files": "probe.py, mine://x/y"},
+            {"plugin.py": payload.TRANSFER_PLUGIN},
+            "plugin",
+        ),
+    }
+    for what, (lines, files, _) in before_job.items():
+        submit = {"executable": "job.sh", "transfer_input_files": ", ".join(["probe.py", *files]), **lines}
+        scripts = {"job.sh": payload.probing(FS), "probe.py": payload.PROBE, **files}
+        said, _directory = site.pool.try_submit(ALICE, submit, scripts, "refused")
+        tell.shows(f"the access point refuses {what}, and says why", "outside of the job" in said.text, shown(said))
+    # A pool could be without that refusal (an access point that is not ours): then the guard alone must hold.
+    pool = site.pool
+    pool.reconfigure(pool.access, "99-open.config", "SUBMIT_REQUIREMENT_NAMES =\n")
+    pool.reconfigure(pool.execute, "99-open.config", "START = True\n")
+    try:
+        for what, (lines, files, where) in before_job.items():
+            stopped_before = guard_counters(site)
+            job = run_job(site, ALICE, payload.probing(FS, WEB), files, lines, name=where)
+            text = wait_for_file(job, where, timeout=60)
+            # The file is written line by line.
+            wait_until(f"{what} tried everything", lambda j=job, w=where: len(results(j.said(w))) >= 3, 30)  # type: ignore[misc]
+            text = job.said(where)
+            tell.shows(
+                f"without that refusal {what} (job {job.id}) runs in the node's network as {ALICE}: it reaches nothing",
+                closed(results(text), "fs", "fs6", "web") and site.node_network() in text,
+                [f"network of {NODE} itself: {site.node_network()}", *text.splitlines()],
+            )
+            stopped = guard_counters(site)
+            tell.shows(
+                "the guard counted it",
+                stopped["guard_rejected"] > stopped_before["guard_rejected"],
+                f"guard_rejected: {stopped_before['guard_rejected']} before, {stopped['guard_rejected']} after",
+            )
+            if where == "pre":
+                found = results(live := wait_for_file(job))
+                tell.works("the job itself, in its own network, reaches both", open_(found, "fs", "web"), live)
+                end(job)
+            else:
+                job.remove()
+    finally:
+        pool.reconfigure(pool.access, "99-open.config", None)
+        pool.reconfigure(pool.execute, "99-open.config", None)
+
+
+def guard_counters(site: Site) -> dict[str, int]:
+    """Packets that the guard of the node let pass and rejected."""
+    text = site.worker.need("nft", "list", "counters", "table", "inet", "lark")
+    return {name: int(count) for name, count in re.findall(r"counter (\w+) \{\s*packets (\d+)", text)}
 
 
 def impostors(site: Site, tell: Telling) -> None:
@@ -526,6 +539,8 @@ def impostors(site: Site, tell: Telling) -> None:
         "#!/bin/sh\n{\n"
         "./ask.py ping='LARK1 ping' begin='LARK1 begin' stage-out='LARK1 stage-out' nonsense='LARK9 rule the world'\n"
         "readlink /proc/self/ns/net\n"
+        # A wrapper that fails says so in this file; the job would only hurt itself.
+        "unset _CONDOR_WRAPPER_ERROR_FILE\n"
         f"{LIBEXEC}/lark-job-wrapper /bin/readlink /proc/self/ns/net; echo wrapper exit $?\n"
         f"cat .job.ad | {LIBEXEC}/lark-hook-prepare; echo hook exit $?\n"
         "./probe.py '" + FS + "' '" + WEB + "'\n"
@@ -551,8 +566,25 @@ def impostors(site: Site, tell: Telling) -> None:
         [f"{a['id']} identity {a['decision']['identity']} port {a['spec']['port']['name']}" for a in mine],
     )
     found = results(live)
-    tell.shows("and still its own network and nothing more", closed(found, "fs") and open_(found, "web"), live)
-    tell.works("its network works", open_(found, "web"), live)
+    tell.works("its own network works", open_(found, "web"), probes(live))
+    tell.shows("and gives it nothing more than before", closed(found, "fs"), probes(live))
+    refused = [line for line in live.splitlines() if "hold 105" in line]
+    tell.shows(
+        "run by the job, the installed wrapper and hook are refused: their parent is no starter",
+        len(refused) == 2 and "wrapper exit 0" not in live,
+        refused,
+    )
+    end(job)
+    # The job's first process is a true child of the starter: here it becomes the true hook.
+    hook = run_job(
+        site, BOB, f"#!/bin/sh\nid -un > @HERE@/live\nexec {LIBEXEC}/lark-hook-prepare < .job.ad\n", name="as-hook"
+    )
+    said = hook.finish()
+    tell.shows(
+        f"job {hook.id} turned itself into the hook, as the starter's own child, and is refused: its attempt has begun",
+        "HookStatusCode = 105" in said,
+        [f"running as {hook.said('live').strip()}", *said.splitlines()],
+    )
     user = site.worker.run(
         ["/usr/bin/python3", "-c", payload.ASK_AGENT, "begin=LARK1 begin", "enter=LARK1 enter job", "ping=LARK1 ping"],
         user=BOB,
@@ -562,7 +594,6 @@ def impostors(site: Site, tell: Telling) -> None:
         "begin refused" in user.out and "enter refused" in user.out and "fds=1" not in user.out,
         user.text,
     )
-    end(job)
 
 
 @dataclass(frozen=True, slots=True)

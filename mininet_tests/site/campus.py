@@ -68,7 +68,9 @@ FASTER = "PERIODIC_EXPR_INTERVAL = 3\n"
 OF_A_JOB = re.compile(r"cookie=0x4c0[67][0-9a-f]{12}\b")
 BAD_LOG = re.compile(r"Traceback \(most recent call last\)|\b(ERROR|CRITICAL)\b|\|(ERR|EMER)\|")
 # The switch notices that the device of an ended job is gone before the port is removed from its database.
-HARMLESS = re.compile(r"dpif_netdev\|ERR\|error receiving data from lj\d+: (Network is down|No such device)")
+HARMLESS = re.compile(
+    r"dpif_netdev\|ERR\|(error receiving data from lj\d+: (Network is down|No such device)|Dropped \d+ log messages)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,16 @@ class Site:
         (web / "index.html").write_text(WEB_GREETING + "\n", encoding="utf-8")
         argv = ["/usr/bin/python3", "-m", "http.server", str(HTTP_PORT), "--bind", "::", "--directory", str(web)]
         self.helpers.append(campus.spawn("web-server", argv))
-        argv = ["/usr/bin/python3", "-m", "http.server", str(HOST_LISTENER_PORT), "--bind", "::", "--directory", str(web)]
+        argv = [
+            "/usr/bin/python3",
+            "-m",
+            "http.server",
+            str(HOST_LISTENER_PORT),
+            "--bind",
+            "::",
+            "--directory",
+            str(web),
+        ]
         self.helpers.append(self.worker.spawn("host-listener", argv))
         for machine, port in ((campus, HTTP_PORT), (self.worker, HOST_LISTENER_PORT)):
             wait_until(f"port {port} of {machine.name} listens", lambda m=machine, p=port: _listens(m, p), 10)  # type: ignore[misc]
@@ -308,6 +319,10 @@ class Site:
     def _start_pool(self) -> None:
         self.say(f"HTCondor pool from {self.prefix}")
         self.pool.start(wait_for_slot="HasLarkNetwork =?= true")
+
+    def node_network(self) -> str:
+        """The name of the worker node's own network namespace, as a process in it reads it."""
+        return self.worker.need("readlink", "/proc/self/ns/net").strip()
 
     def keep(self) -> None:
         """Leave the site up after this process ends."""
