@@ -359,12 +359,16 @@ class Controller:
             return self._status(new, dict.fromkeys(self._bridges_of(new), BridgeRealisation.REALISED))
 
     def delete(self, id: str) -> Deleted:
-        """End an attempt; returns when every reachable bridge has confirmed. Raises Refused."""
+        """End an attempt; returns when every reachable bridge has confirmed. Raises Refused.
+
+        Again while a bridge is pending: says which; once all have confirmed, there is no such attempt.
+        """
         with self._turn(id):
             with self._lock:
-                if id not in self._rows:
+                if id in self._rows:
+                    self._leave(id)
+                elif id not in self._leaving:
                     raise _no_such_attempt(id)
-                self._leave(id)
                 leaving = self._leaving[id]
                 tickets = dict(leaving.tickets)
             self._settle(id, self._clock() + self._deadline)
@@ -398,9 +402,11 @@ class Controller:
         ]
 
     def node_of(self, id: str) -> str | None:
-        """The node an attempt belongs to, or None if there is no such attempt."""
+        """The node that an attempt, living or leaving, belongs to; None if there is no such attempt."""
         with self._lock:
             row = self._rows.get(id)
+            if row is None and id in self._leaving:
+                row = self._leaving[id].row
         return None if row is None else row.spec.node
 
     # --- nodes ------------------------------------------------------------------------------------------------------

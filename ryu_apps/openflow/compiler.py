@@ -187,8 +187,14 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
     ]
 
 
-def read_counters(attempt: Attempt, stats: Iterable[FlowStats]) -> Counters:
-    """An attempt's counters from the statistics of its own flows on its worker bridge."""
+def read_counters(attempt: Attempt, stats: Iterable[FlowStats], protected: Iterable[str] = ()) -> Counters:
+    """An attempt's counters from the statistics of its own flows on its worker bridge.
+
+    `protected`: the policy's protected services. A drop for want of a grant is counted per attempt, not per service, so
+    the text names every service that it can have been.
+    """
+    ungranted = sorted(set(protected) - attempt.outcome.services)
+    which = " protected service" + (f" {' or '.join(ungranted)}" if ungranted else "")
     admitted = delivered = (0, 0)
     denied: list[Denial] = []
     for s in stats:
@@ -202,7 +208,7 @@ def read_counters(attempt: Attempt, stats: Iterable[FlowStats]) -> Counters:
                 _denial(Reason.SPOOFED.slug, seen, "frames that did not carry the job's own MAC and addresses")
             )
         elif place == (Table.DENIED, Priority.OBJECT):
-            denied.append(_denial(Reason.NO_GRANT.slug, seen, "no grant of this job covers the protected service"))
+            denied.append(_denial(Reason.NO_GRANT.slug, seen, f"no grant of this job covers{which}"))
         elif place == (Table.DENIED, Priority.OTHERWISE_OBJECT):
             if attempt.outcome.sealed:
                 denied.append(_denial(Reason.SEALED.slug, seen, "the job is sealed: it has no network"))
