@@ -36,7 +36,6 @@ from ryu_apps.store.store import (
     decision_to_text,
 )
 
-
 ROOT = Path(__file__).resolve().parents[3]
 
 
