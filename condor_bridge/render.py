@@ -39,6 +39,12 @@ JOB_ATTRIBUTES = (
     "ProcId",
     "GlobalJobId",
     "JobUniverse",
+    # What START looks at: here so that an expression in its place is seen as one.
+    "PreCmd",
+    "PostCmd",
+    "TransferPlugins",
+    "WantDocker",
+    "WantContainer",
 )
 """Job attributes that the startd copies into the slot's ad, where the agent reads them."""
 

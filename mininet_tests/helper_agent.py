@@ -27,7 +27,7 @@ class FakeAgent:
     """To every request that `replies` does not name. None: never answers. Empty: closes without an answer."""
     pass_fds: list[int] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    replies: dict[str, bytes] = field(default_factory=dict)
+    replies: dict[str, bytes | None] = field(default_factory=dict)
     """Replies by request, for example `LARK1 begin`; may be changed at any time."""
     euid: int = 0
     """Who listens, as the other end sees it."""

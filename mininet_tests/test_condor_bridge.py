@@ -204,8 +204,14 @@ def test_late_materialization_forges_nothing(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"My.PreCmd": '"where.sh"'}, {"My.PostCmd": '"where.sh"'}, {"transfer_plugins": "foo=where.sh"}],
-    ids=["PreCmd", "PostCmd", "transfer_plugins"],
+    [
+        {"My.PreCmd": '"where.sh"'},
+        {"My.PostCmd": '"where.sh"'},
+        {"transfer_plugins": "foo=where.sh"},
+        {"My.PreCmd": 'ifThenElse(time() < 5, "where.sh", undefined)'},
+        {"My.precmd": "undefined"},
+    ],
+    ids=["PreCmd", "PostCmd", "transfer_plugins", "expression without a value yet", "undefined by an expression"],
 )
 def test_code_outside_of_the_network_is_refused_at_submission(bench: Bench, more: dict[str, str]) -> None:
     said, _ = bench.pool.try_submit("alice", lines(hold="true", **more), WHERE_FILES)
@@ -213,6 +219,22 @@ def test_code_outside_of_the_network_is_refused_at_submission(bench: Bench, more
     assert "outside of the job's network" in said.text
     accepted = bench.pool.submit("alice", lines(hold="true"), WHERE_FILES)
     accepted.remove()
+
+
+def test_the_slot_shows_the_agent_an_expression_that_was_undefined_for_start(bench: Bench) -> None:
+    """The text of the expression is in the slot's ad when the attempt begins; the agent holds what is no literal."""
+    bench.pool.reconfigure(bench.pool.access, "99-careless.config", "SUBMIT_REQUIREMENT_NAMES =\n")
+    bench.agent.replies[BEGIN] = None  # the attempt begins and stays there
+    query = ["condor_status", "-constraint", 'SlotType == "Dynamic"', "-long", "-attributes", "PreCmd"]
+    try:
+        more = {"My.PreCmd": 'ifThenElse(time() < 5, "where.sh", undefined)'}
+        job = bench.pool.submit("alice", lines(**more), WHERE_FILES)
+        said = wait_until("the slot's ad has it", lambda: bench.pool.command(*query).need().out.strip(), SLOW, 0.5)
+        assert "ifThenElse" in said
+        assert ENTER not in asked(bench)
+        job.remove()
+    finally:
+        bench.pool.reconfigure(bench.pool.access, "99-careless.config", None)
 
 
 def test_code_outside_of_the_network_is_refused_by_the_node_too(bench: Bench) -> None:
