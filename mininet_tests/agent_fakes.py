@@ -44,7 +44,12 @@ def startd() -> None:
             argv = [command["exe"], HERE, "starter", *command.get("arguments", ["-a", command.get("slot", "")])]
             uid = command.get("uid", 0)
             starter = starters[command["name"]] = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **identity(uid)
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=dict(os.environ, CONDOR_INHERIT=f"{os.getpid()} {command.get('parent', '<?>')} 1 0 0"),
+                **identity(uid),
             )
             say({"pid": starter.pid})
         elif command.get("do") == "kill":

@@ -24,6 +24,7 @@ from mininet_tests.site.openvswitch import OpenVSwitch
 FAKES = str(Path(__file__).with_name("agent_fakes.py"))
 LIBEXEC = "/run/lark/libexec"
 SBIN = "/run/condor/sbin"
+STARTD_ADDRESS = "<127.0.0.1:9618?addrs=127.0.0.1-9618&noUDP&sock=startd_7_ab12>"
 JOB_UID = 21001
 OTHER_UID = 21002
 GRANT = {
@@ -226,7 +227,7 @@ class Rig:
 
     def write_slots(self) -> None:
         new = self.home / "slots.new"
-        new.write_text(json.dumps({"address": "?", "attributes": ["LarkGroup"], "slots": self.slots}))
+        new.write_text(json.dumps({"address": STARTD_ADDRESS, "attributes": ["LarkGroup"], "slots": self.slots}))
         new.rename(self.home / "slots")
 
     def ask_startd(self, **command: Any) -> dict[str, Any]:
@@ -240,7 +241,13 @@ class Rig:
         return dict(json.loads(line))
 
     def starter(
-        self, *, exe: str = f"{SBIN}/condor_starter", uid: int = 0, ad: dict[str, Any] | None = None, **entry: Any
+        self,
+        *,
+        exe: str = f"{SBIN}/condor_starter",
+        uid: int = 0,
+        ad: dict[str, Any] | None = None,
+        parent: str = STARTD_ADDRESS,
+        **entry: Any,
     ) -> Starter:
         """A new starter on a slot of its own, whose ad the startd knows."""
         self.starters += 1
@@ -254,7 +261,7 @@ class Rig:
         } | entry
         self.write_slots()
         name = f"s{self.starters}"
-        said = self.ask_startd(do="starter", name=name, exe=exe, slot=slot, uid=uid)
+        said = self.ask_startd(do="starter", name=name, exe=exe, slot=slot, uid=uid, parent=parent)
         return Starter(self, name, said["pid"], slot)
 
     # -- what is there --------------------------------------------------------------------------------------------

@@ -120,6 +120,19 @@ def test_a_starter_without_a_slot(rig: Rig) -> None:
     starter.kill()
 
 
+def test_a_starter_of_another_pool_on_the_same_node(rig: Rig) -> None:
+    """The same programs with another configuration: its slot1_1 is not the slot1_1 whose ad we would get."""
+    foreign = rig.starter(parent="<127.0.0.1:9700?addrs=127.0.0.1-9700&noUDP&sock=startd_9_ffff>")
+    said = foreign.begin()
+    assert "HookStatusCode = 103" in said.out, said.text
+    assert "sock=startd_9_ffff" in said.out
+    assert not rig.attempts()
+    foreign.kill()
+    own = rig.starter()
+    accepted(own)
+    own.kill()
+
+
 def test_begin_is_heard_once(rig: Rig, starter: Starter) -> None:
     accepted(starter)
     again = starter.begin()

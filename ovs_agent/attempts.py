@@ -199,15 +199,15 @@ class Attempts:
         self._all[attempt_id] = attempt
         self._watch_starter(attempt)
         self._warn_unguarded(caller.uid)
-        attempt.beginning = asyncio.create_task(self._register(attempt))
+        attempt.beginning = asyncio.create_task(self._register(attempt, caller.startd_address))
         # The registration goes on if the hook is killed; only the end of the starter stops it.
         return await asyncio.shield(attempt.beginning)
 
-    async def _register(self, attempt: Attempt) -> Reply:
+    async def _register(self, attempt: Attempt, startd: str) -> Reply:
         began = time.monotonic()
         async with attempt.lock:
             try:
-                reply = await self._try_register(attempt)
+                reply = await self._try_register(attempt, startd)
             except GivenUp:
                 return refused("the starter ended while its attempt began")
             except Held as e:
@@ -242,9 +242,9 @@ class Attempts:
             await self._fail(attempt)
             return reply
 
-    async def _try_register(self, attempt: Attempt) -> Reply:
+    async def _try_register(self, attempt: Attempt, startd: str) -> Reply:
         found = await self._startd.job_on(
-            attempt.record.slot, attempt.record.starter_start, STARTD_PATIENCE, lambda: not attempt.ending
+            attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
         )
         attempt.label = found.job or "?"
         wait = self._config.controller.wait

@@ -175,6 +175,7 @@ class SwitchWatch:
             return None
 
     async def run(self, on_return: Callable[[], Awaitable[None]]) -> None:
+        """Until cancelled. `on_return`: when the switch is first seen, and whenever it came back, after table 0."""
         first = True
         while True:
             pid = self.pid()
@@ -190,11 +191,11 @@ class SwitchWatch:
                 continue
             try:
                 if await self._assert_until_done(fd):
-                    self.alive = True
                     if not first:
                         log.warning("ovs-vswitchd came back: pid=%d bridge=%s table 0 is in place", pid, self._bridge)
-                        await on_return()
                     first = False
+                    await on_return()
+                    self.alive = True
                     await _readable(fd)
                     log.error("ovs-vswitchd ended: pid=%d bridge=%s", pid, self._bridge)
                     self.alive = False

@@ -24,6 +24,7 @@ from ovs_agent.attempts import OK, Attempts, Reply, hold
 from ovs_agent.config import AgentConfig, read_token
 from ovs_agent.controller_client import ControllerClient, Rejected
 from ovs_agent.errors import AgentError
+from ovs_agent.host_port import HostPortKeeper
 from ovs_agent.ledger import Ledger
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.pool import Pool
@@ -57,6 +58,12 @@ class Agent:
             config, self._boot_id, self._ledger, self._pool, self._db, self._startd, self._controller
         )
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
+        self._host_port = HostPortKeeper(
+            config.bridge.name,
+            self._boot_id,
+            config.state_dir / "host-port.json",
+            lambda: self._watch.alive,
+        )
         self._programs = trust.Programs.of(config.libexec, config.condor.sbin)
         self._server = Server(config.socket, self._programs, self._attempts.handle, self._readiness)
         self._lease = 60
@@ -104,7 +111,8 @@ class Agent:
             await self._remove_strangers()
             work = [
                 asyncio.create_task(self._pool.run()),
-                asyncio.create_task(self._watch.run(self._switch_returned)),
+                asyncio.create_task(self._watch.run(self._host_port.restore)),
+                asyncio.create_task(self._host_port.run()),
                 asyncio.create_task(self._keep_registered()),
             ]
             self._server.start()
@@ -162,9 +170,6 @@ class Agent:
         if strangers:
             log.warning("removing what belongs to no attempt: %s", ", ".join(strangers))
             await cleanup.remove(self._config, self._db, stock, ports, namespaces, with_nft=False)
-
-    async def _switch_returned(self) -> None:
-        log.info("bridge=%s is back; the controller puts its own tables in place", self._config.bridge.name)
 
     async def _adopt(self, grant: NodeGrant) -> None:
         if grant.node != self._config.node:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -49,6 +50,12 @@ def pick(slots: Mapping[str, Any], slot: str) -> Mapping[str, Any] | None:
     """The entry of a slot by the name in the starter's command line (`slot1_1`, or already `slot1_1@host`)."""
     found = [entry for name, entry in slots.items() if name == slot or name.partition("@")[0] == slot]
     return found[0] if len(found) == 1 else None
+
+
+def daemon_of(address: str) -> str:
+    """What tells one daemon from another in an HTCondor address: its name behind a shared port, else host and port."""
+    found = re.search(r"[?&]sock=([^&>]+)", address) or re.match(r"<?([^?>]+)", address)
+    return found[1] if found else ""
 
 
 def judge(entry: Mapping[str, Any] | None, slot: str, starter_started: float) -> SlotAd | str:
@@ -100,7 +107,7 @@ class Startd:
         return list(reply["attributes"])
 
     async def slots(self) -> Mapping[str, Any]:
-        """All slots, by an answer to a question that is put after this call."""
+        """The startd's `address` and all its `slots`, by an answer to a question that is put after this call."""
         future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         if not self._running:
@@ -124,18 +131,29 @@ class Startd:
                 else:
                     for future in batch:
                         if not future.done():
-                            future.set_result(reply["slots"])
+                            future.set_result(reply)
         finally:
             self._running = False
 
-    async def job_on(self, slot: str, starter_start: int, patience: float, still_wanted: Callable[[], bool]) -> SlotAd:
-        """The ad of the job that a starter (by its start in clock ticks) runs on a slot."""
+    async def job_on(
+        self, slot: str, starter_start: int, parent: str, patience: float, still_wanted: Callable[[], bool]
+    ) -> SlotAd:
+        """The ad of a starter's job. `starter_start`: in clock ticks; `parent`: the address of the starter's startd.
+
+        On a node with several pools a starter of one must not get the attributes of another's slot of the same name.
+        """
         begun = started_at(starter_start)
         deadline = time.monotonic() + patience
         pause = 0.02
         while True:
             try:
-                found = judge(pick(await self.slots(), slot), slot, begun)
+                reply = await self.slots()
+                if not parent or daemon_of(parent) != daemon_of(reply["address"]):
+                    raise StartdError(
+                        f"the starter's startd is {parent or 'unknown'}, but condor.config of the agent leads to "
+                        f"{reply['address']}"
+                    )
+                found = judge(pick(reply["slots"], slot), slot, begun)
             except NotLiteral:
                 raise
             except StartdError as e:

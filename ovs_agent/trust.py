@@ -33,6 +33,7 @@ SLOT_PATTERN = re.compile(r"slot[0-9]{1,6}(_[0-9]{1,6})?(@[A-Za-z0-9._-]{1,64})?
 STARTER = "condor_starter"
 STARTD = "condor_startd"
 MAX_CMDLINE = 64 * 1024
+MAX_ENVIRON = 1024 * 1024
 
 
 class Refused(Exception):
@@ -70,6 +71,8 @@ class Caller:
     starter_start: int
     starter_pidfd: int
     startd_pid: int
+    startd_address: str
+    """Where HTCondor says the starter's parent listens; empty if it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,21 @@ def slot_of(pid: int) -> str | None:
     return None
 
 
+def startd_address_of(pid: int) -> str:
+    """The address of the daemon that started a starter, as that daemon wrote it into the starter's environment."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            variables = f.read(MAX_ENVIRON).split(b"\0")
+    except OSError:
+        return ""
+    for variable in variables:
+        name, _, value = variable.partition(b"=")
+        if name == b"CONDOR_INHERIT":
+            words = value.decode(errors="replace").split()
+            return words[1] if len(words) > 1 else ""
+    return ""
+
+
 def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
     """The believed caller, or Refused with what is wrong. The caller closes `starter_pidfd`."""
     helper = programs.job if request in (Request.ENTER_JOB, Request.ENTER_PLUGIN) else programs.hook
@@ -215,12 +233,13 @@ def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
         if slot is None:
             raise Refused(f"the starter (process {starter}) has no slot in its command line")
         started = start_time(starter)
+        address = startd_address_of(starter)
         if status(peer.pid).tracer or not is_program(peer.pid, helper):
             raise Refused("the caller has changed while it was looked at")
         if not alive(peer.pidfd) or not all(alive(fd) for fd in fds):
             raise Refused("the caller or a process above it has ended")
         fds.remove(starter_fd)
-        return Caller(peer.pid, peer.uid, slot, starter, started, starter_fd, startd)
+        return Caller(peer.pid, peer.uid, slot, starter, started, starter_fd, startd, address)
     finally:
         for fd in fds:
             os.close(fd)
