@@ -26,9 +26,10 @@ META_ATTRIBUTES = ("Name", "JobId", "GlobalJobId", "JobStart", "State", "Activit
 
 def literal(value: object) -> tuple[bool, Any]:
     """(True, JSON value) of a literal; (False, None) of anything else."""
-    if isinstance(value, bool | int | str):
+    # Exact types: UNDEFINED and ERROR are integers to Python (members of an IntEnum).
+    if type(value) in (bool, int, str):
         return True, value
-    if isinstance(value, float):
+    if type(value) is float:
         return (True, value) if math.isfinite(value) else (False, None)
     if isinstance(value, list):
         parts = [literal(v) for v in value]

@@ -1,0 +1,152 @@
+"""What an answer of the controller means, and how long the agent insists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist, meaning
+from policies.wire import AttemptSpec, Phase, PortSpec
+
+SPEC = AttemptSpec(
+    node="wn1",
+    port=PortSpec(bridge="br-lark", name="lj1", ofport=1001),
+    mac="02:6c:0a:14:01:41",
+    ipv4="10.20.1.65",
+    zone=1001,
+    ad={},
+)
+
+
+def status_body(phase: str = "stage-in") -> dict[str, object]:
+    decision = {"identity": 1, "sealed": False, "groups": [], "grants": [], "trail": []}
+    spec = json.loads(SPEC.model_dump_json()) | {"phase": phase}
+    return {"id": "a", "spec": spec, "decision": decision, "bridges": {"br-lark": "realised"}}
+
+
+def problem(slug: str, status: int, **more: object) -> bytes:
+    body = {"type": f"urn:lark:problem:{slug}", "title": "t", "status": status, "detail": f"why {slug}"}
+    return json.dumps(body | more).encode()
+
+
+def client(
+    handler: Callable[[httpx.Request], httpx.Response], urls: tuple[str, ...] = ("http://a",)
+) -> ControllerClient:
+    made = ControllerClient("wn1", urls, "secret-token", None)
+    made._http = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=made._http.headers)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (503, problem("not-realised", 503), Unavailable),
+        (503, b"", Unavailable),
+        (500, b"<html>", Unavailable),
+        (429, problem("too-many", 429), Unavailable),
+        (422, problem("held", 422, subcode=101, reason="line 3"), Held),
+        (422, b"{}", Rejected),
+        (400, problem("bad-address", 400), Rejected),
+        (401, problem("unauthorised", 401), Rejected),
+        (409, problem("conflict", 409), Rejected),
+        (404, b"not json", Rejected),
+    ],
+)
+def test_meaning(status: int, body: bytes, kind: type) -> None:
+    assert type(meaning(status, body)) is kind
+
+
+def test_held_carries_the_reason() -> None:
+    found = meaning(422, problem("held", 422, subcode=101, reason="policy.yaml:3: LarkNetwork"))
+    assert isinstance(found, Held)
+    assert (found.subcode, found.text) == (101, "policy.yaml:3: LarkNetwork")
+
+
+def test_a_good_answer_and_the_token() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer secret-token"
+        assert request.url.path == "/v1/attempts/wn1~0~slot1_1~5~6"
+        assert AttemptSpec.model_validate_json(request.content) == SPEC
+        return httpx.Response(201, json=status_body())
+
+    asyncio.run(client(handler).put_attempt("wn1~0~slot1_1~5~6", SPEC))
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"id": "a"}', b"\xff"])
+def test_nonsense_counts_as_no_answer(body: bytes) -> None:
+    with pytest.raises(Unavailable, match="nonsense"):
+        asyncio.run(client(lambda _: httpx.Response(200, content=body)).put_attempt("a", SPEC))
+
+
+def test_the_next_controller_is_asked_when_one_is_away() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "a":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=status_body())
+
+    made = client(handler, ("http://a", "http://b"))
+    asyncio.run(made.put_attempt("a", SPEC))
+    assert made.url == "http://b", "and it stays with the one that answers"
+
+
+def test_unreachable_names_the_controller() -> None:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(Unavailable, match="http://b cannot be reached"):
+        asyncio.run(client(handler, ("http://a", "http://b")).put_attempt("a", SPEC))
+
+
+def test_delete_of_the_unknown_is_done() -> None:
+    assert (
+        asyncio.run(client(lambda _: httpx.Response(404, content=problem("no-such-attempt", 404))).delete_attempt("a"))
+        is None
+    )
+
+
+@pytest.mark.parametrize(("there", "fine"), [("run", True), ("stage-out", False)])
+def test_a_phase_that_arrived_although_its_answer_did_not(there: str, fine: bool) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            return httpx.Response(409, content=problem("phase", 409))
+        return httpx.Response(200, json=status_body(there))
+
+    call = client(handler).patch_phase("a", Phase.RUN)
+    if fine:
+        assert asyncio.run(call).spec.phase is Phase.RUN
+    else:
+        with pytest.raises(Rejected):
+            asyncio.run(call)
+
+
+def test_insist() -> None:
+    calls = 0
+
+    async def third_time() -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise Unavailable("not yet")
+        return "done"
+
+    assert asyncio.run(insist(third_time, 5, lambda: False)) == "done"
+    assert calls == 3
+
+
+def test_insisting_ends() -> None:
+    async def never() -> None:
+        raise Unavailable("controller http://a cannot be reached")
+
+    async def refused() -> None:
+        raise Rejected(400, "malformed", "no")
+
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        asyncio.run(insist(never, 0.5, lambda: False))
+    with pytest.raises(GivenUp):
+        asyncio.run(insist(never, 60, lambda: True))
+    with pytest.raises(Rejected):
+        asyncio.run(insist(refused, 60, lambda: False))

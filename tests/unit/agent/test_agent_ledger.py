@@ -1,0 +1,101 @@
+"""The ledger: complete or absent, and never guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ovs_agent.ledger import Ledger, LedgerError, Record
+from ovs_agent.life import State
+from policies.wire import AttemptSpec, NodeGrant, Phase, PortSpec
+
+SPEC = AttemptSpec(
+    node="wn1",
+    port=PortSpec(bridge="br-lark", name="lj1", ofport=1001),
+    mac="02:6c:0a:14:01:41",
+    ipv4="10.20.1.65",
+    zone=1001,
+    phase=Phase.RUN,
+    ad={"Owner": "alice", "N": 3, "L": [1, "x", 2.5, True]},
+)
+
+
+def record(name: str = "wn1~0~slot1_1~5~6", **changes: object) -> Record:
+    values = {
+        "id": name,
+        "state": State.RUN,
+        "lane": 1,
+        "port": "lj1",
+        "namespaces": ("lark-wn1-1",),
+        "zone": 1001,
+        "boot_id": "b",
+        "slot": "slot1_1",
+        "uid": 21000,
+        "starter_pid": 5,
+        "starter_start": 6,
+        "spec": SPEC,
+    }
+    return Record.model_validate(values | changes)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    Ledger(tmp_path).save(record())
+    assert Ledger(tmp_path).load() == [record()]
+
+
+def test_the_last_word_counts_and_forgetting_is_idempotent(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.save(record())
+    ledger.save(record(state=State.CLOSING))
+    assert [r.state for r in ledger.load()] == [State.CLOSING]
+    ledger.forget(record().id)
+    ledger.forget(record().id)
+    assert ledger.load() == []
+
+
+def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.save(record())
+    left = tmp_path / "attempts" / ".x.json.77.new"
+    left.write_text('{"id": ')
+    assert Ledger(tmp_path).load() == [record()]
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', "null"])
+def test_a_damaged_record_blocks_the_start(tmp_path: Path, text: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.save(record())
+    (tmp_path / "attempts" / "wn1~0~slot1_2~5~6.json").write_text(text)
+    with pytest.raises(LedgerError, match="cannot be understood"):
+        ledger.load()
+
+
+def test_unknown_keys_are_errors(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.save(record())
+    path = tmp_path / "attempts" / f"{record().id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "red"}))
+    with pytest.raises(LedgerError):
+        ledger.load()
+
+
+@pytest.mark.parametrize("name", ["../x", ".hidden", "a/b", ""])
+def test_an_id_is_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LedgerError):
+        Ledger(tmp_path).save(record(name))
+
+
+def test_the_directory_is_closed_to_others(tmp_path: Path) -> None:
+    Ledger(tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_grant(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.load_grant() is None
+    grant = NodeGrant(node="wn1", ipv4_range="10.0.0.0/24", ipv4_prefix_length=16, lease=60, attributes=["User"])
+    ledger.save_grant(grant)
+    assert ledger.load_grant() == grant
