@@ -163,6 +163,7 @@ class Controller:
         self._claims: dict[Claim, str] = {}
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in site.bridges}
         self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in site.bridges}
+        self._standing: dict[str, list[Ticket]] = {}
         self._unheard = {bridge: _Later(bridge) for bridge in site.bridges}
         self._nodes: dict[str, NodeRow] = {}
         self._leases: dict[str, float] = {}
@@ -505,6 +506,7 @@ class Controller:
             ended = set(self._nodes) - set(self._leases)
             orphans = [id for id, row in self._rows.items() if row.spec.node in ended]
             leaving = list(self._leaving)
+            self._insist()
         for name in over:
             LOG.warning("node=%s: its lease is over; its attempts are torn down", name)
         for id in orphans:
@@ -727,7 +729,7 @@ class Controller:
             new = {flow.key: flow for flow in compiler.base_flows(self._world, bridge)}
             if new != old:
                 self._base[bridge] = new
-                self._tell(bridge, list(old.values()), list(new.values()))
+                self._standing.setdefault(bridge, []).append(self._tell(bridge, list(old.values()), list(new.values())))
 
     def _say(self, bridges: Iterable[str]) -> dict[str, Ticket]:
         """Say the whole truth of bridges anew, from the world alone."""
@@ -740,7 +742,19 @@ class Controller:
                 continue
             self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
             tickets[bridge] = self._switches().set_desired(bridge, compiler.desired_flows(world, bridge))
+            self._standing[bridge] = [tickets[bridge]]
         return tickets
+
+    def _insist(self) -> None:
+        """Nobody waits for standing flows; what a switch refused of them is said again, as a whole."""
+        for bridge, tickets in list(self._standing.items()):
+            results = [(ticket, ticket.result()) for ticket in tickets]
+            refused = [result for _, result in results if result is not None and result.outcome is Settled.REFUSED]
+            if refused:
+                LOG.error("bridge=%s refused its standing flows (%s); they are sent again", bridge, refused[0].reason)
+                self._say([bridge])
+            else:
+                self._standing[bridge] = [ticket for ticket, result in results if result is None]
 
     def _say_everything(self) -> dict[str, Ticket]:
         """After the world was replaced as a whole: count afresh who uses what, and say all of it."""

@@ -247,14 +247,18 @@ def test_an_unreachable_gate_prolongs_the_quarantine_over_a_restart(rig: Rig) ->
     rig.fabric.disconnect("gate1")
     deleted = rig.controller.delete(aid())
     assert deleted.bridges == {"br1": BridgeRealisation.REALISED, "gate1": BridgeRealisation.PENDING}
-    assert refusal(lambda: rig.controller.delete(aid())).slug is Slug.NO_SUCH_ATTEMPT
+    # Asked again, it says the same until the gate has confirmed.
+    assert rig.controller.delete(aid()) == deleted
+    assert refusal(lambda: rig.controller.attempt(aid())).slug is Slug.NO_SUCH_ATTEMPT
     assert rig.store.attempts[aid()].leaving == ("gate1",)
     rig.restart()
     for id in (aid(3), aid()):
         refused = refusal(lambda id=id: rig.controller.register(id, spec(2)))  # type: ignore[misc]
         assert (refused.slug, refused.extra) == (Slug.NOT_REALISED, {"bridges": ["gate1"]})
+    assert rig.controller.delete(aid()).bridges == {"gate1": BridgeRealisation.PENDING}
     rig.fabric.connect("gate1")
-    rig.controller.tick()
+    assert rig.controller.delete(aid()).bridges == {"gate1": BridgeRealisation.REALISED}
+    assert refusal(lambda: rig.controller.delete(aid())).slug is Slug.NO_SUCH_ATTEMPT
     assert owned(rig, "gate1", Feature.ATTEMPT) == 0
     assert rig.controller.register(aid(3), spec(2))[1]
     rig.check()
@@ -391,6 +395,17 @@ def test_the_numbers_of_declared_ports_are_followed(rig: Rig) -> None:
     assert rig.fabric.flow_mods == before
     rig.fabric.set_ports("br1", {**ports, "up0": 55})
     assert rig.fabric.flow_mods > before
+    rig.check()
+
+
+def test_refused_standing_flows_are_sent_again(rig: Rig) -> None:
+    ports = rig.fabric.state["br1"].ports
+    rig.fabric.refuse("br1", "not now")
+    rig.fabric.set_ports("br1", {**ports, "up0": 55})
+    rig.controller.tick()
+    assert rig.desired() != rig.specification()
+    rig.fabric.refuse("br1", None)
+    rig.controller.tick()
     rig.check()
 
 
