@@ -215,8 +215,8 @@ def test_prepare_bridge_is_idempotent_and_a_gate_has_one_flow(rig: Rig) -> None:
     again = rig.lark_agent("prepare-bridge", "--config", config, "--datapath-id", "a1").need()
     assert again.out.strip() == "br-lark: nothing to do"
     rig.machine.need("ip", "link", "add", "gx0", "type", "veth", "peer", "name", "gx1")
-    words = ("prepare-bridge", "--role", "gate", "--bridge", "br-gate", "--uplink", "gx0", "--datapath-type", "netdev")
-    words += ("--datapath-id", "b1", "--controller", "tcp:192.0.2.1:6653")
+    words = ["prepare-bridge", "--role", "gate", "--bridge", "br-gate", "--uplink", "gx0", "--datapath-type", "netdev"]
+    words += ["--datapath-id", "b1", "--controller", "tcp:192.0.2.1:6653"]
     first = rig.lark_agent(*words).need().out
     assert "created bridge br-gate" in first
     assert rig.lark_agent(*words).need().out.strip() == "br-gate: nothing to do"

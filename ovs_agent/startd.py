@@ -23,7 +23,7 @@ from typing import Any
 from ovs_agent.errors import AgentError
 
 log = logging.getLogger(__name__)
-QUERY = (sys.executable, "-m", "ovs_agent.startd_query")
+QUERY: tuple[str, ...] = (sys.executable, "-m", "ovs_agent.startd_query")
 CLOCK_SLACK = 3.0
 """Seconds by which JobStart (whole seconds of the wall clock) may seem older than the starter."""
 
