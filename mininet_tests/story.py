@@ -412,6 +412,7 @@ def evidence_of(site: Site, address: str, port: str, mac: str, lane: str) -> dic
 def controller_down(site: Site, tell: Telling) -> None:
     running = run_job(site, ALICE, "#!/bin/sh\n./loop.sh\n", {"loop.sh": LOOP}, name="undisturbed")
     wait_for_file(running, "live")
+    site.allowed_log.append(re.compile(r"controller \S+ cannot be reached"))
     site.controller.stop(signal.SIGKILL)
     tell.shows("the controller is killed", site.controller.daemon is None, "kill -9 lark-controller")
     job = run_job(site, ALICE, payload.probing(FS, wait=False), name="waits")
