@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
+import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,28 +15,31 @@ from ovs_agent import bridge, chirp, ovsdb, plan, trust
 from ovs_agent.chirp import Endpoint
 from ovs_agent.server import printable
 
-TCP = """\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:AD9F 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0 100 0 0 10 0
-   1: 00000000:2592 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 112 1 0 100 0 0 10 0
-   2: 0100007F:1F90 0100007F:AD9F 01 00000000:00000000 00:00000000 00000000     0        0 111 1 0 100 0 0 10 0
-   3: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 999 1 0 100 0 0 10 0
-"""
-TCP6 = """\
-  sl  local_address remote_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode
-   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 113 1 0
-"""
+
+def table(*rows: tuple[str, int, str, int]) -> str:
+    """Rows as /proc/net/tcp has them on this machine: address in words of its own byte order, port, state, inode."""
+    lines = ["  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"]
+    for at, (address, port, state, inode) in enumerate(rows):
+        packed = ipaddress.ip_address(address).packed
+        words = "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
+        rest = "00000000:00000000 00:00000000 00000000     0        0"
+        lines.append(f"   {at}: {words}:{port:04X} {'0' * len(words)}:0000 {state} {rest} {inode} 1 0 100 0 0 10 0")
+    return "\n".join(lines) + "\n"
 
 
-@pytest.mark.skipif(sys.byteorder != "little", reason="the sample was taken on a little-endian machine")
 def test_listening_sockets_of_a_process() -> None:
-    assert chirp.parse_listeners(TCP, {111, 112}) == [Endpoint("0.0.0.0", 0x2592), Endpoint("127.0.0.1", 0xAD9F)]
-    assert chirp.parse_listeners(TCP6, {113}) == [Endpoint("::1", 8080)]
+    four = table(
+        ("127.0.0.1", 44447, "0A", 111),
+        ("0.0.0.0", 9618, "0A", 112),
+        ("127.0.0.1", 8080, "01", 111),
+        ("127.0.0.1", 8081, "0A", 999),
+    )
+    assert chirp.parse_listeners(four, {111, 112}) == [Endpoint("0.0.0.0", 9618), Endpoint("127.0.0.1", 44447)]
+    six = table(("::1", 8080, "0A", 113), ("2001:db8::7", 8081, "0A", 113))
+    assert chirp.parse_listeners(six, {113}) == [Endpoint("2001:db8::7", 8081), Endpoint("::1", 8080)]
 
 
 def test_listeners_of_this_very_process() -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as loop, socket.create_server(("0.0.0.0", 0)) as wide:
         found = chirp.listeners_of(os.getpid())
         assert Endpoint("127.0.0.1", loop.getsockname()[1]) in found
@@ -52,7 +57,10 @@ def test_listeners_of_this_very_process() -> None:
     ],
 )
 def test_the_slot_of_a_command_line(argv: list[str], slot: str | None) -> None:
-    with subprocess.Popen(["/bin/sh", "-c", "read x", *argv], stdin=subprocess.PIPE) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["/bin/sh", "-c", "echo; read x", *argv], **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the kernel has set the command line when the program runs
         assert trust.slot_of(process.pid) == slot
         assert process.stdin is not None
         process.stdin.close()
