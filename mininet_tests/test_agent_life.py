@@ -207,6 +207,27 @@ def test_agent_killed_and_restarted_leaves_running_jobs_alone(rig: Rig) -> None:
     rig.gone(spec["port"]["name"], lane_number(spec))
 
 
+@pytest.mark.parametrize("milliseconds", [2, 8, 15, 25, 40, 80])
+def test_agent_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, milliseconds: int) -> None:
+    """Wherever the kill falls: the hook says hold, or the job runs; and nothing is left when the starter ends."""
+    starter = rig.starter()
+    pid = starter.spawn("lark-hook-prepare", exe=f"{LIBEXEC}/lark-hook-prepare")
+    time.sleep(milliseconds / 1000)
+    rig.kill_agent()
+    rig.start_agent()
+    said = starter.wait(pid)
+    assert said is not None
+    job = starter.wait(starter.job("/bin/echo", "runs"))
+    assert job is not None
+    if "runs" in job.out:
+        assert rig.attempt_of(starter)["phase"] == "run", "never without a policy in force"
+    else:
+        assert "HookStatusCode" in said.out, said.text + job.text
+    starter.kill()
+    rig.settle()
+    wait_until("only warm lanes are left", lambda: len(rig.namespaces()) == len(rig.job_ports()) == 2, 5)
+
+
 def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: Starter) -> None:
     starter.begin()
     job = starter.job("/bin/sleep", "60")

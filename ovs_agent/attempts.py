@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from ovs_agent import bridge, life, netlink, plan, trust
 from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
-from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
+from ovs_agent.controller_client import READ_TIMEOUT, ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
 from ovs_agent.errors import AgentError
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import Request, State
@@ -41,9 +41,13 @@ from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Phase, 
 log = logging.getLogger(__name__)
 HOLD_POLICY, HOLD_CONTROLLER, HOLD_AGENT, HOLD_NETWORK = 101, 102, 103, 104
 STARTD_PATIENCE = 8.0
-EXIT_WAIT = 15.0
-"""Seconds: HTCondor gives the exit hook 30."""
+EXIT_WAIT = 20.0
+"""Seconds the exit hook waits for an answer; HTCondor gives it 30."""
 LANE_WAIT = 10.0
+HELPER_PATIENCE = 75.0
+"""Seconds the native helper waits for an answer; ours, with a reason, must come before."""
+LAST_CALL = READ_TIMEOUT
+"""Seconds that a call to the controller which was begun in time may still take."""
 DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
 
 
@@ -243,11 +247,12 @@ class Attempts:
             return reply
 
     async def _try_register(self, attempt: Attempt, startd: str) -> Reply:
+        began = time.monotonic()
         found = await self._startd.job_on(
             attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
         )
         attempt.label = found.job or "?"
-        wait = self._config.controller.wait
+        wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL - LANE_WAIT - (time.monotonic() - began))
         if self._pool.network is None:
             wait_until = time.monotonic() + wait
             while self._pool.network is None:
@@ -349,7 +354,9 @@ class Attempts:
         self._set_state(attempt, life.STATE_OF[phase])
         attempt.record = attempt.record.model_copy(update={"spec": spec.model_copy(update={"phase": phase})})
         await self._save(attempt)
-        wait = EXIT_WAIT if phase is Phase.STAGE_OUT else self._config.controller.wait
+        wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL)
+        if phase is Phase.STAGE_OUT:
+            wait = min(wait, EXIT_WAIT - LAST_CALL)
         try:
             status = await insist(lambda: self._tell_phase(attempt, phase), wait, lambda: attempt.ending)
             self._check(attempt, status)

@@ -35,7 +35,8 @@ from policies.wire import (
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-READ_TIMEOUT = 20.0
+READ_TIMEOUT = 16.0
+"""Seconds for one answer: a controller answers within its deadline (10 s) and 5 s."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 MAX_ANSWER = 4 * 1024 * 1024
 
