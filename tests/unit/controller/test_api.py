@@ -246,7 +246,7 @@ PATHS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     method=st.sampled_from(["PUT", "PATCH", "GET", "DELETE", "POST", "HEAD", "OPTIONS", "BREW"]),
     path=PATHS,
@@ -275,7 +275,7 @@ def test_no_input_is_answered_with_a_5xx(
         call.rig.check()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ad=AD)
 def test_any_ad_is_decided_or_held(make_rig: Callable[[], Rig], ad: dict[str, object]) -> None:
     call = Caller(make_rig())
