@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from mininet_tests.switch_rig import ROOT, DummySwitch, RigError, wait_until
+from ryu_apps.rest.auth import TokenRole, new_token
 
 pytestmark = pytest.mark.engine
 
@@ -81,8 +82,8 @@ class Daemon:
             "site: site.yaml\npolicy: policy.yaml\nstate-dir: state\ntokens: tokens.yaml\ndeadline: 3\n"
             f'openflow: {{listen: "127.0.0.1:{self.openflow}"}}\napi: {{listen: "127.0.0.1:{self.api}"}}\n'
         )
-        self.agent = self.token("agent", "wn1")
-        self.viewer = self.token("viewer")
+        self.agent = self.token(TokenRole.AGENT, "wn1")
+        self.viewer = self.token(TokenRole.VIEWER)
         self.process: subprocess.Popen[str] | None = None
         self.logs = 0
         self.ready = ""
@@ -96,18 +97,8 @@ class Daemon:
     def _env(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def token(self, role: str, node: str | None = None) -> str:
-        argv = [
-            "token",
-            "--tokens",
-            str(self.home / "tokens.yaml"),
-            "--role",
-            role,
-            *(["--node", node] if node else []),
-        ]
-        done = self.command("ryu_apps.cli", *argv)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+    def token(self, role: TokenRole, node: str | None = None) -> str:
+        return new_token(self.home / "tokens.yaml", role, node)
 
     def start(self) -> None:
         self.logs += 1
