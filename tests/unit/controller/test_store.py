@@ -5,6 +5,7 @@ Runs against a real `ovsdb-server` (the daemon's own) and, where the promise is 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -244,3 +245,13 @@ def test_decisions_have_one_text() -> None:
     assert decision_from_text(decision_to_text(decision)) == decision
     with pytest.raises(StoreError):
         decision_from_text('{"s": 1}')
+
+
+def test_every_column_is_documented() -> None:
+    schema = json.loads((ROOT / "ryu_apps" / "store" / "lark.ovsschema").read_text())
+    page = (ROOT / "docs" / "store.md").read_text()
+    sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    assert set(sections) == set(schema["tables"])
+    for table, spec in schema["tables"].items():
+        rows = {line.split("`")[1] for line in sections[table].splitlines() if line.startswith("| `")}
+        assert rows == set(spec["columns"]), table
