@@ -1,0 +1,248 @@
+"""Random worlds and packets for the judges: the policy's meaning, the simulated switch, and Open vSwitch.
+
+A world here has one or two worker nodes, a gate, up to four services and up to five jobs; addresses are few, so that
+random packets meet the interesting ones often. Everything is drawn by hypothesis: a failing case is shrunk and printed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from hypothesis import strategies as st
+
+from policies.model import (
+    Address,
+    Attempt,
+    Bridge,
+    Defaults,
+    JobNetwork,
+    Mode,
+    Network,
+    Node,
+    Outcome,
+    Place,
+    Policy,
+    PortKind,
+    PortRange,
+    Protocol,
+    Role,
+    Service,
+    Site,
+    Verdict,
+    World,
+)
+from policies.semantics import Packet, Transport
+from policies.wire import Phase
+from ryu_apps.openflow.compiler import lane_addresses
+from ryu_apps.openflow.fields import EtherType, IpProto
+
+HERE = Place("world", 1)
+ROUTER_MAC = 0x020000000001
+UPLINK, WORKERS, SERVERS = 1, 2, 3
+"""Port numbers: the uplink of either bridge, and a gate's worker-facing and server-facing ports."""
+FIRST_JOB_PORT = 10
+SERVERS4 = [ipaddress.ip_address(a) for a in ("10.20.0.5", "10.20.0.6", "10.9.0.7")]
+SERVERS6 = [ipaddress.ip_address(a) for a in ("2001:db8:20::5", "2001:db8:20::6", "2001:db8:9::7")]
+OTHERS = [ipaddress.ip_address(a) for a in ("10.20.1.1", "192.0.2.1", "8.8.8.8", "10.9.1.1", "10.20.255.255",
+                                            "224.0.0.5", "10.20.1.70", "2001:db8:20:1::1", "2001:db8:ffff::1",
+                                            "ff02::5", "2001:db8:9::1", "2001:db8:20:2::ffff:1")]  # fmt: skip
+PORTS = (22, 80, 1093, 1094, 1095, 1100, 40000)
+
+
+def site(nodes: int) -> Site:
+    made = {}
+    bridges = {}
+    for n in range(1, nodes + 1):
+        name = f"wn{n}"
+        range4 = ipaddress.IPv4Network(f"10.20.{n}.64/26")
+        made[name] = Node(name, f"{name}-br", range4, ipaddress.IPv6Network(f"2001:db8:20:{n}::/96"), HERE)
+        ports = MappingProxyType({"up0": PortKind.UPLINK})
+        bridges[f"{name}-br"] = Bridge(f"{name}-br", n, frozenset({Role.WORKER}), ports, (), HERE)
+    network = JobNetwork(
+        ipaddress.IPv4Network("10.20.0.0/16"),
+        ipaddress.IPv4Address("10.20.0.1"),
+        ipaddress.IPv6Network("2001:db8:20::/48"),
+        ipaddress.IPv6Address("2001:db8:20::1"),
+        1500,
+    )
+    return Site("judged", network, (ipaddress.ip_network("192.0.2.0/24"),), made, bridges, ())
+
+
+def _with_gate(before: Site, guards: tuple[str, ...]) -> Site:
+    ports = {"up0": PortKind.UPLINK, "wf0": PortKind.WORKER_FACING, "sf0": PortKind.SERVER_FACING}
+    gate = Bridge("gate-br", 99, frozenset({Role.GATE}), MappingProxyType(ports), guards, HERE)
+    return Site(
+        before.name, before.network, before.infrastructure, before.nodes, {**before.bridges, "gate-br": gate}, ()
+    )
+
+
+@st.composite
+def services(draw: st.DrawFn) -> dict[str, Service]:
+    """Protected services share hosts, but no port of a host; unprotected ones may overlap anything."""
+    found = {}
+    blocks = draw(st.permutations([(1094, 1094), (1095, 1100), (80, 80), (20, 25)]))
+    for n in range(draw(st.sampled_from((3, 1, 2, 4, 0)))):
+        four = draw(st.lists(st.sampled_from(SERVERS4), max_size=2, unique=True))
+        six = draw(st.lists(st.sampled_from(SERVERS6), max_size=2, unique=True))
+        hosts: tuple[Address, ...] = (*four, *six) or (SERVERS4[0],)
+        protocol = draw(st.sampled_from(Protocol))
+        nets: list[Network] = [ipaddress.ip_network(t) for t in ("10.9.0.0/16", "2001:db8:9::/48", "10.0.0.0/8")]
+        protected = draw(st.sampled_from((True, True, True, False)))
+        open_to = tuple(draw(st.lists(st.sampled_from(nets), max_size=2, unique=True))) if protected else ()
+        name = f"service{n}"
+        found[name] = Service(name, hosts, (PortRange(protocol, *blocks[n]),), protected, open_to, HERE)
+    return found
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    offered = draw(services())
+    protected = sorted(n for n, s in offered.items() if s.protected)
+    verdict = st.sampled_from((Verdict.DROP, Verdict.DROP, Verdict.ALLOW))
+    defaults = Defaults(draw(verdict), draw(verdict), draw(verdict), HERE)
+    policy = Policy(
+        draw(st.sampled_from((Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.AUDIT))),
+        offered,
+        {},
+        {},
+        (),
+        (),
+        defaults,
+        "",
+        (),
+        HERE,
+    )
+    guards = tuple(n for n in protected if draw(st.sampled_from((True, True, True, False))))
+    here = _with_gate(site(draw(st.integers(1, 2))), guards)
+    attempts: dict[str, Attempt] = {}
+    identities: dict[Outcome, int] = {}
+    for n in range(1, draw(st.integers(1, 5)) + 1):
+        node = here.nodes[draw(st.sampled_from(sorted(here.nodes)))]
+        ipv4 = node.ipv4[n]
+        mac, ipv6 = lane_addresses(here, node.name, ipv4)
+        sealed = draw(st.sampled_from((False, False, False, False, True)))
+        granted = frozenset() if sealed else frozenset(n for n in protected if draw(st.booleans()))
+        outcome = Outcome(sealed, granted)
+        identities.setdefault(outcome, len(identities) + 1)
+        attempts[f"job{n}"] = Attempt(
+            f"job{n}", n, node.name, node.bridge, f"lj{n}", FIRST_JOB_PORT + n, mac, ipv4, ipv6, 1000 + n,
+            Phase.RUN, outcome,
+        )  # fmt: skip
+    ports = {name: {"up0": UPLINK} for name in here.bridges}
+    ports["gate-br"] = {"up0": UPLINK, "wf0": WORKERS, "sf0": SERVERS}
+    return World(
+        here,
+        policy,
+        ports,
+        {
+            n: (ipaddress.ip_address(f"10.20.{n[2:]}.1"), ipaddress.ip_address(f"2001:db8:20:{n[2:]}::1"))
+            for n in here.nodes
+        },
+        {name: n for n, name in enumerate(sorted(offered), 1)},
+        {name: n for n, name in enumerate(sorted(here.nodes), 1)},
+        identities,
+        attempts,
+    )
+
+
+def own(job: Attempt, version: int) -> Address:
+    if version == 4:
+        return job.ipv4
+    assert job.ipv6 is not None
+    return job.ipv6
+
+
+def everybody(world: World, version: int) -> list[Address]:
+    known: list[Address] = [*SERVERS4, *SERVERS6, *OTHERS]
+    return [a for a in known if a.version == version] + [own(j, version) for j in world.attempts.values()]
+
+
+@dataclass(frozen=True)
+class _Far:
+    """The far end of a packet: an address, what it speaks, and the ports at both ends."""
+
+    address: Address
+    transport: Transport
+    port: int
+    near_port: int
+    ack: bool
+
+
+@st.composite
+def _far_ends(draw: st.DrawFn, world: World, version: int, multicast: bool) -> _Far:
+    """Mostly a service's host, at or just beside one of its ports; sometimes anybody, speaking anything."""
+    ack = draw(st.booleans())
+    near = draw(st.sampled_from((40000, 40000, 40000, 67, 547, 1094)))
+    offered = [(s, h) for s in world.policy.services.values() for h in s.hosts if h.version == version]
+    if offered and draw(st.sampled_from((True, True, True, False))):
+        service, host = draw(st.sampled_from(offered))
+        block = service.ports[0]
+        port = draw(st.sampled_from((block.first, block.last, block.first, block.first - 1, block.last + 1)))
+        transport = Transport(block.protocol.value)
+        return _Far(host, transport, port, near, ack and transport is Transport.TCP)
+    address = draw(st.sampled_from([a for a in everybody(world, version) if multicast or not a.is_multicast]))
+    transport = draw(st.sampled_from((Transport.TCP, Transport.UDP, Transport.ICMP)))
+    if transport is Transport.ICMP:
+        return _Far(address, transport, 0, 0, False)
+    return _Far(address, transport, draw(st.sampled_from(PORTS)), near, ack and transport is Transport.TCP)
+
+
+@st.composite
+def packets(draw: st.DrawFn, world: World) -> Packet:
+    """A packet at a worker bridge: mostly from a job and honest, sometimes forged, sometimes from outside to a job."""
+    version = draw(st.sampled_from((4, 6)))
+    tracked = draw(st.sampled_from((False, False, False, True)))
+    job = world.attempts[draw(st.sampled_from(sorted(world.attempts)))]
+    mine = own(job, version)
+    if draw(st.booleans()):
+        far = draw(_far_ends(world, version, True))
+        honest = draw(st.sampled_from(range(10)))
+        source = draw(st.sampled_from(everybody(world, version))) if honest == 0 else mine
+        mac = job.mac ^ 1 if honest == 1 else job.mac
+        return Packet(job.id, mac, source, far.address, far.transport, far.near_port, far.port, far.ack, tracked)
+    far = draw(_far_ends(world, version, False))
+    return Packet(None, ROUTER_MAC, far.address, mine, far.transport, far.port, far.near_port, far.ack, tracked)
+
+
+@st.composite
+def gate_packets(draw: st.DrawFn, world: World) -> tuple[PortKind, Packet]:
+    """A packet at the gate, and by which kind of port it enters."""
+    version = draw(st.sampled_from((4, 6)))
+    entered = draw(st.sampled_from([PortKind.UPLINK, PortKind.WORKER_FACING, PortKind.SERVER_FACING]))
+    job = world.attempts[draw(st.sampled_from(sorted(world.attempts)))]
+    mac = draw(st.sampled_from((job.mac, job.mac, job.mac, ROUTER_MAC)))
+    there = [a for a in everybody(world, version) if not a.is_multicast]
+    peer = own(job, version) if draw(st.booleans()) else draw(st.sampled_from(there))
+    far = draw(_far_ends(world, version, False))
+    if entered is PortKind.SERVER_FACING:
+        packet = Packet(None, ROUTER_MAC, far.address, peer, far.transport, far.port, far.near_port, far.ack)
+    else:
+        packet = Packet(None, mac, peer, far.address, far.transport, far.near_port, far.port, far.ack)
+    return entered, packet
+
+
+def frame(packet: Packet, in_port: int) -> dict[str, int]:
+    """The fields of a packet's frame, addressed to the router (or to its multicast group)."""
+    four = packet.source.version == 4
+    fields = {
+        "in_port": in_port,
+        "dl_src": packet.mac,
+        "dl_dst": 0x01005E000005 if packet.destination.is_multicast else ROUTER_MAC,
+        "dl_type": EtherType.IPV4 if four else EtherType.IPV6,
+        ("nw_src" if four else "ipv6_src"): int(packet.source),
+        ("nw_dst" if four else "ipv6_dst"): int(packet.destination),
+        "nw_frag": 0,
+    }
+    match packet.transport:
+        case Transport.TCP:
+            fields |= {"nw_proto": IpProto.TCP, "tcp_src": packet.source_port, "tcp_dst": packet.destination_port}
+            fields["tcp_flags"] = 0x010 if packet.ack else 0x002
+        case Transport.UDP:
+            fields |= {"nw_proto": IpProto.UDP, "udp_src": packet.source_port, "udp_dst": packet.destination_port}
+        case _ if four:
+            fields |= {"nw_proto": IpProto.ICMP, "icmp_type": 8}
+        case _:
+            fields |= {"nw_proto": IpProto.ICMPV6, "icmpv6_type": 128}
+    return fields
