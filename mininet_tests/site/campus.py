@@ -445,12 +445,17 @@ class Site:
         while (left := processes_in(self.namespaces)) and time.monotonic() < deadline:
             time.sleep(0.1)
         checks = [Check("no process is left in a namespace of the site", tuple(f"{p}: {c}" for p, c in left.items()))]
-        found = differences(self.before, Snapshot.take())
+        now = Snapshot.take()
+        found = differences(self.before, now)
         checks.append(
             Check(
                 "links, addresses, routes, nftables, mounts, accounts, namespaces, sysctls as before",
                 tuple(str(difference) for difference in found if difference.leak),
-                tuple(f"changed meanwhile, not by this site: {d}" for d in found if not d.leak),
+                (
+                    "before: " + self.before.counts(),
+                    "after:  " + now.counts(),
+                    *(f"changed meanwhile, not by this site: {d}" for d in found if not d.leak),
+                ),
             )
         )
         return checks

@@ -45,6 +45,10 @@ class Snapshot:
             }
         )
 
+    def counts(self) -> str:
+        """How much there is of each kind, in one line for people."""
+        return ", ".join(f"{kind} {len(lines)}" for kind, lines in self.kinds.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
