@@ -183,6 +183,22 @@ def test_a_number_stays_in_quarantine_until_the_controller_confirmed(rig: Rig) -
     rig.settle()
 
 
+def test_a_burst_larger_than_the_pool(rig: Rig) -> None:
+    """Twelve at once from a pool of two: each gets a network of its own, and few questions to the startd serve them."""
+    starters = [rig.starter() for _ in range(12)]
+    pids = [s.spawn("lark-hook-prepare", exe=f"{LIBEXEC}/lark-hook-prepare") for s in starters]
+    for starter, pid in zip(starters, pids, strict=True):
+        said = starter.wait(pid)
+        assert said is not None
+        assert "HookStatusCode" not in said.out, said.text
+    specs = [rig.attempt_of(starter) for starter in starters]
+    assert len({spec["ipv4"] for spec in specs}) == 12
+    for starter in starters:
+        starter.kill()
+    for spec in specs:
+        rig.gone(spec["port"]["name"], lane_number(spec), timeout=5)
+
+
 def test_agent_killed_and_restarted_leaves_running_jobs_alone(rig: Rig) -> None:
     running, ending = rig.starter(), rig.starter()
     for starter in (running, ending):

@@ -166,8 +166,6 @@ def _listener_inside(namespace: str, endpoint: Endpoint) -> socket.socket:
 
 def _listen(endpoint: Endpoint) -> socket.socket:
     address = ipaddress.ip_address(endpoint.address)
-    if not address.is_loopback:
-        netlink.add_loopback_address(endpoint.address)
     listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         if address.version == 6:

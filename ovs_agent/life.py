@@ -53,6 +53,8 @@ def step(state: State | None, request: Request, job_exited: bool) -> Step:
         return Step("this attempt has not begun: is the prepare hook configured on this node?")
     if state is State.REGISTERING:
         return Step("this attempt's network is not ready yet")
+    if state is State.FAILED and request is Request.STAGE_OUT:
+        return Step()  # HTCondor runs the exit hook of a job that was held, too: there is nothing to do
     if state is State.FAILED:
         return Step("this attempt was refused a network when it began")
     if state is State.CLOSING:

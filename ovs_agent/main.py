@@ -68,6 +68,7 @@ class Agent:
         self._server = Server(config.socket, self._programs, self._attempts.handle, self._readiness)
         self._lease = 60
         self._addresses: list[str] = []
+        self._wanted: list[str] = []
         self._lock = -1
 
     def _readiness(self) -> Reply:
@@ -88,7 +89,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._check_attributes(None, again=True)))
+        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._check_attributes(again=True)))
         tasks: set[asyncio.Task[None]] = set()
 
         def keep(work: Coroutine[Any, Any, None]) -> None:
@@ -221,15 +222,19 @@ class Agent:
         await self._adopt(grant)
         await asyncio.to_thread(self._ledger.save_grant, grant)
         log.info("registered: node=%s controller=%s lease=%d s", grant.node, self._controller.url, grant.lease)
-        await self._check_attributes(grant.attributes)
+        self._wanted = grant.attributes
+        await self._check_attributes()
 
-    async def _check_attributes(self, wanted: list[str] | None, *, again: bool = False) -> None:
+    async def _check_attributes(self, *, again: bool = False) -> None:
+        """Say which attributes the policy reads in vain. `again`: HTCondor's configuration is read anew first."""
         try:
             have = {name.lower() for name in await self._startd.attributes(again=again)}
         except AgentError as e:
             log.error("HTCondor's configuration cannot be read: %s", e)
             return
-        missing = sorted(name for name in wanted or [] if name.lower() not in have)
+        if again:
+            log.info("HTCondor's configuration was read again: STARTD_JOB_ATTRS has %d names", len(have))
+        missing = sorted(name for name in self._wanted if name.lower() not in have)
         if missing:
             log.error(
                 "the policy reads job attributes that STARTD_JOB_ATTRS of this node does not list, so they are always "

@@ -329,22 +329,6 @@ def device_mac(name: str) -> str | None:
         return str(ip.get_links(index[0])[0].get_attr("IFLA_ADDRESS")) if index else None
 
 
-def add_loopback_address(address: str) -> None:
-    """Give the calling thread's namespace an address on lo (for a relay); not an error when it is there."""
-    with IPRoute() as ip:
-        try:
-            ip.addr(
-                "add",
-                index=ip.link_lookup(ifname="lo")[0],
-                address=address,
-                prefixlen=128 if ":" in address else 32,
-                flags=IFA_F_NODAD if ":" in address else 0,
-            )
-        except NetlinkError as e:
-            if e.code != errno.EEXIST:
-                raise
-
-
 def host_addresses() -> list[str]:
     """Every address of the host itself but loopback, for the controller, which protects them from jobs."""
     found: set[str] = set()

@@ -25,7 +25,8 @@ def test_the_ordinary_life() -> None:
     [
         *((state, Request.BEGIN, False) for state in State),
         *((None, request, True) for request in Request if request is not Request.BEGIN),
-        *((s, r, True) for s in (State.REGISTERING, State.FAILED, State.CLOSING) for r in Request),
+        *((s, r, True) for s in (State.REGISTERING, State.CLOSING) for r in Request),
+        *((State.FAILED, r, True) for r in Request if r is not Request.STAGE_OUT),
         (State.STAGE_IN, Request.STAGE_OUT, False),
         (State.RUN, Request.STAGE_OUT, False),
         (State.STAGE_OUT, Request.ENTER_JOB, True),
