@@ -58,7 +58,10 @@ class Ledger:
             os.chmod(state_dir, 0o700)
         except OSError as e:
             raise LedgerError(f"cannot be made: {e.strerror}", str(self._dir)) from None
-        for left in [*self._dir.glob(".*.new"), *state_dir.glob(".*.new")]:  # of a writer that was killed
+
+    def tidy(self) -> None:
+        """Remove what a killed writer left. Only for the agent itself: `status` may look while the agent writes."""
+        for left in [*self._dir.glob(".*.new"), *self._grant.parent.glob(".*.new")]:
             left.unlink(missing_ok=True)
 
     def save(self, record: Record) -> None:
@@ -75,6 +78,8 @@ class Ledger:
         for path in sorted(self._dir.glob("*.json")):
             try:
                 record = Record.model_validate(json.loads(path.read_bytes()))
+            except FileNotFoundError:
+                continue  # forgotten while we looked
             except (OSError, ValueError, ValidationError) as e:
                 raise LedgerError(
                     f"cannot be understood ({str(e).splitlines()[0]}). If no job of this node is running, run "

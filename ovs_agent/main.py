@@ -85,6 +85,7 @@ class Agent:
         if problems:
             raise AgentError("cannot tell who is calling:\n  " + "\n  ".join(problems))
         self._take_lock()
+        self._ledger.tidy()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -61,7 +61,10 @@ def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path: Path) -> Non
     left = tmp_path / "attempts" / ".x.json.77.new"
     left.write_text('{"id": ')
     assert Ledger(tmp_path).load() == [record()]
+    assert left.exists(), "whoever only looks must not disturb a writer"
+    ledger.tidy()
     assert not left.exists()
+    assert ledger.load() == [record()]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', "null"])
