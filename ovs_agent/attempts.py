@@ -84,6 +84,8 @@ class Attempt:
     """The controller may know this attempt: it must be DELETEd."""
     beginning: asyncio.Task[Reply] | None = None
     ending: bool = False
+    tearing: bool = False
+    """What it had is being taken down already."""
 
     @property
     def id(self) -> str:
@@ -397,7 +399,7 @@ class Attempts:
         if attempt.beginning is not None and not attempt.record.lane:
             await asyncio.wait([attempt.beginning])  # it has nothing yet, and sees that it should stop
         record = attempt.record
-        if record.state is State.FAILED:  # what it had is being taken down already, or is gone
+        if attempt.tearing:  # a beginning that failed
             if not attempt.told:
                 self._forget(attempt)
             return
@@ -418,6 +420,7 @@ class Attempts:
     async def _tear_down(self, attempt: Attempt, record: Record) -> None:
         """Everything goes at once; the number comes back when the controller has confirmed."""
         began = time.monotonic()
+        attempt.tearing = True
         closing = record.model_copy(update={"state": State.CLOSING})
         await asyncio.to_thread(self._ledger.save, closing)
         await attempt.relays.close()
@@ -439,7 +442,11 @@ class Attempts:
             *(",".join(map(str, killed)) or "none", (time.monotonic() - began) * 1000),
         )
         async with attempt.lock:
-            pass  # what is on its way to the controller, or to the disk, arrives before the deletion does
+            # What was on its way to the controller, or to the disk, has arrived: the deletion cannot be overtaken. And
+            # what was still being made (a sealed namespace, a relay) when the starter ended goes now.
+            await attempt.relays.close()
+            names = attempt.record.namespaces
+            await netlink.in_thread(functools.partial(netlink.demolish, None, names))
         await self._delete(attempt.id)
         attempt.told = False
         await asyncio.to_thread(self._ledger.forget, attempt.id)
