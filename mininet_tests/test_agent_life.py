@@ -244,6 +244,18 @@ def test_agent_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, milli
     wait_until("only warm lanes are left", lambda: len(rig.namespaces()) == len(rig.job_ports()) == 2, 5)
 
 
+@pytest.mark.parametrize("milliseconds", [5, 15, 25, 35, 60])
+def test_starter_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, milliseconds: int) -> None:
+    rig.behave(sealed=True)  # the longest way: one more namespace is made after the controller's answer
+    starter = rig.starter()
+    starter.spawn("lark-hook-prepare", exe=f"{LIBEXEC}/lark-hook-prepare")
+    time.sleep(milliseconds / 1000)
+    starter.kill()
+    rig.settle()
+    wait_until("only warm lanes are left", lambda: len(rig.namespaces()) == len(rig.job_ports()) == 2, 5)
+    rig.wait_for_pool()
+
+
 def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: Starter) -> None:
     starter.begin()
     job = starter.job("/bin/sleep", "60")
