@@ -6,6 +6,7 @@ Invariant: everything lives on one simulated machine, which goes with the test p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -173,8 +174,9 @@ class Rig:
 
     def destroy(self) -> None:
         if self.startd is not None and self.startd.stdin is not None and self.startd.stdout is not None:
-            self.startd.stdin.close()
-            self.startd.stdout.close()
+            for stream in (self.startd.stdin, self.startd.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         self.machine.stop()
         if self.startd is not None:
             self.startd.wait(5)
