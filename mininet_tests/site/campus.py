@@ -89,6 +89,8 @@ class Site:
     engine: str = "os-ken"
     condor: str = "23"
     label: str = "lark-demo"
+    policy: str | None = None
+    """Text of another policy than the demo's."""
     say: Callable[[str], None] = lambda text: None
     root: Path = Path()
     machines: dict[str, Machine] = field(default_factory=dict)
@@ -264,7 +266,7 @@ class Site:
         self.say(f"lark-controller on {self.engine}")
         controller = Controller(self.machines["ctl"], self.engine)
         self._controller = controller
-        controller.write(SITE.read_text(encoding="utf-8"), POLICY.read_text(encoding="utf-8"))
+        controller.write(SITE.read_text(encoding="utf-8"), self.policy or POLICY.read_text(encoding="utf-8"))
         viewer = controller.home / "viewer.token"
         viewer.touch(mode=0o600)
         viewer.write_text(controller.token("viewer") + "\n", encoding="utf-8")
