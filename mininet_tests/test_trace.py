@@ -17,13 +17,14 @@ import pytest
 from mininet_tests.site.dummy import DummySwitch
 from policies.model import Address, Attempt, Defaults, Mode, PortKind, Verdict, World
 from policies.semantics import Packet, Transport, judge, judge_at_gate
+from ryu_apps.openflow import explain
 from ryu_apps.openflow.compiler import desired_flows
+from ryu_apps.openflow.fields import show
 from tests.worlds import PORTS, demo_policy, world
 
 PHYSICS: dict[str, object] = {"LarkGroup": "physics"}
 SEALED: dict[str, object] = {"LarkNetwork": "none"}
 TABLE_0 = "table=0,priority=0,actions=goto_table:1\n"
-PROTOCOL_NUMBER = {Transport.TCP: 6, Transport.UDP: 17}
 ROUTER_MAC = 0x020000000001
 
 
@@ -66,21 +67,10 @@ def mac(value: int) -> str:
 
 
 def frame(packet: Packet, in_port: int, destination_mac: int = ROUTER_MAC) -> str:
-    four = packet.source.version == 4
-    parts = [f"in_port={in_port}", f"dl_src={mac(packet.mac)}", f"dl_dst={mac(destination_mac)}"]
-    parts.append(f"dl_type={'0x0800' if four else '0x86dd'}")
-    parts.append(f"{'nw' if four else 'ipv6'}_src={packet.source}")
-    parts.append(f"{'nw' if four else 'ipv6'}_dst={packet.destination}")
-    parts.append("nw_ttl=64")
-    if packet.transport is Transport.ICMP:
-        parts.append(f"nw_proto={1 if four else 58},{'icmp' if four else 'icmpv6'}_type={8 if four else 128}")
-    else:
-        name = packet.transport.value
-        parts.append(f"nw_proto={PROTOCOL_NUMBER[packet.transport]}")
-        parts.append(f"{name}_src={packet.source_port},{name}_dst={packet.destination_port}")
-        if packet.transport is Transport.TCP:
-            parts.append(f"tcp_flags={'0x010' if packet.ack else '0x002'}")
-    return ",".join(parts)
+    """The packet's frame in ovs-ofctl syntax, from the same fields that the simulated switch is given."""
+    named = explain.frame(packet, in_port, destination_mac)
+    shown = {name: hex(value) if name == "tcp_flags" else show(name, value, None) for name, value in named.items()}
+    return ",".join(f"{name}={text}" for name, text in shown.items()) + ",nw_ttl=64"
 
 
 def address_of(job: Attempt, family: int) -> Address:

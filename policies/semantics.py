@@ -52,14 +52,37 @@ class Packet:
     tracked: bool = False
 
 
+class Step(enum.Enum):
+    """The steps of docs/policy.md, "Meaning, in order". The value is what is asked."""
+
+    OWN = "does the frame carry the job's own MAC and addresses?"
+    SEAL = "is the job sealed?"
+    UNICAST = "is it for one host?"
+    BETWEEN_JOBS = "is it between jobs?"
+    SERVICE = "is it for a protected service?"
+    NODE = "is it for a node's own address, or infrastructure?"
+    EGRESS = "is egress allowed?"
+    REPLY = "is it a reply to allowed traffic?"
+    INGRESS = "is ingress allowed?"
+    GATE = "does a gate let it pass?"
+
+
+OUTWARD = (Step.SEAL, Step.OWN, Step.UNICAST, Step.BETWEEN_JOBS, Step.SERVICE, Step.NODE, Step.EGRESS)
+INWARD = (Step.OWN, Step.SEAL, Step.BETWEEN_JOBS, Step.REPLY, Step.INGRESS)
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict in force. `reason` is set whenever the policy says drop, also where audit mode lets the packet on."""
+    """The verdict in force. `reason` is set whenever the policy says drop, also where audit mode lets the packet on.
+
+    `step`: which question decided; all before it (in `OUTWARD` or `INWARD`) were answered and did not decide.
+    """
 
     verdict: Verdict
     reason: Reason | None
     place: Place | None
     text: str
+    step: Step
 
 
 def judge(world: World, packet: Packet) -> Judgement:
@@ -68,7 +91,7 @@ def judge(world: World, packet: Packet) -> Judgement:
         return _in_force(world, _from_job(world, world.attempts[packet.sender], packet))
     receiver = next((a for a in world.attempts.values() if packet.destination in (a.ipv4, a.ipv6)), None)
     if receiver is None:
-        return Judgement(Verdict.DROP, None, None, "no job has this address")
+        return Judgement(Verdict.DROP, None, None, "no job has this address", Step.OWN)
     return _in_force(world, _to_job(world, receiver, packet))
 
 
@@ -80,15 +103,15 @@ def judge_at_gate(world: World, bridge: Bridge, packet: Packet, entered: PortKin
     if entered is PortKind.SERVER_FACING:
         service = _service_at(world, bridge, packet.source, packet.transport, packet.source_port)
         if service is None:
-            return _allow("not an answer of a guarded service")
+            return _allow(Step.GATE, "not an answer of a guarded service")
         if packet.transport is Transport.TCP and not packet.ack:
-            return Judgement(Verdict.DROP, Reason.NO_GRANT, service.place, "a service answers, it does not call")
+            return _drop(Step.GATE, Reason.NO_GRANT, "a service answers, it does not call", service.place)
         return _gate_verdict(world, service, packet.destination, _holder(world, bridge, packet.destination, None))
     if _in_job_range(world, packet.source) and entered is not PortKind.WORKER_FACING:
-        return Judgement(Verdict.DROP, Reason.SPOOFED, None, "a job's address from a port that faces no workers")
+        return _drop(Step.OWN, Reason.SPOOFED, "a job's address from a port that faces no workers")
     service = _service_at(world, bridge, packet.destination, packet.transport, packet.destination_port)
     if service is None:
-        return _allow("not for a guarded service")
+        return _allow(Step.GATE, "not for a guarded service")
     return _gate_verdict(world, service, packet.source, _holder(world, bridge, packet.source, packet.mac))
 
 
@@ -99,75 +122,78 @@ def _in_force(world: World, judged: Judgement) -> Judgement:
         and judged.reason is not None
         and judged.reason not in NEVER_OPENED_BY_AUDIT
     ):
-        return Judgement(Verdict.ALLOW, judged.reason, judged.place, f"audit: would be dropped: {judged.text}")
+        text = f"audit: would be dropped: {judged.text}"
+        return Judgement(Verdict.ALLOW, judged.reason, judged.place, text, judged.step)
     return judged
 
 
-def _allow(text: str, place: Place | None = None) -> Judgement:
-    return Judgement(Verdict.ALLOW, None, place, text)
+def _allow(step: Step, text: str, place: Place | None = None) -> Judgement:
+    return Judgement(Verdict.ALLOW, None, place, text, step)
 
 
-def _drop(reason: Reason, text: str, place: Place | None = None) -> Judgement:
-    return Judgement(Verdict.DROP, reason, place, text)
+def _drop(step: Step, reason: Reason, text: str, place: Place | None = None) -> Judgement:
+    return Judgement(Verdict.DROP, reason, place, text, step)
 
 
 def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
     policy = world.policy
     if job.outcome.sealed:
-        return _drop(Reason.SEALED, "the job is sealed")
+        return _drop(Step.SEAL, Reason.SEALED, "the job is sealed")
     if packet.mac != job.mac or packet.source not in (job.ipv4, job.ipv6):
-        return _drop(Reason.SPOOFED, "not the job's own MAC and address")
+        return _drop(Step.OWN, Reason.SPOOFED, "not the job's own MAC and address")
     if _is_dhcp_server(packet):
-        return _drop(Reason.SPOOFED, "a job is no DHCP server")
+        return _drop(Step.OWN, Reason.SPOOFED, "a job is no DHCP server")
     if not _unicast(world, packet.destination):
-        return _drop(Reason.MULTICAST, "multicast, broadcast or no address of a host")
+        return _drop(Step.UNICAST, Reason.MULTICAST, "multicast, broadcast or no address of a host")
     if _in_job_range(world, packet.destination):
         place = policy.defaults.place
         if policy.defaults.between_jobs is Verdict.ALLOW:
-            return _allow("jobs may talk to each other", place)
-        return _drop(Reason.BETWEEN_JOBS, "jobs may not talk to each other", place)
+            return _allow(Step.BETWEEN_JOBS, "jobs may talk to each other", place)
+        return _drop(Step.BETWEEN_JOBS, Reason.BETWEEN_JOBS, "jobs may not talk to each other", place)
     service = _protecting(world, packet.destination, packet.transport, packet.destination_port)
     if service is not None:
         if service.name in job.outcome.services:
-            return _allow(f"granted service {service.name}", service.place)
-        return _drop(Reason.NO_GRANT, f"no grant of this job covers service {service.name}", service.place)
+            return _allow(Step.SERVICE, f"granted service {service.name}", service.place)
+        return _drop(
+            Step.SERVICE, Reason.NO_GRANT, f"no grant of this job covers service {service.name}", service.place
+        )
     if _is_node(world, packet.destination):
-        return _drop(Reason.NODE, "a node's own address, or infrastructure")
+        return _drop(Step.NODE, Reason.NODE, "a node's own address, or infrastructure")
     if policy.defaults.egress is Verdict.ALLOW:
-        return _allow("egress is allowed", policy.defaults.place)
+        return _allow(Step.EGRESS, "egress is allowed", policy.defaults.place)
     if packet.tracked and policy.defaults.ingress is Verdict.ALLOW:
-        return _allow("reply to an allowed connection")
-    return _drop(Reason.EGRESS, "egress is denied", policy.defaults.place)
+        return _allow(Step.EGRESS, "reply to an allowed connection")
+    return _drop(Step.EGRESS, Reason.EGRESS, "egress is denied", policy.defaults.place)
 
 
 def _to_job(world: World, job: Attempt, packet: Packet) -> Judgement:
     policy = world.policy
     node = world.site.nodes[job.node]
     if packet.source in node.ipv4 or (node.ipv6 is not None and packet.source in _derived(node.ipv6)):
-        return Judgement(Verdict.DROP, None, node.place, "from outside, with an address of this node's jobs")
+        return Judgement(Verdict.DROP, None, node.place, "from outside, with an address of this node's jobs", Step.OWN)
     if job.outcome.sealed:
-        return Judgement(Verdict.DROP, None, None, "the job is sealed")
+        return Judgement(Verdict.DROP, None, None, "the job is sealed", Step.SEAL)
     if _in_job_range(world, packet.source):
         if policy.defaults.between_jobs is Verdict.ALLOW:
-            return _allow("jobs may talk to each other", policy.defaults.place)
-        return _drop(Reason.BETWEEN_JOBS, "jobs may not talk to each other", policy.defaults.place)
+            return _allow(Step.BETWEEN_JOBS, "jobs may talk to each other", policy.defaults.place)
+        return _drop(Step.BETWEEN_JOBS, Reason.BETWEEN_JOBS, "jobs may not talk to each other", policy.defaults.place)
     if packet.transport is Transport.TCP and packet.ack:
         service = _protecting(world, packet.source, packet.transport, packet.source_port)
         if service is not None and service.name in job.outcome.services:
-            return _allow(f"answer of granted service {service.name}", service.place)
+            return _allow(Step.REPLY, f"answer of granted service {service.name}", service.place)
     if packet.tracked:
-        return _allow("reply to a connection the job began")
+        return _allow(Step.REPLY, "reply to a connection the job began")
     if policy.defaults.ingress is Verdict.ALLOW:
-        return _allow("ingress is allowed", policy.defaults.place)
-    return _drop(Reason.INGRESS, "not a reply, and ingress is denied", policy.defaults.place)
+        return _allow(Step.INGRESS, "ingress is allowed", policy.defaults.place)
+    return _drop(Step.INGRESS, Reason.INGRESS, "not a reply, and ingress is denied", policy.defaults.place)
 
 
 def _gate_verdict(world: World, service: Service, peer: Address, job: Attempt | None) -> Judgement:
     if job is not None and service.name in job.outcome.services:
-        return _allow(f"granted service {service.name}", service.place)
+        return _allow(Step.GATE, f"granted service {service.name}", service.place)
     if not _in_job_range(world, peer) and any(peer in net for net in service.open_to):
-        return _allow(f"service {service.name} is open to this network", service.place)
-    refused = _drop(Reason.NO_GRANT, f"nothing opens service {service.name} to {peer}", service.place)
+        return _allow(Step.GATE, f"service {service.name} is open to this network", service.place)
+    refused = _drop(Step.GATE, Reason.NO_GRANT, f"nothing opens service {service.name} to {peer}", service.place)
     return _in_force(world, refused)
 
 

@@ -36,7 +36,6 @@ from policies.model import (
 from policies.semantics import Packet, Transport
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
-from ryu_apps.openflow.fields import EtherType, IpProto
 
 HERE = Place("world", 1)
 ROUTER_MAC = 0x020000000001
@@ -223,26 +222,6 @@ def gate_packets(draw: st.DrawFn, world: World) -> tuple[PortKind, Packet]:
     return entered, packet
 
 
-def frame(packet: Packet, in_port: int) -> dict[str, int]:
-    """The fields of a packet's frame, addressed to the router (or to its multicast group)."""
-    four = packet.source.version == 4
-    fields = {
-        "in_port": in_port,
-        "dl_src": packet.mac,
-        "dl_dst": 0x01005E000005 if packet.destination.is_multicast else ROUTER_MAC,
-        "dl_type": EtherType.IPV4 if four else EtherType.IPV6,
-        ("nw_src" if four else "ipv6_src"): int(packet.source),
-        ("nw_dst" if four else "ipv6_dst"): int(packet.destination),
-        "nw_frag": 0,
-    }
-    match packet.transport:
-        case Transport.TCP:
-            fields |= {"nw_proto": IpProto.TCP, "tcp_src": packet.source_port, "tcp_dst": packet.destination_port}
-            fields["tcp_flags"] = 0x010 if packet.ack else 0x002
-        case Transport.UDP:
-            fields |= {"nw_proto": IpProto.UDP, "udp_src": packet.source_port, "udp_dst": packet.destination_port}
-        case _ if four:
-            fields |= {"nw_proto": IpProto.ICMP, "icmp_type": 8}
-        case _:
-            fields |= {"nw_proto": IpProto.ICMPV6, "icmpv6_type": 128}
-    return fields
+def destination_mac(packet: Packet) -> int:
+    """The router's MAC, or a multicast group's for a multicast address."""
+    return 0x01005E000005 if packet.destination.is_multicast else ROUTER_MAC

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from policies.model import PortKind, Verdict, World
 from policies.semantics import Packet, judge, judge_at_gate
 from ryu_apps.openflow.compiler import desired_flows
+from ryu_apps.openflow.explain import frame
 from ryu_apps.openflow.fields import CtState
 from ryu_apps.openflow.simulate import SimulatedSwitch, Special
 from ryu_apps.openflow.text import flow_text
-from tests.judges import SERVERS, UPLINK, WORKERS, frame, gate_packets, packets, worlds
+from tests.judges import SERVERS, UPLINK, WORKERS, destination_mac, gate_packets, packets, worlds
 
 PACKETS_A_WORLD = 25
 WORLDS = int(os.environ.get("LARK_JUDGED_WORLDS", "60"))
@@ -59,7 +60,7 @@ def test_compiled_worker_flows_do_what_the_policy_means(data: st.DataObject) -> 
         bridge = bridge_of(world, packet)
         switch = SimulatedSwitch(flows[bridge], lambda zone, known=known: known)
         in_port = UPLINK if packet.sender is None else world.attempts[packet.sender].ofport
-        result = switch.send(frame(packet, in_port))
+        result = switch.send(frame(packet, in_port, destination_mac(packet)))
         note("\n".join(flow_text(f) for f in result.trail))
         note(str(judge(world, packet)))
         assert result.outputs == expected(world, packet)
@@ -75,7 +76,7 @@ def test_compiled_gate_flows_do_what_the_policy_means(data: st.DataObject) -> No
     for _ in range(PACKETS_A_WORLD):
         entered, packet = data.draw(gate_packets(world))
         judged = judge_at_gate(world, gate, packet, entered)
-        result = switch.send(frame(packet, numbers[entered]))
+        result = switch.send(frame(packet, numbers[entered], destination_mac(packet)))
         note("\n".join(flow_text(f) for f in result.trail))
         note(str(judged))
         assert result.outputs == ({Special.NORMAL} if judged.verdict is Verdict.ALLOW else set())
