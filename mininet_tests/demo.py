@@ -159,7 +159,9 @@ def main(engine: str, condor: str, slugs: tuple[str, ...], keep: bool, clean: bo
         removed = campus.sweep(LABEL, kept=True)
         print("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
         return
-    signal.signal(signal.SIGTERM, _interrupted)
+    # Also SIGINT: started in the background by a script, Python would find it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     printer = Printer(Console(highlight=False))
     site = Site(engine=engine, condor=condor, label=LABEL, say=printer.step)
     try:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mininet_tests.demo import LABEL
-from mininet_tests.site.campus import sweep
+from mininet_tests.site.campus import MACHINES, sweep
 from mininet_tests.site.lark import REPOSITORY
 from mininet_tests.site.leaks import processes_in
 from mininet_tests.site.namespaces import wait_until
@@ -27,20 +29,26 @@ def sites() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob(f"{LABEL}-*"))
 
 
-def started() -> tuple[subprocess.Popen[str], Path, list[str]]:
-    """A demo whose machines run: its process, its run directory, its namespaces."""
+@contextmanager
+def started(until: str) -> Iterator[tuple[subprocess.Popen[str], Path, list[str]]]:
+    """A demo that has printed a line with `until`: its process, its run directory, its namespaces."""
     before = sites()
     demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if "file server" in line:
-            break
-    (root,) = sites() - before
-    machines = json.loads((root / "site.json").read_text(encoding="utf-8"))["machines"]
-    held = [os.readlink(f"/proc/{pid}/ns/net") for pid, _ in machines.values()]
-    assert len(held) == 5
-    assert processes_in(held)
-    return demo, root, held
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if until in line:
+                break
+        (root,) = sites() - before
+        machines = json.loads((root / "site.json").read_text(encoding="utf-8"))["machines"]
+        held = [os.readlink(f"/proc/{pid}/ns/net") for pid, _ in machines.values()]
+        assert len(held) == len(MACHINES)
+        assert processes_in(held)
+        yield demo, root, held
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+        demo.communicate(timeout=30)
 
 
 def test_dry_run_tells_every_chapter_and_makes_nothing() -> None:
@@ -51,20 +59,21 @@ def test_dry_run_tells_every_chapter_and_makes_nothing() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_it_leaves_nothing(number: signal.Signals) -> None:
-    demo, root, held = started()
-    demo.send_signal(number)
-    demo.communicate(timeout=30)
-    assert demo.returncode == 130
-    assert not root.exists()
-    wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+@pytest.mark.parametrize("until", ["file server", "1. A job"], ids=["building", "telling"])
+def test_interrupted_it_leaves_nothing(number: signal.Signals, until: str) -> None:
+    with started(until) as (demo, root, held):
+        demo.send_signal(number)
+        demo.communicate(timeout=60)
+        assert demo.returncode == 130
+        assert not root.exists()
+        wait_until("the machines' processes end", lambda: not processes_in(held), 10)
 
 
 def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files() -> None:
-    demo, root, held = started()
-    demo.kill()
-    demo.communicate(timeout=30)
-    wait_until("the machines' processes end", lambda: not processes_in(held), 10)
-    assert root.exists()
-    assert str(root) in sweep(LABEL)
-    assert not root.exists()
+    with started("file server") as (demo, root, held):
+        demo.kill()
+        demo.communicate(timeout=30)
+        wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+        assert root.exists()
+        assert str(root) in sweep(LABEL)
+        assert not root.exists()

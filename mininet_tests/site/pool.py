@@ -315,6 +315,8 @@ ENABLE_KERNEL_TUNING = False
 BASE_CGROUP =
 CGROUP_MEMORY_LIMIT_POLICY = none
 PREEN =
+# The startd would try Java, which leaves a directory in /tmp.
+JAVA =
 # One large machine, however small the one that carries it: several jobs of the story run side by side.
 NUM_CPUS = 8
 MEMORY = 4096

@@ -39,6 +39,8 @@ class XrootdServer:
         )
         _give_to(home, "xrootd")
         argv = ["xrootd", "-c", str(config), "-l", str(home / "xrootd.log"), "-n", "demo", "-R", "xrootd"]
+        # Beside the pid file it keeps a second file; without this option that one would lie in /tmp.
+        argv += ["-s", str(home / "xrootd.pid")]
         self.daemon = self.machine.spawn("xrootd", argv)
         wait_until("xrootd listens", lambda: f":{PORT}" in self.machine.need("ss", "-Hltn"), 15)
 
