@@ -22,7 +22,8 @@ from mininet_tests.site.lark import ENVIRONMENT, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, wait_until
 from mininet_tests.site.openvswitch import OpenVSwitch
 
-FAKES = str(Path(__file__).with_name("agent_fakes.py"))
+FAKES = "/run/condor/agent_fakes.py"
+"""A copy inside the machine: other users read it, and a checkout may lie in a home that only root may enter."""
 LIBEXEC = "/run/lark/libexec"
 SBIN = "/run/condor/sbin"
 STARTD_ADDRESS = "<127.0.0.1:9618?addrs=127.0.0.1-9618&noUDP&sock=startd_7_ab12>"
@@ -139,6 +140,7 @@ class Rig:
         machine.need("mkdir", "-p", SBIN, LIBEXEC)
         for name in ("condor_startd", "condor_starter"):
             machine.need("cp", str(Path("/usr/bin/python3").resolve()), f"{SBIN}/{name}")
+        machine.need("install", "--mode=644", str(Path(__file__).with_name("agent_fakes.py")), FAKES)
         words = python_command("condor_bridge.native_install", "--libexec", LIBEXEC, "--socket", "/run/lark/agent.sock")
         machine.run(words, env=ENVIRONMENT, timeout=60).need()
         machine.need("mkdir", "-p", f"{LIBEXEC}/plugins")
