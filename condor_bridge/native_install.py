@@ -5,8 +5,12 @@ What it leaves in LIBEXEC (docs/interfaces.md section 3), all root-owned and wri
     lark-job            0755, file capability cap_sys_admin+ep     lark-job-wrapper, lark-plugin -> it
     lark-hook           0755, the same program without capability  lark-hook-prepare, lark-hook-exit, lark-ping -> it
     lark-socket         one line: the agent's socket
+    lark-attach         one word: how jobs get into their networks (capability, userns, starter)
     plugins/NAME        -> ../lark-job: the wrapped file-transfer plugin
     plugins/NAME.real   one line: the path of the real plugin
+
+`--attach userns` and `starter` are for machines on which file capabilities cannot be used: then neither program has
+one, and both are linked statically, because a loader would obey the LD_PRELOAD of the job's owner.
 
 Invariants: `lark-job` is never visible without its capability (it gets it under another name and is then renamed); an
 installed file is replaced only when it differs; a place where others could exchange the helper, or where its
@@ -16,6 +20,7 @@ capability works.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
@@ -33,6 +38,7 @@ DEFAULT_LIBEXEC = Path("/usr/libexec/lark")
 DEFAULT_SOCKET = "/run/lark/agent.sock"
 CAPABILITY = "cap_sys_admin=ep"
 JOB_NAMES = ("lark-job-wrapper", "lark-plugin")
+ATTACH = ("capability", "userns", "starter")
 HOOK_NAMES = ("lark-hook-prepare", "lark-hook-exit", "lark-ping")
 FLAGS = (
     "-std=c11",
@@ -44,7 +50,6 @@ FLAGS = (
     "-D_FORTIFY_SOURCE=2",
     "-fstack-protector-strong",
     "-fPIE",
-    "-pie",
     "-Wl,-z,relro,-z,now,-z,noexecstack",
 )
 
@@ -53,20 +58,28 @@ class InstallError(Exception):
     """The helper cannot be installed; the text says why and how to mend it."""
 
 
-def build(output: Path, defines: Mapping[str, str] | None = None, source: Path = SOURCE) -> None:
+def build(
+    output: Path, defines: Mapping[str, str] | None = None, source: Path = SOURCE, *, static: bool = False
+) -> None:
     """Compile the helper. `defines` is for the tests' shortened time-outs; an installation has none."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise InstallError(
             "no C compiler: install gcc and the C library's headers (Debian: gcc libc6-dev; EL: gcc glibc-devel)"
         )
-    words = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in (defines or {}).items())]
+    words = [
+        compiler,
+        *FLAGS,
+        "-static-pie" if static else "-pie",
+        *(f"-D{name}={value}" for name, value in (defines or {}).items()),
+    ]
     done = subprocess.run([*words, "-o", str(output), str(source)], capture_output=True, text=True)
     if done.returncode != 0:
-        raise InstallError(f"{compiler} cannot compile {source}:\n{done.stderr.strip()}")
+        mend = "\nThe static C library may be missing (Debian: libc6-dev; EL: glibc-static)" if static else ""
+        raise InstallError(f"{compiler} cannot compile {source}:\n{done.stderr.strip()}{mend}")
 
 
-def check_place(libexec: Path) -> None:
+def check_place(libexec: Path, attach: str = "capability") -> None:
     """Refuse a directory in which somebody else could exchange the helper, or in which its capability does nothing."""
     if not libexec.is_absolute() or ".." in libexec.parts:
         raise InstallError(f"{libexec}: name the directory by a plain absolute path")
@@ -92,7 +105,7 @@ def check_place(libexec: Path) -> None:
         if not status.st_mode & stat.S_IXOTH:
             raise InstallError(f"{place} is closed to ordinary users, as whom jobs and hooks run: chmod o+x it")
     existing = next(place for place in (libexec, *libexec.parents) if place.exists())
-    if os.statvfs(existing).f_flag & os.ST_NOSUID:
+    if attach == "capability" and os.statvfs(existing).f_flag & os.ST_NOSUID:
         raise InstallError(
             f"{existing} is on a file system mounted nosuid, where file capabilities do nothing; "
             "choose a --libexec on another file system"
@@ -107,6 +120,12 @@ def _say(text: str) -> None:
 
 def _getcap(path: Path) -> str:
     """The file capability in the words of getcap, for example `cap_sys_admin=ep`; empty if there is none."""
+    try:
+        os.getxattr(path, "security.capability")
+    except OSError as e:
+        if e.errno in (errno.ENODATA, errno.ENOTSUP):
+            return ""
+        raise
     return _tool("getcap", str(path)).removeprefix(str(path)).replace(" = ", "", 1).strip().removeprefix("= ")
 
 
@@ -146,7 +165,8 @@ def _place_program(built: Path, target: Path, capability: str) -> None:
             except InstallError as error:
                 raise InstallError(
                     f"file capabilities cannot be used in {target.parent}: {error}. Choose a --libexec on a local file "
-                    "system with extended attributes (ext4, xfs); in a container setcap needs CAP_SETFCAP"
+                    "system with extended attributes (ext4, xfs); in a container setcap needs CAP_SETFCAP. Where none "
+                    "of this is possible, docs/htcondor.md says what --attach userns and --attach starter mean"
                 ) from None
         if _getcap(fresh) != capability:
             raise InstallError(f"setcap had no effect on {fresh}: getcap says {_getcap(fresh)!r}")
@@ -180,7 +200,7 @@ def _root_directory(path: Path) -> None:
 
 
 def prove(libexec: Path) -> None:
-    """Run the installed helper as an ordinary user and let it say whether its capability works here."""
+    """Run the installed helper as an ordinary user and let it say whether it will work here."""
     nobody = pwd.getpwnam("nobody")
     done = subprocess.run(
         [str(libexec / "lark-job"), "check"],
@@ -200,35 +220,45 @@ def install(
     socket: str = DEFAULT_SOCKET,
     plugins: Sequence[Path] = (),
     defines: Mapping[str, str] | None = None,
+    attach: str = "capability",
 ) -> None:
     """Put everything in place. Raises InstallError; may be repeated at any time, also while jobs run."""
     if os.geteuid() != 0:
         raise InstallError("must be run as root: the helper belongs to root and gets a file capability")
     if not socket.startswith("/") or len(socket) > 107 or "\n" in socket:
         raise InstallError(f"--socket {socket}: an absolute path of at most 107 bytes is needed")
+    if attach not in ATTACH:
+        raise InstallError(f"--attach {attach}: one of {', '.join(ATTACH)} is needed")
+    if attach != "capability" and plugins:
+        raise InstallError(
+            f"--plugin cannot be used with --attach {attach}: there is no job network before the job starts, so files "
+            "given by URL cannot be transferred on this node. Leave it out here and in condor_bridge.render execute"
+        )
     for real in plugins:
         if not real.is_absolute() or not os.access(real, os.X_OK):
             raise InstallError(f"--plugin {real}: not an executable named by an absolute path")
-    check_place(libexec)
+    check_place(libexec, attach)
     _root_directory(libexec)
-    check_place(libexec)
+    check_place(libexec, attach)
     with tempfile.TemporaryDirectory(prefix="lark-native-") as scratch:
         built = Path(scratch) / "helper"
-        build(built, defines)
-        _place_program(built, libexec / "lark-job", CAPABILITY)
+        build(built, defines, static=attach != "capability")
+        _place_program(built, libexec / "lark-job", CAPABILITY if attach == "capability" else "")
         _place_program(built, libexec / "lark-hook", "")
     for name in JOB_NAMES:
         _place_link(libexec / name, "lark-job")
     for name in HOOK_NAMES:
         _place_link(libexec / name, "lark-hook")
     _place_line(libexec / "lark-socket", socket)
+    _place_line(libexec / "lark-attach", attach)
     _root_directory(libexec / "plugins")
     for real in plugins:
         _place_line(libexec / "plugins" / f"{real.name}.real", str(real))
         _place_link(libexec / "plugins" / real.name, "../lark-job")
         _say(f"plugin {libexec / 'plugins' / real.name} wraps {real}")
     prove(libexec)
-    _say(f"an ordinary user can enter job networks with {libexec / 'lark-job-wrapper'}; agent socket {socket}")
+    how = "enter job networks" if attach == "capability" else f"get job networks attached ({attach})"
+    _say(f"an ordinary user can {how} with {libexec / 'lark-job-wrapper'}; agent socket {socket}")
 
 
 @click.command()
@@ -247,10 +277,18 @@ def install(
     multiple=True,
     help="A file-transfer plugin to wrap (may be repeated), for example /usr/libexec/condor/curl_plugin.",
 )
-def main(libexec: Path, socket: str, plugins: tuple[Path, ...]) -> None:
+@click.option(
+    "--attach",
+    type=click.Choice(ATTACH),
+    default="capability",
+    show_default=True,
+    help="How jobs get into their networks. Other than capability only where file capabilities cannot be used: userns "
+    "(a user namespace; slot users only, see docs/htcondor.md), starter (HTCondor 25's NO_JOB_NETWORKING).",
+)
+def main(libexec: Path, socket: str, plugins: tuple[Path, ...], attach: str) -> None:
     """Build and install Lark's hooks, job wrapper and plugin wrapper. Needs root and a C compiler; may be repeated."""
     try:
-        install(libexec, socket, plugins)
+        install(libexec, socket, plugins, attach=attach)
     except (InstallError, OSError) as error:
         click.echo(f"native-install: {error}", err=True)
         sys.exit(1)

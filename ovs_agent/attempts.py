@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ovs_agent import bridge, life, netlink, plan, trust
+from ovs_agent import bridge, fallback, life, netlink, plan, trust
 from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
 from ovs_agent.controller_client import READ_TIMEOUT, ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
@@ -141,11 +141,18 @@ class Attempts:
         attempt = self._all.get(attempt_id)
         if attempt is not None and attempt.record.uid != peer.uid:
             raise trust.Refused(f"attempt {attempt_id} belongs to uid {attempt.record.uid}")
+        mode = fallback.mode_of(self._config.libexec)
         if request is Request.BEGIN:
             step = life.step(attempt.record.state if attempt else None, request, job_exited=False)
             if step.refuse:
                 raise trust.Refused(step.refuse)
+            if unfit := fallback.trouble(mode, self._config.fallback.siblings_hidden):
+                return hold(HOLD_NETWORK, unfit)
             return await self._begin(attempt_id, caller)
+        if mode is not fallback.Mode.CAPABILITY and request in (Request.ENTER_JOB, Request.ENTER_PLUGIN):
+            raise trust.Refused(f"nothing enters a job's network on this node (lark-attach says {mode})")
+        if mode is fallback.Mode.CAPABILITY and request is Request.ATTACH_JOB:
+            raise trust.Refused("this node does not attach jobs' own networks (lark-attach says capability)")
         if attempt is None or attempt.record.state is State.REGISTERING:
             state = attempt.record.state if attempt else None
             raise trust.Refused(life.step(state, request, job_exited=False).refuse or "no such attempt")
@@ -154,6 +161,8 @@ class Attempts:
             step = life.step(attempt.record.state, request, exited)
             if step.refuse:
                 raise trust.Refused(step.refuse)
+            if request is Request.ATTACH_JOB:
+                return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
                 self._hold_job(attempt, peer)
             if step.advance is not None:
@@ -172,6 +181,57 @@ class Attempts:
         attempt.record = attempt.record.model_copy(
             update={"job_pid": peer.pid, "job_start": trust.start_time(peer.pid)}
         )
+
+    async def _attach(self, attempt: Attempt, caller: trust.Caller, peer: trust.Peer, mode: fallback.Mode) -> Reply:
+        """Plug the attempt's lane into the network namespace that the job brought: looked at before the phase changes,
+        plugged when the policy of the run is in force, and looked at again before the job may start."""
+        if unfit := fallback.trouble(mode, self._config.fallback.siblings_hidden):
+            return hold(HOLD_NETWORK, unfit)
+        helper = self._config.libexec / "lark-job"
+        look = functools.partial(fallback.hold_namespace, peer, caller, mode, helper)
+        fd = await netlink.in_thread(look)
+        try:
+            self._hold_job(attempt, peer)
+            trouble = await self._advance(attempt, Phase.RUN)
+            if trouble is not None:
+                return trouble
+            record, net = attempt.record, self._pool.network
+            lane = plan.lane(net, record.lane) if net is not None else None
+            if net is None or lane is None or record.spec is None or str(lane.ipv4) != record.spec.ipv4:
+                return hold(HOLD_NETWORK, f"the job networks of {self._config.node} have changed since the job began")
+            name = plan.attached_namespace(lane.namespace)
+            attempt.record = record.model_copy(update={"namespaces": (*record.namespaces, name)})
+            await self._save(attempt)  # a name in the ledger first: after a kill it is known what to take apart
+            if attempt.ending:
+                raise trust.Refused("this attempt has ended")
+            plugged = None if record.sealed else lane
+            try:
+                await netlink.in_thread(functools.partial(netlink.adopt_namespace, fd, name, plugged, net))
+                await attempt.relays.open(name)
+                fallback.check_again(peer, fd, helper)
+            except netlink.NetworkError as e:
+                log.error("attempt=%s job=%s cannot be attached: %s", attempt.id, attempt.label, e)
+                return hold(HOLD_NETWORK, f"no job network on {self._config.node}: {e}")
+            except trust.Refused:
+                await netlink.in_thread(functools.partial(netlink.delete_device, lane.port))
+                raise
+            finally:
+                if attempt.ending:  # its end may not have seen what was made meanwhile
+                    await attempt.relays.close()
+                    await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [name]))
+            if attempt.ending:
+                raise trust.Refused("this attempt has ended")
+            log.info(
+                "attached: attempt=%s job=%s pid=%d mode=%s namespace=%s",
+                attempt.id,
+                attempt.label,
+                peer.pid,
+                mode,
+                name,
+            )
+            return OK
+        finally:
+            os.close(fd)
 
     async def _namespace(self, attempt: Attempt, request: Request) -> Reply:
         if request is Request.ENTER_JOB and not attempt.ending:
@@ -527,7 +587,8 @@ class Attempts:
     async def _go_on(self, attempt: Attempt) -> None:
         """A running attempt after a restart of the agent: its relays again, and the controller told again."""
         async with attempt.lock:
-            if attempt.record.state is not State.STAGE_IN and not attempt.ending:
+            there = netlink.namespace_inode(attempt.record.namespaces[-1]) is not None
+            if attempt.record.state is not State.STAGE_IN and not attempt.ending and there:
                 await attempt.relays.open(attempt.record.namespaces[-1])
         await self.tell_again(attempt.id)
 

@@ -138,6 +138,11 @@ class GuardSection(Section):
     """Access points' shared ports: the starter sends a job's output there with the owner's uid."""
 
 
+class FallbackSection(Section):
+    siblings_hidden: bool = False
+    """Declares that no process of a job's uid outside of its job can see the job: slot users, or PID namespaces."""
+
+
 class AgentConfig(Section):
     node: Annotated[str, AfterValidator(_node)]
     controller: ControllerSection
@@ -148,6 +153,7 @@ class AgentConfig(Section):
     libexec: Path = Path("/usr/libexec/lark")
     pool: PoolSection = PoolSection()
     guard: GuardSection = GuardSection()
+    fallback: FallbackSection = FallbackSection()
     file: Annotated[Path, Field(exclude=True)]
     """Where this was read from (not a key of the file)."""
 

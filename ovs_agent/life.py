@@ -28,6 +28,7 @@ class State(enum.StrEnum):
 class Request(enum.StrEnum):
     BEGIN = "begin"
     ENTER_JOB = "enter job"
+    ATTACH_JOB = "attach job"
     ENTER_PLUGIN = "enter plugin"
     STAGE_OUT = "stage-out"
     PING = "ping"
@@ -66,7 +67,14 @@ def step(state: State | None, request: Request, job_exited: bool) -> Step:
             return Step(advance=Phase.RUN)
         case Request.ENTER_JOB if state is State.RUN:
             return Step()
-        case Request.ENTER_JOB:
+        case Request.ATTACH_JOB if state is State.STAGE_IN:
+            return Step(advance=Phase.RUN)
+        case Request.ATTACH_JOB if state is State.RUN:
+            return Step(
+                "this attempt's job has its network already; on nodes where the helper's file capability is not used "
+                "(lark-attach) nothing else can enter it, neither condor_ssh_to_job nor a second process"
+            )
+        case Request.ENTER_JOB | Request.ATTACH_JOB:
             return Step("the job has exited; phases only advance")
         case Request.STAGE_OUT if state is State.STAGE_OUT:
             return Step()

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ovs_agent import bridge, cleanup, ledger, netlink, nft, plan, trust
+from ovs_agent import bridge, cleanup, fallback, ledger, netlink, nft, plan, trust
 from ovs_agent.attempts import OK, Attempts, Reply, hold
 from ovs_agent.config import AgentConfig, read_token
 from ovs_agent.controller_client import ControllerClient, Rejected
@@ -74,9 +74,19 @@ class Agent:
     def _readiness(self) -> Reply:
         if not self._watch.alive:
             return hold(104, "Open vSwitch does not run on this node")
+        if unfit := self._unfit():
+            return hold(104, unfit)
         if not self._pool.ready:
             return hold(104, self._pool.trouble)
         return OK
+
+    def _unfit(self) -> str:
+        """Why the way that the administrator chose for jobs into their networks cannot be used here."""
+        try:
+            mode = fallback.mode_of(self._config.libexec)
+        except trust.Refused as e:
+            return str(e)
+        return fallback.trouble(mode, self._config.fallback.siblings_hidden)
 
     async def run(self, ready: Callable[[str], None]) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -98,6 +108,8 @@ class Agent:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
+        if unfit := self._unfit():
+            log.error("no job can have a network on node=%s: %s", config.node, unfit)
         await nft.install(config.guard)
         if not config.guard.uids:
             log.warning(

@@ -35,6 +35,7 @@ SIOCETHTOOL = 0x8946
 ETHTOOL_STXCSUM, ETHTOOL_SGRO = 0x17, 0x2C
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 RTNH_F_ONLINK = 4
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
@@ -181,7 +182,7 @@ def kill_inside(name: str) -> list[int]:
         return []
     killed: list[int] = []
     for _ in range(20):  # a process may fork while we look; each round finds the children of the last
-        found = [pid for pid in _pids_in(inode) if pid != os.getpid()]
+        found = [pid for pid in pids_in(inode) if pid != os.getpid()]
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -192,7 +193,8 @@ def kill_inside(name: str) -> list[int]:
     return killed
 
 
-def _pids_in(inode: int) -> Iterator[int]:
+def pids_in(inode: int) -> Iterator[int]:
+    """Living processes whose network is the namespace of this inode."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             try:
@@ -288,6 +290,56 @@ def _configure_inside(lane: Lane, net: Network) -> None:
                 oif=index,
                 flags=RTNH_F_ONLINK,
             )
+
+
+def devices_up(fd: int) -> list[str]:
+    """Devices of a namespace that are up, or that have the name a lane's end would get; loopback does not count."""
+
+    def look() -> list[str]:
+        with IPRoute() as ip:
+            links = [(str(link.get_attr("IFLA_IFNAME")), int(link["flags"])) for link in ip.get_links()]
+        return sorted(n for n, flags in links if n == INNER_DEVICE or (flags & IFF_UP and not flags & IFF_LOOPBACK))
+
+    return call_in_namespace(fd, look)
+
+
+def adopt_namespace(fd: int, name: str, lane: Lane | None, net: Network) -> None:
+    """Give a namespace that a job brought a name, and plug the lane into it (None: it stays empty).
+
+    The name comes first: whatever happens afterwards, tear-down finds the namespace. Raises NetworkError; the lane is
+    cut then.
+    """
+    try:
+        _prepare_netns_dir()
+        path = NETNS_DIR / name
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+        _check(_libc.mount(f"/proc/self/fd/{fd}".encode(), os.fsencode(path), b"none", MS_BIND, None), "bind mount")
+
+        def prepare() -> None:
+            _write("/proc/sys/net/ipv6/conf/all/accept_ra", "0", missing_ok=True)
+            _write("/proc/sys/net/ipv6/conf/default/accept_ra", "0", missing_ok=True)
+            _flags_up("lo")
+
+        call_in_namespace(fd, prepare)
+        if lane is not None:
+            _move_inner_end(lane, fd)
+            call_in_namespace(fd, lambda: _configure_inside(lane, net))
+    except (OSError, NetlinkError, IndexError, NetworkError) as e:
+        if lane is not None:
+            delete_device(lane.port)
+        raise NetworkError(f"cannot be attached: {e}", name) from e
+
+
+def _move_inner_end(lane: Lane, fd: int) -> None:
+    def move() -> None:
+        with IPRoute() as ip:
+            ip.link("set", index=ip.link_lookup(ifname=INNER_DEVICE)[0], net_ns_fd=fd)
+
+    warm = open_namespace(lane.namespace)
+    try:
+        call_in_namespace(warm, move)
+    finally:
+        os.close(warm)
 
 
 def delete_device(name: str) -> bool:

@@ -118,6 +118,11 @@ def sealed_namespace(lane_namespace: str) -> str:
     return f"{lane_namespace}-sealed"
 
 
+def attached_namespace(lane_namespace: str) -> str:
+    """The name of the namespace that a job brought itself, plugged into its lane (`ovs_agent.fallback`)."""
+    return f"{lane_namespace}-attached"
+
+
 def lane_number_of_port(port: str) -> int | None:
     """The lane a device name belongs to, or None if it is not one of ours."""
     digits = port.removeprefix(PORT_PREFIX)

@@ -200,7 +200,8 @@ def startd_address_of(pid: int) -> str:
 
 def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
     """The believed caller, or Refused with what is wrong. The caller closes `starter_pidfd`."""
-    helper = programs.job if request in (Request.ENTER_JOB, Request.ENTER_PLUGIN) else programs.hook
+    entering = (Request.ENTER_JOB, Request.ENTER_PLUGIN, Request.ATTACH_JOB)
+    helper = programs.job if request in entering else programs.hook
     if peer.uid == 0:
         raise Refused("a job never runs as root")
     if not is_program(peer.pid, helper):

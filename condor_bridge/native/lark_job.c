@@ -11,11 +11,19 @@
  *   lark-ping          startd cron: print whether this node can give jobs a network
  *   lark-job check     tell whether the file capability works where it was installed
  *
+ * How a job gets into its network is the administrator's choice, one word in the root-owned LIBEXEC/lark-attach:
+ *
+ *   capability   (or no file) the agent passes the attempt's namespace, setns by the file capability
+ *   userns       no capability: this process makes a user and a network namespace, the agent plugs the lane into it
+ *   starter      no capability: HTCondor 25's starter made an empty network namespace, the agent plugs the lane into it
+ *
  * Invariants. Any local user may run this with any arguments, environment and descriptors, so: nothing but root-owned
  * files beside the binary says where the agent and the real plugins are; the other end of the socket must be uid 0; what
  * it passes must be a network namespace and not the one we are in. A job or plugin is never executed outside its
  * network: whatever goes wrong is told and ends in a non-zero exit. Nothing is executed with a capability: all sets are
- * emptied and read back. The job's ad and environment are never stored or logged.
+ * emptied and read back. The job's ad and environment are never stored or logged. Without the capability the loader would
+ * obey the owner's LD_PRELOAD, and the owner's code could leave out the attachment: so for userns and starter the helper
+ * is linked statically, and refuses to work if it is not. Never is one way tried after another has failed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -59,7 +67,8 @@
 #define DEFAULT_SOCKET "/run/lark/agent.sock"
 #define REPLY_MAX 1024
 #define TEXT_MAX 1400
-enum { HOLD_AGENT = 103, HOLD_REFUSED = 105 };
+enum { HOLD_POLICY = 101, HOLD_AGENT = 103, HOLD_REFUSED = 105 };
+enum attach { BY_CAPABILITY, BY_USERNS, BY_STARTER };
 
 struct answer {
     int hold;             /* 0: granted; else the hold subcode */
@@ -68,6 +77,7 @@ struct answer {
 };
 
 static int libexec_dir = -1;
+static enum attach attach; /* set by open_libexec */
 static char libexec_path[4096];
 
 static long long now_ms(void) {
@@ -102,6 +112,19 @@ static bool in_user_namespace(void) {
     return sscanf(map, "%u %u %u", &inside, &outside, &count) != 3 || inside || outside || count != 4294967295u;
 }
 
+static int root_line(struct answer *a, const char *name, char *line, size_t size);
+
+/* The administrator's word. Nothing else chooses: not the environment, not what happens to work. */
+static bool read_attach(struct answer *a) {
+    char word[64] = "capability";
+    if (root_line(a, "lark-attach", word, sizeof word) < 0) return false;
+    if (strcmp(word, "capability") == 0) attach = BY_CAPABILITY;
+    else if (strcmp(word, "userns") == 0) attach = BY_USERNS;
+    else if (strcmp(word, "starter") == 0) attach = BY_STARTER;
+    else return deny(a, HOLD_AGENT, "lark-attach beside the helper says %.60s, which is none of: capability, userns, starter", word);
+    return true;
+}
+
 /* The directory of this binary, if it is root's alone: everything read from it decides whom we believe. A hard link of
  * the binary in a directory of the user's ends here. */
 static bool open_libexec(struct answer *a) {
@@ -118,7 +141,7 @@ static bool open_libexec(struct answer *a) {
     libexec_dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (libexec_dir < 0 || fstat(libexec_dir, &st)) return deny(a, HOLD_AGENT, "cannot open %.900s: %s", path, strerror(errno));
     if (st.st_uid != 0 || st.st_mode & 022) return deny(a, HOLD_AGENT, "%.900s must belong to root and be writable by nobody else", path);
-    return true;
+    return read_attach(a);
 }
 
 /* First line of a root-owned regular file below LIBEXEC. 1: read, 0: there is none, -1: error (told in a). */
@@ -139,8 +162,8 @@ static int root_line(struct answer *a, const char *name, char *line, size_t size
     close(fd);
     line[n > 0 ? n : 0] = 0;
     line[strcspn(line, "\r\n")] = 0;
-    if (n < 0 || (size_t)n >= size - 1 || line[0] != '/') {
-        deny(a, HOLD_AGENT, "%.200s beside the helper must hold one absolute path", name);
+    if (n <= 0 || (size_t)n >= size - 1 || !line[0]) {
+        deny(a, HOLD_AGENT, "%.200s beside the helper must hold one short line", name);
         return -1;
     }
     return 1;
@@ -179,13 +202,21 @@ static int connect_agent(struct answer *a, const char *path, int connect_ms) {
     }
 }
 
-/* One request, one reply. Fills a; true when the agent said ok. A passed descriptor is in a->fd, and only then. */
-static bool ask(struct answer *a, const char *request, int answer_ms, int connect_ms) {
-    char path[512] = DEFAULT_SOCKET, reply[REPLY_MAX + 2];
+/* The agent, where LIBEXEC/lark-socket says; or -1. */
+static int reach_agent(struct answer *a, int connect_ms) {
+    char path[512] = DEFAULT_SOCKET;
+    if (root_line(a, "lark-socket", path, sizeof path) < 0) return -1;
+    if (path[0] != '/') {
+        deny(a, HOLD_AGENT, "lark-socket beside the helper must hold one absolute path");
+        return -1;
+    }
+    return connect_agent(a, path, connect_ms);
+}
+
+/* One request, one reply; closes fd. Fills a; true when the agent said ok. A passed descriptor is in a->fd, and only then. */
+static bool converse(struct answer *a, int fd, const char *request, int answer_ms) {
+    char reply[REPLY_MAX + 2];
     union { struct cmsghdr align; char bytes[CMSG_SPACE(4 * sizeof(int))]; } control;
-    if (root_line(a, "lark-socket", path, sizeof path) < 0) return false;
-    int fd = connect_agent(a, path, connect_ms);
-    if (fd < 0) return false;
     long long end = now_ms() + answer_ms;
     ssize_t n = send(fd, request, strlen(request), MSG_NOSIGNAL);
     if (n != (ssize_t)strlen(request)) {
@@ -240,6 +271,11 @@ static bool ask(struct answer *a, const char *request, int answer_ms, int connec
     return deny(a, HOLD_AGENT, "the agent answered nonsense: do agent and helper fit together?");
 }
 
+static bool ask(struct answer *a, const char *request, int answer_ms, int connect_ms) {
+    int fd = reach_agent(a, connect_ms);
+    return fd >= 0 && converse(a, fd, request, answer_ms);
+}
+
 static bool capabilities(struct answer *a, bool *has_admin) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
@@ -273,6 +309,11 @@ static bool able_to_enter(struct answer *a) {
     if (geteuid() == 0 || getuid() == 0)
         return deny(a, HOLD_AGENT, "will not run a job as root: it would have every capability again after exec");
     if (!capabilities(a, &able)) return false;
+    if (attach != BY_CAPABILITY) {
+        if (able || getauxval(AT_SECURE) || getauxval(AT_BASE)) /* AT_BASE: a loader, which obeys LD_PRELOAD */
+            return deny(a, HOLD_AGENT, "lark-attach says userns or starter, but the helper was not installed for that; run condor_bridge.native_install --attach again");
+        return true;
+    }
     if (able) return true;
     if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
         return deny(a, HOLD_AGENT, "no_new_privs is set, so the helper's file capability does nothing; remove DISABLE_SETUID = True from this execution point, and start HTCondor without NoNewPrivileges");
@@ -296,6 +337,49 @@ static bool enter(struct answer *a, const char *request) {
     close(a->fd);
     a->fd = -1;
     return become_powerless(a);
+}
+
+static bool write_map(struct answer *a, const char *file, const char *text) {
+    int fd = open(file, O_WRONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
+    int why = errno;
+    if (fd >= 0) close(fd);
+    return n == (ssize_t)strlen(text) || deny(a, HOLD_AGENT, "%s: %s; this node does not let ordinary users make user namespaces", file, strerror(why));
+}
+
+/* A user namespace in which we are who we were, and a network namespace that belongs to it. */
+static bool new_namespaces(struct answer *a) {
+    char uids[64], gids[64];
+    snprintf(uids, sizeof uids, "%u %u 1\n", geteuid(), geteuid());
+    snprintf(gids, sizeof gids, "%u %u 1\n", getegid(), getegid());
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNET))
+        return deny(a, HOLD_AGENT, "unshare: %s; this node does not let ordinary users make user namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)", strerror(errno));
+    return write_map(a, "/proc/self/setgroups", "deny") && write_map(a, "/proc/self/uid_map", uids) && write_map(a, "/proc/self/gid_map", gids);
+}
+
+/* Programs with file capabilities must not give the job power over its own namespace. */
+static bool empty_bounding_set(struct answer *a) {
+    for (int cap = 0; cap < 64 && prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) || prctl(PR_CAPBSET_READ, cap, 0, 0, 0) != 0)
+            return deny(a, HOLD_AGENT, "cannot drop capability %d from the bounding set: %s", cap, strerror(errno));
+    return true;
+}
+
+/* Let the agent plug the lane into the network namespace we are in, or make one for it. The agent's socket is opened
+ * before: in a user namespace root is not to be recognised any more. Until exec no process of the same user can trace us. */
+static bool attach_job(struct answer *a) {
+    if (!able_to_enter(a)) return false;
+    int agent = reach_agent(a, LARK_CONNECT_MS);
+    if (agent < 0) return false;
+    if (attach == BY_USERNS && (!new_namespaces(a) || !empty_bounding_set(a))) return false;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) return deny(a, HOLD_AGENT, "prctl: %s", strerror(errno));
+    if (!become_powerless(a) || !converse(a, agent, "LARK1 attach job", LARK_ANSWER_MS)) return false;
+    if (a->fd >= 0) return deny(a, HOLD_AGENT, "the agent passed a descriptor that nobody asked for: do agent and helper fit together?");
+    return true;
+}
+
+static bool get_in(struct answer *a) {
+    return attach == BY_CAPABILITY ? enter(a, "LARK1 enter job") : attach_job(a);
 }
 
 /* The environment as it was given to us. Because of the capability the C library has taken out what would be dangerous
@@ -371,7 +455,7 @@ static int job_wrapper(struct answer *a, int argc, char **argv) {
         deny(a, HOLD_AGENT, "cannot find the environment that the job was given");
         return fail_job(a);
     }
-    if (!open_libexec(a) || !enter(a, "LARK1 enter job")) return fail_job(a);
+    if (!open_libexec(a) || !get_in(a)) return fail_job(a);
     execve(argv[1], argv + 1, environment);
     deny(a, HOLD_AGENT, "cannot execute %.500s: %s", argv[1], strerror(errno));
     return fail_job(a);
@@ -411,6 +495,14 @@ static int plugin(struct answer *a, const char *name, int argc, char **argv) {
     int found = root_line(a, file, real, sizeof real);
     if (found == 0) deny(a, HOLD_AGENT, "called as %.200s, which is none of my names and has no %.220s", name, file);
     if (found != 1) return fail_plugin(a, argv);
+    if (real[0] != '/') {
+        deny(a, HOLD_AGENT, "%.220s must hold one absolute path", file);
+        return fail_plugin(a, argv);
+    }
+    if (!asks_only && attach != BY_CAPABILITY) { /* the network does not exist before the job does */
+        deny(a, HOLD_POLICY, "files given by URL are not transferred on this node: without the helper's file capability there is no job network before the job starts (lark-attach); transfer them from the submit directory, or use another node");
+        return fail_plugin(a, argv);
+    }
     /* -classad asks what the plugin can do. It runs outside of any job, as HTCondor itself. */
     if (!(asks_only ? geteuid() == 0 || become_powerless(a) : enter(a, "LARK1 enter plugin"))) return fail_plugin(a, argv);
     char **environment = given_environment(argc, argv);
@@ -479,8 +571,10 @@ static int ping(struct answer *a) {
 
 /* Could the wrapper enter a network here? Asks nobody; for the installer and for administrators, as an ordinary user. */
 static int check(struct answer *a) {
-    if (open_libexec(a) && able_to_enter(a)) {
-        printf("lark-job: the file capability works here\n");
+    if (open_libexec(a) && able_to_enter(a) && (attach != BY_USERNS || new_namespaces(a))) {
+        printf(attach == BY_CAPABILITY ? "lark-job: the file capability works here\n"
+               : attach == BY_USERNS   ? "lark-job: user namespaces work here\n"
+                                       : "lark-job: ready for the starter's own network namespaces\n");
         return 0;
     }
     fprintf(stderr, "lark-job: %s\n", a->text);
