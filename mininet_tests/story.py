@@ -539,7 +539,7 @@ def owner_code_outside(site: Site, tell: Telling) -> None:
     # A pool could be without that refusal (an access point that is not ours): then the guard alone must hold.
     pool = site.pool
     pool.reconfigure(pool.access, "99-open.config", "SUBMIT_REQUIREMENT_NAMES =\n")
-    pool.reconfigure(pool.execute, "99-open.config", "START = True\n")
+    pool.reconfigure(pool.execute, "99-open.config", "START = True\nSTARTER_ALLOW_JOB_PRE_AND_POST_CMD = True\n")
     try:
         for what, (lines, files, where) in before_job.items():
             stopped_before = guard_counters(site)
