@@ -61,11 +61,19 @@ def test_accounts_exist_inside_only(pair: tuple[Machine, Machine]) -> None:
     assert subprocess.run(["id", "lark-carol"], capture_output=True, check=False).returncode != 0
 
 
+def test_no_secret_of_the_carrying_machine_is_copied(pair: tuple[Machine, Machine]) -> None:
+    etc = pair[0].root / "etc"
+    assert (etc / "passwd").read_text(encoding="utf-8").startswith("root:")
+    assert [line.split(":")[0] for line in (etc / "shadow").read_text(encoding="utf-8").split()] == ["lark-carol"]
+    closed = {path.name for path in etc.rglob("*") if path.is_file() and not path.lstat().st_mode & 0o004}
+    assert closed <= {"shadow", "gshadow"}
+
+
 def test_stop_ends_daemons_and_frees_namespaces(pair: tuple[Machine, Machine]) -> None:
     left, _ = pair
     held = namespaces(left)
     left.spawn("sleeper", ["setsid", "sleep", "300"])
-    assert any("sleep 300" in command for command in left.outer_pids().values())
+    wait_until("the daemon runs", lambda: "sleep 300" in left.outer_pids().values(), 5)
     assert processes_in(held)
     left.stop()
     assert processes_in(held) == {}
@@ -80,7 +88,8 @@ def test_openvswitch_starts_and_its_end_is_waited_for(pair: tuple[Machine, Machi
     switch.kill_switch()
     assert left.run(["ovs-ofctl", "dump-flows", "unix:/run/openvswitch/br-test.mgmt"]).code != 0
     switch.start_switch()
-    wait_until("the bridge is back", lambda: bool(switch.flows("br-test")), 5)
+    dump = ["ovs-ofctl", "dump-flows", "unix:/run/openvswitch/br-test.mgmt"]
+    wait_until("the bridge is back", lambda: left.run(dump).code == 0, 5)
     switch.stop()
     assert left.outer_pids() == {}
 

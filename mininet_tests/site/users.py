@@ -2,14 +2,16 @@
 
 Invariants: the carrying machine's /etc is read, never written. The site's users exist only in the machines' own copies,
 so there is nothing to remove afterwards, and a crash cannot leave an account behind. Numeric ids are chosen so that no
-account of the carrying machine has them.
+account of the carrying machine has them. What not everybody may read in /etc (keys, password hashes) is not copied.
 """
 
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ def choose_uids(names: Sequence[str], among: range) -> dict[str, int]:
 
 def private_etc(target: Path, accounts: Sequence[Account], hosts: Sequence[tuple[str, str]]) -> None:
     """Make a copy of /etc with these accounts and host names. Existing accounts of the same names are replaced."""
-    shutil.copytree("/etc", target, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.copytree("/etc", target, symlinks=True, ignore=_not_for_everybody)
     names = {account.name for account in accounts}
     for file, line in (("passwd", _passwd), ("group", _group), ("shadow", _shadow), ("gshadow", _gshadow)):
         path = target / file
@@ -53,6 +55,17 @@ def private_etc(target: Path, accounts: Sequence[Account], hosts: Sequence[tuple
     (target / "nsswitch.conf").write_text(
         "passwd: files\ngroup: files\nshadow: files\nhosts: files\n", encoding="utf-8"
     )
+
+
+def _not_for_everybody(directory: str, names: list[str]) -> set[str]:
+    """What is left out of the copy: secrets, sockets, devices."""
+    left_out = set()
+    for name in names:
+        mode = os.lstat(os.path.join(directory, name)).st_mode
+        readable = (stat.S_ISREG(mode) and mode & stat.S_IROTH) or (stat.S_ISDIR(mode) and mode & stat.S_IXOTH)
+        if not readable and not stat.S_ISLNK(mode):
+            left_out.add(name)
+    return left_out
 
 
 def _passwd(account: Account) -> str:
