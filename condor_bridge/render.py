@@ -100,7 +100,8 @@ def execute(
         (TEMPLATES / "50-lark-execute.config").read_text(),
         {
             "LIBEXEC": libexec,
-            "PLUGINS": ", ".join(wrapped),
+            # (An empty list of plugins would not do: condor_starter 23.9.6 crashes on it, and the slot matches no job.)
+            "PLUGINS": f"FILETRANSFER_PLUGINS = {', '.join(wrapped)}" if wrapped else "ENABLE_URL_TRANSFERS = False",
             "ATTRIBUTES": " ".join(names),
             "PING": str(ping_seconds),
             "RESOURCE": resource,
