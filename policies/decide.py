@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from policies import expressions
-from policies.model import Attribute, AttributeType, Decision, Outcome, Place, Policy
+from policies.model import Attribute, AttributeType, Decision, Outcome, Place, Policy, Slice
 from policies.wire import Phase
 
 HOLD_SUBCODE = 101
 """HoldReasonSubCode of a job whose description the policy refuses (docs/interfaces.md section 3)."""
+
+MAX_SLICE_NAME = 128
 
 
 class Held(Exception):
@@ -56,7 +58,30 @@ def decide(policy: Policy, node: str, ad: Mapping[str, object], slot: Mapping[st
         services.add(grant.service)
         trail.append((grant.place, f"may reach service {grant.service}, as a member of group {grant.group}"))
     groups = tuple(name for name, is_member in member.items() if is_member)
-    return Decision(Outcome(sealed, frozenset(services)), groups, tuple(trail))
+    slice_name = None
+    if not sealed:
+        rule = next((s for s in policy.slices if member[s.group]), None)
+        if rule is not None:
+            slice_name = _slice_name(rule, scope)
+            trail.append((rule.place, f"in slice {slice_name}, as a member of group {rule.group}"))
+    return Decision(Outcome(sealed, frozenset(services)), groups, tuple(trail), slice_name)
+
+
+def _slice_name(rule: Slice, scope: expressions.Scope) -> str:
+    """The qualified name: two users who choose the same name do not meet. Raises Held."""
+    value = scope.evaluate(rule.name.text)
+    if not isinstance(value, str):
+        said = value.value.upper() if isinstance(value, expressions.State) else repr(value)
+        raise Held(f"the name of this job's slice ({rule.name.text}) is {said}, not a string", rule.place)
+    if not 1 <= len(value) <= MAX_SLICE_NAME or not value.isprintable():
+        raise Held(f"the name of a slice has 1 to {MAX_SLICE_NAME} printable characters", rule.place)
+    if rule.site_wide:
+        return f"site/{value}"
+    user = scope.evaluate("User")
+    if not isinstance(user, str):
+        raise Held("the job's slice is its user's own, and the job has no User; is it in STARTD_JOB_ATTRS?", rule.place)
+    # The length keeps two different pairs of user and name apart, whatever characters they hold.
+    return f"user/{len(user)}/{user}/{value}"
 
 
 def _described(policy: Policy, ad: Mapping[str, object]) -> dict[str, object]:

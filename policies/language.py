@@ -46,6 +46,7 @@ from policies.model import (
     Seal,
     Service,
     Site,
+    Slice,
     Verdict,
 )
 from policies.wire import ATTRIBUTE_PATTERN, NAME_PATTERN, Phase
@@ -210,6 +211,13 @@ class _GrantIn(_Section):
     trust_user: bool = Field(default=False, alias="trust-user")
 
 
+class _SliceIn(_Section):
+    for_: _Name = Field(alias="for")
+    name: _Text
+    scope: Literal["user", "site"] = "user"
+    trust_user: bool = Field(default=False, alias="trust-user")
+
+
 class _DefaultsIn(_Section):
     egress: Literal["allow", "deny"] = "allow"
     ingress: Literal["allow", "deny"] = "deny"
@@ -223,6 +231,7 @@ class _PolicyIn(_Section):
     attributes: dict[_AttributeName, _AttributeIn] = Field(default_factory=dict)
     groups: dict[_Name, _Text] = Field(default_factory=dict)
     grants: list[_GrantIn] = Field(default_factory=list)
+    slices: list[_SliceIn] = Field(default_factory=list)
     seal: list[_Name] = Field(default_factory=list)
     defaults: _DefaultsIn = Field(default_factory=_DefaultsIn)
 
@@ -426,7 +435,8 @@ def load_policy(path: Path) -> Policy:
     grants = _grants(collect, source, services, groups)
     believed = trust.SET_BY_SCHEDD | trust.SET_BY_LARK_ACCESS_POINT
     believed |= {n.lower() for n, a in source.attributes.items() if a.set_by == "access-point"}
-    _check_trust(collect, source, groups, believed, lowered)
+    slices = _slices(collect, source)
+    _check_trust(collect, source, groups, slices, believed, lowered)
     seals = []
     for position, name in enumerate(source.seal):
         if name not in source.groups:
@@ -442,6 +452,7 @@ def load_policy(path: Path) -> Policy:
         groups=MappingProxyType(groups),
         grants=tuple(grants),
         seals=tuple(seals),
+        slices=tuple(s for s in slices if s is not None),
         defaults=Defaults(
             Verdict(_verdict(defaults.egress)),
             Verdict(_verdict(defaults.ingress)),
@@ -558,9 +569,52 @@ def _grants(
     return grants
 
 
+def _slices(collect: _Collector, source: _PolicyIn) -> list[Slice | None]:
+    """One for each rule, in order; None where something is wrong."""
+    found: list[Slice | None] = []
+    for position, rule in enumerate(source.slices):
+        at: _Path = ("slices", position)
+        known = rule.for_ in source.groups
+        if not known:
+            collect.add((*at, "for"), f"group `{rule.for_}` is not defined", _did_you_mean(rule.for_, source.groups))
+        place = collect.document.place(at)
+        try:
+            name = Expression(rule.name, expressions.references(rule.name), collect.document.place((*at, "name")))
+        except expressions.BadExpression as exc:
+            collect.add((*at, "name"), f"name of a slice: {exc}", "a constant name is written '\"name\"'")
+            found.append(None)
+            continue
+        found.append(Slice(rule.for_, name, rule.scope == "site", place) if known else None)
+    return found
+
+
 def _check_trust(
-    collect: _Collector, source: _PolicyIn, groups: Mapping[str, Group], believed: frozenset[str], declared: set[str]
+    collect: _Collector,
+    source: _PolicyIn,
+    groups: Mapping[str, Group],
+    slices: list[Slice | None],
+    believed: frozenset[str],
+    declared: set[str],
 ) -> None:
+    known = believed | declared | trust.TYPED_BY_HTCONDOR
+    for position, rule in enumerate(slices):
+        group = groups.get(rule.group) if rule is not None else None
+        if rule is None or group is None:
+            continue
+        read = {n for n in group.condition.references | rule.name.references if not n.startswith("target.")}
+        if rule.site_wide and not source.slices[position].trust_user and read - believed:
+            collect.add(
+                ("slices", position),
+                f"this site-wide slice rests on `{', '.join(sorted(read - believed))}`, which the job's owner can set",
+                "anybody could join it: use an attribute that the schedd or the access point sets, leave out"
+                " `scope: site`, or say `trust-user: true`",
+            )
+        elif read - known:
+            collect.add(
+                ("slices", position),
+                f"this slice rests on `{', '.join(sorted(read - known))}`, not declared here",
+                "declare it under `attributes:` with its type",
+            )
     for position, grant in enumerate(source.grants):
         group = groups.get(grant.for_)
         if group is None or grant.trust_user:
@@ -577,7 +631,6 @@ def _check_trust(
         group = groups.get(name)
         if group is None:
             continue
-        known = believed | declared | trust.TYPED_BY_HTCONDOR
         loose = sorted(n for n in group.condition.references if not n.startswith("target.") and n not in known)
         if loose:
             collect.add(
@@ -589,8 +642,10 @@ def _check_trust(
 
 def attributes_read(policy: Policy) -> frozenset[str]:
     """Job attributes that the policy reads (lower case): each must be in STARTD_JOB_ATTRS."""
-    read = {n for g in policy.groups.values() for n in g.condition.references if not n.startswith("target.")}
-    return frozenset(read | {n.lower() for n in policy.attributes})
+    expressions_ = [g.condition for g in policy.groups.values()] + [s.name for s in policy.slices]
+    read = {n for e in expressions_ for n in e.references if not n.startswith("target.")}
+    own = {"user"} if any(not s.site_wide for s in policy.slices) else set()
+    return frozenset(read | own | {n.lower() for n in policy.attributes})
 
 
 # --- site -------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,16 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """Members of `group` share a slice with all whose `name` is the same; under one user unless `site_wide`."""
+
+    group: str
+    name: Expression
+    site_wide: bool
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
 class Defaults:
     egress: Verdict
     ingress: Verdict
@@ -163,6 +173,7 @@ class Policy:
     groups: Mapping[str, Group]
     grants: tuple[Grant, ...]
     seals: tuple[Seal, ...]
+    slices: tuple[Slice, ...]
     defaults: Defaults
     digest: str
     files: tuple[str, ...]
@@ -237,11 +248,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer of `policies.decide.decide`. `trail`: every rule that mattered, with what it gave."""
+    """The answer of `policies.decide.decide`. `trail`: every rule that mattered, with what it gave.
+
+    `slice`: qualified name of the job's slice, or None. It is apart from the outcome, so that jobs of different slices
+    share one identity.
+    """
 
     outcome: Outcome
     groups: tuple[str, ...]
     trail: tuple[tuple[Place, str], ...]
+    slice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +276,12 @@ class Attempt:
     zone: int
     phase: Phase
     outcome: Outcome
+    slice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All that flows follow from. `numbers` give services, nodes and identities their durable numbers.
+    """All that flows follow from. `…_numbers` and `identities` give objects their durable numbers.
 
     `ports`: bridge -> port name -> OpenFlow port number, as the switches say.
     `host_addresses`: node -> every address of the host, as the node's agent says.
@@ -277,4 +294,5 @@ class World:
     service_numbers: Mapping[str, int] = field(default_factory=dict)
     node_numbers: Mapping[str, int] = field(default_factory=dict)
     identities: Mapping[Outcome, int] = field(default_factory=dict)
+    slice_numbers: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)

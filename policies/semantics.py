@@ -147,6 +147,8 @@ def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
         return _drop(Step.UNICAST, Reason.MULTICAST, "multicast, broadcast or no address of a host")
     if _in_job_range(world, packet.destination):
         place = policy.defaults.place
+        if _share_a_slice(world, job, packet.destination):
+            return _allow(Step.BETWEEN_JOBS, f"both jobs are in slice {job.slice}")
         if policy.defaults.between_jobs is Verdict.ALLOW:
             return _allow(Step.BETWEEN_JOBS, "jobs may talk to each other", place)
         return _drop(Step.BETWEEN_JOBS, Reason.BETWEEN_JOBS, "jobs may not talk to each other", place)
@@ -174,6 +176,8 @@ def _to_job(world: World, job: Attempt, packet: Packet) -> Judgement:
     if job.outcome.sealed:
         return Judgement(Verdict.DROP, None, None, "the job is sealed", Step.SEAL)
     if _in_job_range(world, packet.source):
+        if _share_a_slice(world, job, packet.source):
+            return _allow(Step.BETWEEN_JOBS, f"both jobs are in slice {job.slice}")
         if policy.defaults.between_jobs is Verdict.ALLOW:
             return _allow(Step.BETWEEN_JOBS, "jobs may talk to each other", policy.defaults.place)
         return _drop(Step.BETWEEN_JOBS, Reason.BETWEEN_JOBS, "jobs may not talk to each other", policy.defaults.place)
@@ -204,6 +208,13 @@ def _holder(world: World, gate: Bridge, address: Address, mac: int | None) -> At
         if known_here and address in (job.ipv4, job.ipv6) and mac in (None, job.mac):
             return job
     return None
+
+
+def _share_a_slice(world: World, job: Attempt, address: Address) -> bool:
+    return job.slice is not None and any(
+        peer.slice == job.slice and not peer.outcome.sealed and address in (peer.ipv4, peer.ipv6)
+        for peer in world.attempts.values()
+    )
 
 
 def _covers(service: Service, host: Address, transport: Transport, port: int) -> bool:

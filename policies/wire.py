@@ -175,6 +175,8 @@ class DecisionView(Message):
     groups: list[str]
     grants: list[str]
     """Services reachable in the present phase."""
+    slice: str | None = None
+    """Qualified name of the slice whose members may talk to each other."""
     trail: list[str]
     """Each rule that mattered, as `file:line: what it gave`."""
 

@@ -74,6 +74,8 @@ STORE_PATIENCE = 2.0
 STANDSTILL = 5.0
 """Seconds between two calls of `tick` beyond which the process has not run in between."""
 _PHASES = list(Phase)
+_GIVEN_ON_THE_WAY = (Kind.ATTEMPT, Kind.IDENTITY, Kind.SLICE)
+"""Numbers that a registration may need: a block of each is reserved beforehand."""
 Claim = tuple[str, str, object]
 """Something that one attempt at a time may hold: where, what, which."""
 
@@ -86,6 +88,14 @@ class _Leaving:
     tickets: dict[str, Ticket]
     stored: tuple[str, ...] | None = None
     """What the stored row says it waits for; None: the row still says that the attempt lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Tickets of a change: of the bridges that must confirm it, and of those that only follow (slice peers')."""
+
+    concerned: dict[str, Ticket]
+    peers: dict[str, Ticket]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +172,7 @@ class Controller:
         self._leaving: dict[str, _Leaving] = {}
         self._claims: dict[Claim, str] = {}
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in site.bridges}
+        self._members: dict[str, dict[str, Attempt]] = {}
         self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in site.bridges}
         self._standing: dict[str, list[Ticket]] = {}
         self._unheard = {bridge: _Later(bridge) for bridge in site.bridges}
@@ -187,6 +198,7 @@ class Controller:
         self._nodes = {row.name: row for row in snapshot.nodes if row.name in world.site.nodes}
         attempts: dict[str, Attempt] = {}
         identities: dict[Outcome, int] = {}
+        slices: dict[str, int] = {}
         taken: set[int] = set()
         leaving: list[AttemptRow] = []
         for row in sorted(snapshot.attempts, key=lambda row: row.number):
@@ -209,8 +221,13 @@ class Controller:
                 fresh = row.identity in taken
                 identities[outcome] = self._numbers[Kind.IDENTITY].take() if fresh else row.identity
                 taken.add(identities[outcome])
-            if identities[outcome] != row.identity:
-                row = replace(row, identity=identities[outcome])
+            name = row.decision.slice
+            if name is not None and name not in slices:
+                known = row.slice_number and row.slice_number not in slices.values()
+                slices[name] = row.slice_number if known else self._numbers[Kind.SLICE].take()
+            slice_number = slices[name] if name is not None else 0
+            if (identities[outcome], slice_number) != (row.identity, row.slice_number):
+                row = replace(row, identity=identities[outcome], slice_number=slice_number)
                 changes.append(PutAttempt(row))
             self._rows[row.id] = row
             attempts[row.id] = _attempt(row)
@@ -221,11 +238,12 @@ class Controller:
             service_numbers=service_numbers,
             node_numbers=node_numbers,
             identities=identities,
+            slice_numbers=slices,
             attempts=attempts,
         )
         if changes:
             self._store.write(changes).wait(self._clock() + self._deadline)
-        for kind in (Kind.ATTEMPT, Kind.IDENTITY):
+        for kind in _GIVEN_ON_THE_WAY:
             self._numbers[kind].top_up()
         now = self._last_tick = self._clock()
         self._leases = dict.fromkeys(self._nodes, now + self._lease)
@@ -300,8 +318,10 @@ class Controller:
                     digest=policy.digest,
                     registered=self._wall_clock(),
                 )
-                tickets = self._shift(None, _attempt(row))
-                row = self._keep(replace(row, identity=self._world.identities[decision.outcome]))
+                told = self._shift(None, _attempt(row))
+                tickets = told.concerned
+                self._follow_up(told.peers)
+                row = self._keep(self._numbered(row))
                 pending = self._write([PutAttempt(row)])
                 self._leases[spec.node] = self._clock() + self._lease
             failure = self._confirm(id, tickets, pending, deadline)
@@ -336,8 +356,10 @@ class Controller:
                     policy = self._world.policy
                     spec = row.spec.model_copy(update={"phase": phase})
                     new = replace(row, spec=spec, decision=_decide(policy, spec, phase), digest=policy.digest)
-                    tickets = self._shift(self._world.attempts[id], _attempt(new))
-                    new = self._keep(replace(new, identity=self._world.identities[new.decision.outcome]))
+                    told = self._shift(self._world.attempts[id], _attempt(new))
+                    tickets = told.concerned
+                    self._follow_up(told.peers)
+                    new = self._keep(self._numbered(new))
                     pending: Pending | None = self._write([PutAttempt(new)])
                 else:
                     new, tickets, pending = row, self._repeat(id), None
@@ -351,8 +373,8 @@ class Controller:
                             if row.digest == self._world.policy.digest
                             else self._decide_anew(row, self._world.policy)
                         )
-                        self._shift(self._world.attempts[id], _attempt(back))
-                        back = self._keep(replace(back, identity=self._world.identities[back.decision.outcome]))
+                        self._follow_up(self._shift(self._world.attempts[id], _attempt(back)).peers)
+                        back = self._keep(self._numbered(back))
                         self._write([PutAttempt(back)])
                     self._say(failure.refused_by)
                 raise failure.answer
@@ -554,12 +576,25 @@ class Controller:
                 outcome: self._world.identities.get(outcome) or self._numbers[Kind.IDENTITY].take()
                 for outcome in dict.fromkeys(row.decision.outcome for row in rows.values())
             }
-            self._rows = {id: replace(row, identity=identities[row.decision.outcome]) for id, row in rows.items()}
+            slices = {
+                name: self._world.slice_numbers.get(name) or self._numbers[Kind.SLICE].take()
+                for name in dict.fromkeys(row.decision.slice for row in rows.values())
+                if name is not None
+            }
+            self._rows = {
+                id: replace(
+                    row,
+                    identity=identities[row.decision.outcome],
+                    slice_number=slices[row.decision.slice] if row.decision.slice is not None else 0,
+                )
+                for id, row in rows.items()
+            }
             self._world = replace(
                 self._world,
                 policy=policy,
                 service_numbers={**self._world.service_numbers, **service_numbers},
                 identities=identities,
+                slice_numbers=slices,
                 attempts={id: _attempt(row) for id, row in self._rows.items()},
             )
             tickets = self._say_everything()
@@ -668,7 +703,7 @@ class Controller:
 
     # --- steps; the caller holds the lock ---------------------------------------------------------------------------
 
-    def _shift(self, old: Attempt | None, new: Attempt | None) -> dict[str, Ticket]:
+    def _shift(self, old: Attempt | None, new: Attempt | None) -> _Told:
         """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
         before = self._world
         attempts = dict(before.attempts)
@@ -679,13 +714,16 @@ class Controller:
             attempts[new.id] = new
             if new.outcome not in identities:
                 identities[new.outcome] = self._numbers[Kind.IDENTITY].take()
-        after = replace(before, attempts=attempts, identities=identities)
+        slices = dict(before.slice_numbers)
+        if new is not None and new.slice is not None and new.slice not in slices:
+            slices[new.slice] = self._numbers[Kind.SLICE].take()
+        after = replace(before, attempts=attempts, identities=identities, slice_numbers=slices)
+        memberships = self._shift_membership(before, after, old, new)
         here_before = compiler.bridges_of(before, old) if old is not None else ()
         here_after = compiler.bridges_of(after, new) if new is not None else ()
         tickets: dict[str, Ticket] = {}
         for bridge in dict.fromkeys((*here_before, *here_after)):
-            gone: list[Flow] = []
-            come: list[Flow] = []
+            gone, come = memberships.pop(bridge, ([], []))
             uses = self._uses[bridge]
             outcomes = {a.outcome for a in (old, new) if a is not None}
             had = {outcome: uses[outcome] for outcome in outcomes}
@@ -705,8 +743,59 @@ class Controller:
             tickets[bridge] = self._tell(bridge, gone, come)
         if old is not None and not any(old.outcome in uses for uses in self._uses.values()):
             after = replace(after, identities={o: n for o, n in identities.items() if o != old.outcome})
+        if old is not None and old.slice is not None and old.slice not in self._members:
+            after = replace(after, slice_numbers={s: n for s, n in slices.items() if s != old.slice})
+        peers = {bridge: self._tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
         self._world = after
-        return tickets
+        return _Told(tickets, peers)
+
+    def _shift_membership(
+        self, before: World, after: World, old: Attempt | None, new: Attempt | None
+    ) -> dict[str, tuple[list[Flow], list[Flow]]]:
+        """What goes and comes on each bridge because a slice loses or gains a member.
+
+        A bridge knows all members of the slices that have a job on it, and no others.
+        """
+        changes: dict[str, tuple[list[Flow], list[Flow]]] = {}
+        for name in dict.fromkeys(a.slice for a in (old, new) if a is not None):
+            if name is None:
+                continue
+            were = self._members.get(name, {})
+            will = dict(were)
+            if old is not None:
+                will.pop(old.id, None)
+            if new is not None and new.slice == name:
+                will[new.id] = new
+            held = {a.bridge for a in were.values() if not a.outcome.sealed}
+            holds = {a.bridge for a in will.values() if not a.outcome.sealed}
+            for bridge in sorted(held | holds):
+                gone, come = changes.setdefault(bridge, ([], []))
+                if bridge in held:
+                    losing = were.values() if bridge not in holds else [a for a in (old,) if a is not None]
+                    gone += [
+                        compiler.membership_flow(before, a) for a in losing if a.slice == name and not a.outcome.sealed
+                    ]
+                if bridge in holds:
+                    gaining = will.values() if bridge not in held else [a for a in (new,) if a is not None]
+                    come += [
+                        compiler.membership_flow(after, a) for a in gaining if a.slice == name and not a.outcome.sealed
+                    ]
+            if will:
+                self._members[name] = will
+            else:
+                self._members.pop(name, None)
+        return changes
+
+    def _follow_up(self, peers: Mapping[str, Ticket]) -> None:
+        """Bridges of slice peers: nobody waits for them (they are closed until they know), but a refusal is noticed."""
+        for bridge, ticket in peers.items():
+            self._standing.setdefault(bridge, []).append(ticket)
+
+    def _numbered(self, row: AttemptRow) -> AttemptRow:
+        """The row with the numbers that the world has for its identity and slice."""
+        name = row.decision.slice
+        number = self._world.slice_numbers[name] if name is not None else 0
+        return replace(row, identity=self._world.identities[row.decision.outcome], slice_number=number)
 
     def _tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
         unheard = self._unheard.get(bridge)
@@ -760,9 +849,12 @@ class Controller:
         """After the world was replaced as a whole: count afresh who uses what, and say all of it."""
         world = self._world
         self._uses = {bridge: Counter() for bridge in world.site.bridges}
+        self._members = {}
         for attempt in world.attempts.values():
             for bridge in compiler.bridges_of(world, attempt):
                 self._uses[bridge][attempt.outcome] += 1
+            if attempt.slice is not None:
+                self._members.setdefault(attempt.slice, {})[attempt.id] = attempt
         return self._say(world.site.bridges)
 
     def _repeat(self, id: str) -> dict[str, Ticket]:
@@ -782,7 +874,9 @@ class Controller:
     def _leave(self, id: str) -> None:
         """Take an attempt out of the world; its claims stay until every bridge has confirmed."""
         row = self._rows.pop(id)
-        self._leaving[id] = _Leaving(row, self._shift(self._world.attempts[id], None))
+        told = self._shift(self._world.attempts[id], None)
+        # Its peers' bridges would let its address pass: that is not given to another before they know.
+        self._leaving[id] = _Leaving(row, {**told.peers, **told.concerned})
 
     def _switches(self) -> Fabric:
         if self._fabric is None:
@@ -892,8 +986,8 @@ class Controller:
 
     def _top_up(self) -> None:
         try:
-            self._numbers[Kind.ATTEMPT].top_up()
-            self._numbers[Kind.IDENTITY].top_up()
+            for kind in _GIVEN_ON_THE_WAY:
+                self._numbers[kind].top_up()
         except StoreError as problem:
             raise Refused(Slug.NOT_REALISED, f"{problem}; try again", {"bridges": []}) from problem
 
@@ -969,6 +1063,7 @@ class Controller:
                 sealed=decision.outcome.sealed,
                 groups=list(decision.groups),
                 grants=sorted(decision.outcome.services),
+                slice=decision.slice,
                 trail=[f"{place}: {text}" for place, text in decision.trail],
             ),
             bridges=dict(bridges),
@@ -1001,6 +1096,7 @@ def _attempt(row: AttemptRow) -> Attempt:
         zone=spec.zone,
         phase=spec.phase,
         outcome=row.decision.outcome,
+        slice=row.decision.slice,
     )
 
 

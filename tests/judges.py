@@ -33,7 +33,7 @@ from policies.model import (
     Verdict,
     World,
 )
-from policies.semantics import Packet, Transport
+from policies.semantics import Packet, Transport, judge
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
 
@@ -108,6 +108,7 @@ def worlds(draw: st.DrawFn) -> World:
         {},
         (),
         (),
+        (),
         defaults,
         "",
         (),
@@ -127,7 +128,7 @@ def worlds(draw: st.DrawFn) -> World:
         identities.setdefault(outcome, len(identities) + 1)
         attempts[f"job{n}"] = Attempt(
             f"job{n}", n, node.name, node.bridge, f"lj{n}", FIRST_JOB_PORT + n, mac, ipv4, ipv6, 1000 + n,
-            Phase.RUN, outcome,
+            Phase.RUN, outcome, None if sealed else draw(st.sampled_from((None, "site/a", "site/a", "site/b"))),
         )  # fmt: skip
     ports = {name: {"up0": UPLINK} for name in here.bridges}
     ports["gate-br"] = {"up0": UPLINK, "wf0": WORKERS, "sf0": SERVERS}
@@ -142,6 +143,7 @@ def worlds(draw: st.DrawFn) -> World:
         {name: n for n, name in enumerate(sorted(offered), 1)},
         {name: n for n, name in enumerate(sorted(here.nodes), 1)},
         identities,
+        {"site/a": 7, "site/b": 8},
         attempts,
     )
 
@@ -225,3 +227,25 @@ def gate_packets(draw: st.DrawFn, world: World) -> tuple[PortKind, Packet]:
 def destination_mac(packet: Packet) -> int:
     """The router's MAC, or a multicast group's for a multicast address."""
     return 0x01005E000005 if packet.destination.is_multicast else ROUTER_MAC
+
+
+def bridge_of(world: World, packet: Packet) -> str:
+    """The worker bridge that a packet of `packets` is at."""
+    if packet.sender is not None:
+        return world.attempts[packet.sender].bridge
+    return next(j.bridge for j in world.attempts.values() if packet.destination in (j.ipv4, j.ipv6))
+
+
+def expected_ports(world: World, packet: Packet) -> set[int]:
+    """The ports that the packet must leave a worker bridge by, from the verdict and plain geography."""
+    if judge(world, packet).verdict is Verdict.DROP:
+        return set()
+    bridge = bridge_of(world, packet)
+    node = next(n for n in world.site.nodes.values() if n.bridge == bridge)
+    receiver = next((j for j in world.attempts.values() if packet.destination in (j.ipv4, j.ipv6)), None)
+    if receiver is not None and receiver.bridge == bridge:
+        return set() if receiver.outcome.sealed or receiver.id == packet.sender else {receiver.ofport}
+    assert node.ipv6 is not None
+    if packet.destination in node.ipv4 or packet.destination in node.ipv6:
+        return set()  # an address of this node's jobs that no job has
+    return {UPLINK}

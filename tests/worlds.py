@@ -47,7 +47,8 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
     node = before.site.nodes["wn1"]
     ipv4 = node.ipv4[lane]
     mac, ipv6 = lane_addresses(before.site, "wn1", ipv4)
-    outcome = decide(before.policy, "wn1", ad, {}, phase).outcome
+    decision = decide(before.policy, "wn1", ad, {}, phase)
+    outcome = decision.outcome
     job = Attempt(
         id=f"job{lane}",
         number=lane,
@@ -61,7 +62,12 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
         zone=1000 + lane,
         phase=phase,
         outcome=outcome,
+        slice=decision.slice,
     )
     identities = dict(before.identities)
     identities.setdefault(outcome, len(identities) + 1)
-    return replace(before, identities=identities, attempts={**before.attempts, job.id: job})
+    slices = dict(before.slice_numbers)
+    if decision.slice is not None:
+        slices.setdefault(decision.slice, len(slices) + 1)
+    attempts = {**before.attempts, job.id: job}
+    return replace(before, identities=identities, slice_numbers=slices, attempts=attempts)

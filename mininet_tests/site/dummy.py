@@ -59,6 +59,18 @@ class DummySwitch(AbstractContextManager["DummySwitch"]):
         self._run("ovs-ofctl", "-OOpenFlow14", "del-flows", socket)
         self._run("ovs-ofctl", "-OOpenFlow14", "--bundle", "add-flows", socket, str(file))
 
+    def port_numbers(self) -> dict[str, tuple[str, int]]:
+        """Bridge and OpenFlow number of each of the datapath's ports, by the number that `trace` gives."""
+        shown = self._run("ovs-appctl", "-T5", "-t", str(self._control()), "dpif/show")
+        found: dict[str, tuple[str, int]] = {}
+        bridge = ""
+        for line in shown.splitlines():
+            if head := re.fullmatch(r"  (\S+):", line):
+                bridge = head.group(1)
+            elif port := re.match(r"    \S+ (\d+)/(\d+): ", line):
+                found[port.group(2)] = (bridge, int(port.group(1)))
+        return found
+
     def trace(self, bridge: str, packet: str, *ct_states: str) -> set[str]:
         """The datapath's actions for a packet in ovs-ofctl syntax: numbers of output ports, in the end.
 

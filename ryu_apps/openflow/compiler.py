@@ -99,7 +99,31 @@ def desired_flows(world: World, bridge: str) -> dict[FlowKey, Flow]:
         flows += identity_flows(world, bridge, outcome)
     for attempt in here:
         flows += attempt_flows(world, bridge, attempt)
+    for name in slices_on(world, bridge):
+        flows += slice_flows(world, name)
     return {f.key: f for f in flows}
+
+
+def slices_on(world: World, bridge: str) -> set[str]:
+    """The slices that have a job on a worker bridge."""
+    return {a.slice for a in world.attempts.values() if a.slice is not None and a.bridge == bridge and _connected(a)}
+
+
+def slice_flows(world: World, name: str) -> list[Flow]:
+    """Who is in a slice, as every worker bridge that has one of its jobs must know: one flow per member."""
+    members = [a for a in world.attempts.values() if a.slice == name and _connected(a)]
+    return [membership_flow(world, member) for member in members]
+
+
+def membership_flow(world: World, member: Attempt) -> Flow:
+    """That a job is in its slice: one flow for both directions and both families. KeyError if it is in none."""
+    pair = (r.SLICE.equals(world.slice_numbers[member.slice or ""]), r.PEER.equals(int(member.ipv4)))
+    own = cookie(Feature.ATTEMPT, member.number)
+    return entry(Table.MEMBER, Priority.OBJECT, pair, (r.STATELESS.load(1), Goto(Table.TRACK)), own)
+
+
+def _connected(attempt: Attempt) -> bool:
+    return not attempt.outcome.sealed
 
 
 def base_flows(world: World, bridge: str) -> list[Flow]:
@@ -162,6 +186,7 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
         r.ATTEMPT.load(attempt.number),
         r.IDENTITY.load(world.identities[attempt.outcome]),
         r.ZONE.load(attempt.zone),
+        *([r.SLICE.load(world.slice_numbers[attempt.slice])] if attempt.slice is not None else []),
     )
     claims = tuple(c.equals(bits) for c in (r.CLAIM_ADDRESS, r.CLAIM_LINK, r.CLAIM_TARGET))
     receiver = (r.DESTINATION.equals(bits),)
@@ -360,16 +385,21 @@ def _worker_plumbing(world: World) -> list[Flow]:
         entry(Table.PLUMBING, Priority.PLUMBING, _icmpv6(kind), out, own)
         for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
     ]
-    if not _between_jobs_open(world):
-        for node in world.site.nodes.values():
-            tpa = masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask))
-            deny = _deny(Reason.BETWEEN_JOBS)
-            flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, (arp, tpa), deny, between))
-            six = _derived_prefix(node)
-            if six is not None:
-                target = masked("nd_target", int(six.network_address), int(six.netmask))
-                solicitation = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target)
-                flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, solicitation, deny, between))
+    for node in world.site.nodes.values():
+        tpa = masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask))
+        peer = (r.PEER.copy_from("arp_tpa"), Goto(Table.MEMBER))
+        flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, (arp, tpa), peer, between))
+        six = _derived_prefix(node)
+        if six is None:
+            continue
+        target = masked("nd_target", int(six.network_address), int(six.netmask))
+        asked = (r.PEER.copy_from("nd_target"), Goto(Table.MEMBER))
+        solicitation = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target)
+        flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 2, solicitation, asked, between))
+        told = (r.PEER.copy_from("ipv6_dst"), Goto(Table.MEMBER))
+        for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
+            to_job = (*_icmpv6(kind), *network("nw_dst", "ipv6_dst", six)[1:])
+            flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, to_job, told, between))
     group_bit = masked("dl_dst", 1 << 40, 1 << 40)
     flows.append(entry(Table.PLUMBING, Priority.NETWORK, (group_bit,), _deny(Reason.MULTICAST), multicast))
     v4_broadcast = ipaddress.IPv4Network((int(world.site.network.ipv4.broadcast_address), 32))
@@ -384,14 +414,23 @@ def _worker_plumbing(world: World) -> list[Flow]:
 
 def _worker_slice(world: World) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
-    allowed = world.policy.defaults.between_jobs is Verdict.ALLOW
-    verdict: tuple[Action, ...] = (Goto(Table.OUT),) if allowed else _deny(Reason.BETWEEN_JOBS)
-    flows = [
-        entry(Table.SLICE, Priority.NETWORK, network("nw_dst", "ipv6_dst", net), verdict, own)
-        for node in world.site.nodes.values()
-        for net in _job_ranges(node)
-    ]
+    flows = []
+    for node in world.site.nodes.values():
+        for net in _job_ranges(node):
+            for table, side in ((Table.SLICE, "dst"), (Table.REPLY, "src")):
+                field = f"nw_{side}" if net.version == 4 else f"ipv6_{side}"
+                peer = (r.PEER.copy_from(field), Goto(Table.MEMBER))
+                priority = Priority.NETWORK if table is Table.SLICE else Priority.FRAGMENT
+                matches = network(f"nw_{side}", f"ipv6_{side}", net)
+                flows.append(entry(table, priority, matches, peer, own))
     flows.append(entry(Table.SLICE, Priority.OTHERWISE, (), (Goto(Table.SERVICE),), own))
+    otherwise: tuple[Action, ...] = _deny(Reason.BETWEEN_JOBS)
+    if world.policy.defaults.between_jobs is Verdict.ALLOW:
+        otherwise = (r.STATELESS.load(1), Goto(Table.TRACK))
+    elif world.policy.mode is Mode.AUDIT:
+        # What audit lets on needs no entry in the connection table either.
+        otherwise = (r.STATELESS.load(1), *_deny(Reason.BETWEEN_JOBS))
+    flows.append(entry(Table.MEMBER, Priority.OTHERWISE, (), otherwise, own))
     return flows
 
 
@@ -453,13 +492,6 @@ def _worker_replies(world: World) -> list[Flow]:
         _icmpv6(kind) for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
     ]
     flows = [entry(Table.REPLY, Priority.PLUMBING, matches, deliver, own) for matches in plumbing]
-    between = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
-    allowed = world.policy.defaults.between_jobs is Verdict.ALLOW
-    verdict: tuple[Action, ...] = deliver if allowed else _deny(Reason.BETWEEN_JOBS)
-    for node in world.site.nodes.values():
-        for net in _job_ranges(node):
-            matches = network("nw_src", "ipv6_src", net)
-            flows.append(entry(Table.REPLY, Priority.FRAGMENT, matches, verdict, between))
     for service in _protected(world):
         number = world.service_numbers[service.name]
         for host in service.hosts:
@@ -505,7 +537,7 @@ def _worker_enforce(world: World) -> list[Flow]:
         opened = world.policy.mode is Mode.AUDIT and reason not in NEVER_OPENED_BY_AUDIT
         after: tuple[Action, ...] = ()
         if opened:
-            after = (Goto(Table.OUT if reason is Reason.BETWEEN_JOBS else Table.TRACK),)
+            after = (Goto(Table.TRACK),)
         flows.append(entry(Table.ENFORCE, Priority.OBJECT, (r.REASON.equals(reason),), after, own))
     return flows
 
@@ -519,23 +551,21 @@ def _worker_delivery(world: World, node: Node, uplink: int) -> list[Flow]:
         entry(Table.TRACK, Priority.OBJECT, (r.ORIGIN.equals(r.Origin.OUTSIDE),), deliver, own),
         entry(Table.TRACK, Priority.NETWORK, (r.STATELESS.equals(1),), (Goto(Table.OUT),), own),
         entry(Table.OUT, Priority.OTHERWISE, (from_job,), (Output(uplink),), own),
-        # Only audit mode brings a refused packet from outside this way.
-        entry(Table.OUT, Priority.OTHERWISE, (r.ORIGIN.equals(r.Origin.OUTSIDE),), deliver, own),
     ]
     for family in (EtherType.IPV4, EtherType.IPV6):
         flows.append(entry(Table.TRACK, Priority.FAMILY, (ethertype(family),), (commit, Goto(Table.OUT)), own))
-    if _between_jobs_open(world):
-        arp = (ethertype(EtherType.ARP), masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
-        here = [(arp, "arp_tpa"), (network("nw_dst", "ipv6_dst", node.ipv4), "nw_dst")]
-        six = _derived_prefix(node)
-        if six is not None:
-            target = masked("nd_target", int(six.network_address), int(six.netmask))
-            here.append(((*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target), "nd_target"))
-            here.append((network("nw_dst", "ipv6_dst", six), "ipv6_dst"))
-        for matches, field in here:
-            local = (r.DESTINATION.copy_from(field), *deliver)
-            priority = Priority.PLUMBING if field == "nd_target" else Priority.NETWORK
-            flows.append(entry(Table.OUT, priority, (from_job, *matches), local, own))
+    # Whatever got here may go to its job: MEMBER has seen to it.
+    arp = (ethertype(EtherType.ARP), masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
+    here = [(arp, "arp_tpa"), (network("nw_dst", "ipv6_dst", node.ipv4), "nw_dst")]
+    six = _derived_prefix(node)
+    if six is not None:
+        target = masked("nd_target", int(six.network_address), int(six.netmask))
+        here.append(((*_icmpv6(ND.NEIGHBOUR_SOLICITATION), target), "nd_target"))
+        here.append((network("nw_dst", "ipv6_dst", six), "ipv6_dst"))
+    for matches, field in here:
+        local = (r.DESTINATION.copy_from(field), *deliver)
+        priority = Priority.PLUMBING if field == "nd_target" else Priority.NETWORK
+        flows.append(entry(Table.OUT, priority, (from_job, *matches), local, own))
     return flows
 
 
@@ -632,10 +662,6 @@ def _deny(reason: Reason) -> tuple[Action, ...]:
 
 def _protected(world: World) -> Sequence[Service]:
     return [s for s in world.policy.services.values() if s.protected]
-
-
-def _between_jobs_open(world: World) -> bool:
-    return world.policy.defaults.between_jobs is Verdict.ALLOW or world.policy.mode is Mode.AUDIT
 
 
 def _port_numbers(world: World, spec: Bridge, kind: PortKind) -> list[int]:

@@ -4,6 +4,7 @@ Declaration order is table order. A flow that this declaration does not allow ca
 way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
 
 Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → GRANT → NODE → TRACK → OUT
+               between jobs:            SLICE, PLUMBING or REPLY → MEMBER → TRACK
                from outside:            CLASSIFY → RECEIVER → REPLY → GRANT → REPLY_TRACK → REPLY_STATE → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
 Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT
@@ -30,14 +31,15 @@ class Table(enum.IntEnum):
     NODE = 6
     RECEIVER = 7
     REPLY = 8
-    GRANT = 9
-    REPLY_TRACK = 10
-    REPLY_STATE = 11
-    DENIED = 12
-    ENFORCE = 13
-    TRACK = 14
-    OUT = 15
-    DELIVER = 16
+    MEMBER = 9
+    GRANT = 10
+    REPLY_TRACK = 11
+    REPLY_STATE = 12
+    DENIED = 13
+    ENFORCE = 14
+    TRACK = 15
+    OUT = 16
+    DELIVER = 17
     GATE_SOURCE = 20
     GATE_IDENTITY = 21
     GATE_SERVICE = 22
@@ -98,8 +100,10 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.SPOOF_GUARD: TableSpec(
         "the frame is from the job whose port it came in by", frozenset({_T.PLUMBING, _T.DENIED}), "drop"
     ),
-    _T.PLUMBING: TableSpec("ARP and ND of a job; no multicast", frozenset({_T.SLICE, _T.DENIED, _T.OUT}), "drop"),
-    _T.SLICE: TableSpec("between jobs", frozenset({_T.SERVICE, _T.DENIED, _T.OUT}), "drop"),
+    _T.PLUMBING: TableSpec(
+        "ARP and ND of a job; no multicast", frozenset({_T.SLICE, _T.MEMBER, _T.DENIED, _T.OUT}), "drop"
+    ),
+    _T.SLICE: TableSpec("whether a packet of a job is for a job", frozenset({_T.SERVICE, _T.MEMBER}), "drop"),
     _T.SERVICE: TableSpec(
         "which protected service a job's packet is for", frozenset({_T.GRANT, _T.NODE, _T.DENIED}), "drop"
     ),
@@ -111,8 +115,11 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.RECEIVER: TableSpec("which job a packet from outside is for", frozenset({_T.REPLY}), "drop"),
     _T.REPLY: TableSpec(
         "which granted service a packet to a job claims to answer for",
-        frozenset({_T.GRANT, _T.REPLY_TRACK, _T.DELIVER, _T.DENIED}),
+        frozenset({_T.MEMBER, _T.GRANT, _T.REPLY_TRACK, _T.DELIVER}),
         "drop",
+    ),
+    _T.MEMBER: TableSpec(
+        "the job at the far end is in the same slice, or jobs may talk", frozenset({_T.TRACK, _T.DENIED}), "drop"
     ),
     _T.GRANT: TableSpec(
         "the identity has a grant for the service", frozenset({_T.TRACK, _T.DENIED, _T.REPLY_TRACK}), "drop"
@@ -120,7 +127,7 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.REPLY_TRACK: TableSpec("look the connection up", frozenset({_T.REPLY_STATE}), "drop"),
     _T.REPLY_STATE: TableSpec("reply to an allowed connection", frozenset({_T.DELIVER, _T.DENIED, _T.OUT}), "drop"),
     _T.DENIED: TableSpec("count a refusal for its attempt", frozenset({_T.ENFORCE}), "drop"),
-    _T.ENFORCE: TableSpec("drop; in audit mode let on", frozenset({_T.TRACK, _T.OUT}), "drop"),
+    _T.ENFORCE: TableSpec("drop; in audit mode let on", frozenset({_T.TRACK}), "drop"),
     _T.TRACK: TableSpec("remember the connection, unless it needs none", frozenset({_T.OUT, _T.DELIVER}), "drop"),
     _T.OUT: TableSpec("to the uplink, or to a job on this node", frozenset({_T.DELIVER}), "drop"),
     _T.DELIVER: TableSpec("to the port of the job", frozenset(), "drop"),

@@ -40,7 +40,7 @@ class Register:
 
 ATTEMPT = Register("reg0", 0, 32)  # the attempt the packet is counted for: its sender, or inbound its receiver
 IDENTITY = Register("reg1", 0, 32)  # the identity whose rules apply
-SLICE = Register("reg2", 0, 32)  # room for slices
+SLICE = Register("reg2", 0, 32)  # the slice of the attempt it is counted for; 0: none
 SERVICE = Register("reg3", 0, 32)  # the protected service at the far end; 0: none
 # The three claims a frame makes about its sender, each reduced to 32 bits (see `compiler`, "one flow guards all"):
 CLAIM_ADDRESS = Register("reg4", 0, 32)  # from nw_src, ipv6_src or arp_spa
@@ -51,6 +51,7 @@ ZONE = Register("reg8", 0, 16)  # conntrack zone of the attempt
 ORIGIN = Register("reg8", 16, 2)  # where the packet came from: an `Origin`
 STATELESS = Register("reg8", 18, 1)  # 1: needs no connection tracking (TCP of a granted service)
 REASON = Register("reg9", 0, 8)  # a `policies.model.Reason`, set before the denied table
+PEER = Register("reg11", 0, 32)  # 32 bits of the address of the job at the far end, between jobs
 CLASS = Register("reg10", 0, 16)  # room for traffic classes
 
 

@@ -28,11 +28,15 @@ class Kind(enum.StrEnum):
     IDENTITY = "identity"
     SERVICE = "service"
     NODE = "node"
+    SLICE = "slice"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives."""
+    """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives.
+
+    `slice_number`: the number of the decision's slice; 0 for none.
+    """
 
     id: str
     number: int
@@ -42,6 +46,7 @@ class AttemptRow:
     digest: str
     registered: float
     leaving: tuple[str, ...] = ()
+    slice_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ def decision_to_text(decision: Decision) -> str:
             "v": sorted(decision.outcome.services),
             "g": list(decision.groups),
             "t": [[place.file, place.line, place.column, text] for place, text in decision.trail],
+            "l": decision.slice,
         },
         separators=(",", ":"),
     )
@@ -125,6 +131,7 @@ def decision_from_text(text: str) -> Decision:
             outcome=Outcome(sealed=bool(value["s"]), services=frozenset(value["v"])),
             groups=tuple(value["g"]),
             trail=tuple((Place(file, line, column), what) for file, line, column, what in value["t"]),
+            slice=value.get("l"),
         )
     except (ValueError, KeyError, TypeError) as problem:
         raise StoreError(f"a stored decision cannot be read ({problem}); text: {text[:200]}") from problem

@@ -36,14 +36,17 @@ services:
   licence: {hosts: [10.20.0.7], ports: [tcp/27000-27009], protected: true}
 attributes:
   LarkNetwork: {type: enum, values: [none, default], default: default}
+  LarkSlice: {type: string, max-length: 64}
 groups:
   physics: 'LarkGroup =?= "physics"'
   matlab: 'LarkLicence =?= true'
   sealed: 'LarkNetwork =?= "none"'
+  asks-for-slice: 'LarkSlice =!= undefined'
 grants:
   - {for: physics, to: files, during: [stage-in, run]}
   - {for: matlab, to: licence, during: [run], trust-user: true}
 seal: [sealed]
+slices: [{for: asks-for-slice, name: LarkSlice}]
 defaults: {egress: allow, ingress: deny, between-jobs: deny}
 """
 BOOT = "3f2a9c1e-0000-4000-8000-000000000001"

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.model import Policy
-from policies.wire import BridgeRealisation, Phase
+from policies.wire import AttemptSpec, BridgeRealisation, Phase
 from ryu_apps.openflow.cookies import Feature, explain
+from ryu_apps.openflow.pipeline import Table
 from ryu_apps.refusals import Refused, Slug
 from tests.unit.controller.rig import BOOT, POLICY, Rig, aid, node_spec, spec
 
@@ -483,6 +484,10 @@ ADS = st.sampled_from(
         {"LarkNetwork": "none"},
         {"LarkNetwork": "oops"},
         {"Owner": "x"},
+        {"User": "a@x", "LarkSlice": "one"},
+        {"User": "a@x", "LarkSlice": "one", "LarkGroup": "physics"},
+        {"User": "b@x", "LarkSlice": "one"},
+        {"User": "a@x", "LarkSlice": "two", "LarkNetwork": "none"},
     ]
 )
 STEPS = st.one_of(
@@ -540,6 +545,73 @@ def well(rig: Rig) -> None:
         rig.fabric.speak(name)
         if not state.connected:
             rig.fabric.connect(name)
+
+
+def member_flows(rig: Rig, bridge: str) -> int:
+    return sum(key.table == Table.MEMBER and bool(key.match) for key in rig.fabric.state[bridge].actual)
+
+
+def in_slice(n: int, node: str, user: str = "a@x") -> tuple[str, AttemptSpec]:
+    return aid(n, node), spec(n, node, User=user, LarkSlice="dag")
+
+
+def test_a_slice_costs_one_flow_a_member_on_each_bridge_that_holds_it(rig: Rig) -> None:
+    rig.controller.register(*in_slice(2, "wn1"))
+    rig.controller.register(*in_slice(3, "wn1"))
+    assert (member_flows(rig, "br1"), member_flows(rig, "br2")) == (2, 0)
+    sent = rig.fabric.flow_mods
+    rig.controller.register(*in_slice(2, "wn2"))
+    # its own six, three members on its own bridge, and itself on the bridge of its peers
+    assert rig.fabric.flow_mods - sent == 6 + 3 + 1
+    assert (member_flows(rig, "br1"), member_flows(rig, "br2")) == (3, 3)
+    rig.check()
+    rig.controller.delete(aid(2, "wn2"))
+    assert (member_flows(rig, "br1"), member_flows(rig, "br2")) == (2, 0)
+    rig.controller.delete(aid(2, "wn1"))
+    rig.controller.delete(aid(3, "wn1"))
+    assert rig.controller.world.slice_numbers == {}
+    rig.check()
+
+
+def test_the_same_name_of_another_user_is_another_slice(rig: Rig) -> None:
+    rig.controller.register(*in_slice(2, "wn1"))
+    rig.controller.register(*in_slice(3, "wn1", "b@x"))
+    numbers = rig.controller.world.slice_numbers
+    assert sorted(numbers) == ["user/3/a@x/dag", "user/3/b@x/dag"]
+    assert len(set(numbers.values())) == 2
+
+
+def test_a_bridge_of_slice_peers_is_not_waited_for_but_prolongs_the_quarantine(rig: Rig) -> None:
+    rig.controller.register(*in_slice(2, "wn1"))
+    rig.fabric.silence("br1")
+    status, _ = rig.controller.register(*in_slice(2, "wn2"))
+    assert set(status.bridges) == {"br2"}
+    rig.controller.delete(aid(2, "wn2"))
+    with pytest.raises(Refused, match="stays in quarantine until br1"):
+        rig.controller.register(aid(3, "wn2"), spec(2, "wn2"))
+    rig.fabric.speak("br1")
+    rig.controller.tick()
+    rig.controller.register(aid(3, "wn2"), spec(2, "wn2"))
+    rig.check()
+
+
+def test_slice_numbers_survive_a_restart_and_are_never_given_again(rig: Rig) -> None:
+    rig.controller.register(*in_slice(2, "wn1"))
+    rig.controller.register(*in_slice(2, "wn2"))
+    numbers = dict(rig.controller.world.slice_numbers)
+    rig.controller.delete(aid(2, "wn1"))
+    sent = rig.fabric.flow_mods
+    rig.restart()
+    assert rig.fabric.flow_mods == sent
+    assert rig.controller.world.slice_numbers == numbers
+    rig.controller.delete(aid(2, "wn2"))
+    rig.controller.register(*in_slice(3, "wn1"))
+    assert not set(rig.controller.world.slice_numbers.values()) & set(numbers.values())
+
+
+def test_a_slice_of_a_job_without_a_user_holds_it(rig: Rig) -> None:
+    with pytest.raises(Refused, match="the job's slice is its user's own, and the job has no User"):
+        rig.controller.register(aid(2), spec(2, LarkSlice="dag"))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -145,7 +145,7 @@ def test_equal_matches_are_equal_values_and_bad_ones_are_refused() -> None:
 def test_text_is_readable_and_complete() -> None:
     flow = entry(Table.OUT, Priority.OTHERWISE, (FieldMatch("reg8", 0x10000, 0x30000),), (Output(1),), Cookie(5))
     assert flow_text(flow) == "table=OUT, priority=1, cookie=0x5, reg8=0x10000/0x30000, actions=output:1"
-    assert flow_text(flow, numeric=True).startswith("table=15, ")
+    assert flow_text(flow, numeric=True).startswith(f"table={int(Table.OUT)}, ")
 
 
 def test_counters_name_what_was_refused() -> None:

@@ -25,11 +25,18 @@ groups:
   fast-slot: 'TARGET.HasFast =?= true'
   sealed: 'LarkNetwork =?= "none"'
   odd: 'ClusterId > 5'
+  in-a-dag: 'DAGManJobId =!= undefined'
+  asks: 'LarkSlice =!= undefined'
+  cms: 'x509UserProxyVOName =?= "cms"'
 grants:
   - {for: physics, to: fs, during: [stage-in, run]}
   - {for: alice, to: lic, nodes: ["wn*", "!wn-lab*"]}
   - {for: fast-slot, to: lic}
 seal: [sealed]
+slices:
+  - {for: cms, name: '"cms"', scope: site}
+  - {for: in-a-dag, name: 'strcat("dag-", DAGManJobId)'}
+  - {for: asks, name: LarkSlice}
 """
 
 
@@ -82,15 +89,38 @@ def test_a_seal_beats_every_grant(policy: Policy) -> None:
 
 def test_equal_outcomes_are_equal_values(policy: Policy) -> None:
     one = decide(policy, "wn1", {"LarkGroup": "physics"}, {}, Phase.RUN)
-    other = decide(policy, "wn2", {"LarkGroup": "physics", "LarkSlice": "x"}, {}, Phase.STAGE_IN)
+    other = decide(policy, "wn2", {"LarkGroup": "physics", "LarkSlice": "x", "User": "u"}, {}, Phase.STAGE_IN)
     assert one.outcome == other.outcome
     assert hash(one.outcome) == hash(other.outcome)
+
+
+def slice_of(policy: Policy, **ad: object) -> str | None:
+    return decide(policy, "wn1", {"User": "a@x", **ad}, {}, Phase.RUN).slice
+
+
+def test_the_first_slice_rule_wins_and_names_are_the_users_own_unless_site_wide(policy: Policy) -> None:
+    assert slice_of(policy) is None
+    assert slice_of(policy, LarkSlice="s") == "user/3/a@x/s"
+    assert slice_of(policy, LarkSlice="s", DAGManJobId=5) == "user/3/a@x/dag-5"
+    assert slice_of(policy, LarkSlice="s", x509UserProxyVOName="cms") == "site/cms"
+    assert slice_of(policy, LarkSlice="s", LarkNetwork="none") is None
+
+
+def test_no_user_and_name_can_pose_as_another_pair(policy: Policy) -> None:
+    assert slice_of(policy, User="a", LarkSlice="b/c") != slice_of(policy, User="a/b", LarkSlice="c")
+    assert slice_of(policy, LarkSlice="../cms") != "site/cms"
+
+
+def test_jobs_of_different_slices_share_an_identity(policy: Policy) -> None:
+    one, other = (decide(policy, "wn1", {"User": "a", "LarkSlice": s}, {}, Phase.RUN) for s in ("x", "y"))
+    assert one.outcome == other.outcome
+    assert one.slice != other.slice
 
 
 def test_the_trail_names_the_line_that_gave(policy: Policy) -> None:
     decision = decide(policy, "wn1", {"LarkGroup": "physics"}, {}, Phase.RUN)
     assert [f"{place}: {text}" for place, text in decision.trail] == [
-        "policy.yaml:16: may reach service fs, as a member of group physics"
+        "policy.yaml:19: may reach service fs, as a member of group physics"
     ]
 
 
@@ -102,6 +132,15 @@ HELD = [
     ({"RequestNetworkMbps": -1}, "RequestNetworkMbps must be at least 0, not -1 (policy.yaml:8)"),
     ({"RequestNetworkMbps": True}, "RequestNetworkMbps must be a number, not True (policy.yaml:8)"),
     ({"ClusterId": "x"}, "the condition of group `odd` is an ERROR for this job (policy.yaml:14)"),
+    ({"LarkSlice": "\n"}, "the name of a slice has 1 to 128 printable characters (policy.yaml:26)"),
+    (
+        {"LarkSlice": "x"},
+        "the job's slice is its user's own, and the job has no User; is it in STARTD_JOB_ATTRS? (policy.yaml:26)",
+    ),
+    (
+        {"DAGManJobId": "error", "User": 5},
+        "the job's slice is its user's own, and the job has no User; is it in STARTD_JOB_ATTRS? (policy.yaml:25)",
+    ),
     ({"A": 1, "a": 2}, "the job has both `A` and `a`: attribute names ignore case"),
 ]
 

@@ -41,8 +41,8 @@ BAD_POLICIES = [
     ("mode: loud\n", "policy.yaml:1:1: `mode`: 'loud' is not known; one of 'enforce' or 'audit'"),
     (
         "modes: audit\n",
-        "policy.yaml:1:1: unknown key `modes`; known here: mode, networks, services, attributes, groups, grants, seal,"
-        " defaults",
+        "policy.yaml:1:1: unknown key `modes`; known here: mode, networks, services, attributes, groups, grants,"
+        " slices, seal, defaults",
     ),
     ("mode: audit\nmode: audit\n", "policy.yaml:2:1: key `mode` is given twice; keep one of them"),
     ("- a\n", "policy.yaml:1:1: a mapping of sections is expected; start with `services:` or the like"),
@@ -114,6 +114,26 @@ BAD_POLICIES = [
         "groups: {s: 'LarkNetwork =?= \"none\"'}\nseal: [s]\n",
         "policy.yaml:2:8: this restriction rests on `larknetwork`, not declared here: a typing mistake would lift it;"
         " declare it under `attributes:` with its type",
+    ),
+    (
+        "groups: {s: 'LarkSlice =!= undefined'}\nslices: [{for: s, name: LarkSlice}]\n",
+        "policy.yaml:2:10: this slice rests on `larkslice`, not declared here; declare it under `attributes:` with its"
+        " type",
+    ),
+    (
+        "attributes: {LarkSlice: {type: string}}\ngroups: {s: 'LarkSlice =!= undefined'}\n"
+        "slices: [{for: s, name: LarkSlice, scope: site}]\n",
+        "policy.yaml:3:10: this site-wide slice rests on `larkslice`, which the job's owner can set; anybody could join"
+        " it: use an attribute that the schedd or the access point sets, leave out `scope: site`, or say"
+        " `trust-user: true`",
+    ),
+    (
+        "groups: {s: 'User =?= \"a\"'}\nslices: [{for: t, name: User}, {for: s, name: 'User ='}]\n",
+        "policy.yaml:2:11: group `t` is not defined; defined: s",
+    ),
+    (
+        "groups: {s: 'User =?= \"a\"'}\nslices: [{for: s, name: 'User ='}]\n",
+        "policy.yaml:2:19: name of a slice: not a ClassAd expression: 'User ='",
     ),
     (
         "attributes: {LarkSlice: {type: string, max-length: 0}}\n",
