@@ -144,7 +144,7 @@ def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
     "--chapter", "slugs", multiple=True, type=click.Choice([c.slug for c in CHAPTERS]), help="Only this chapter."
 )
 @click.option("--keep", is_flag=True, help="Leave the site up afterwards, for exploring.")
-@click.option("--clean", is_flag=True, help="Remove what --keep (or a killed run) left, and do nothing else.")
+@click.option("--clean", is_flag=True, help="Remove what --keep, a failed or a killed run left, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Print what would be made, and do nothing.")
 def main(engine: str, condor: str, slugs: tuple[str, ...], keep: bool, clean: bool, dry_run: bool) -> None:
     """Lark's main story on a real HTCondor pool, a real Open vSwitch and a real file server, with evidence.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mininet_tests.demo import LABEL
-from mininet_tests.site.campus import MACHINES, sweep
+from mininet_tests.site.campus import MACHINES, Site, SiteError, sweep
 from mininet_tests.site.lark import REPOSITORY
 from mininet_tests.site.leaks import processes_in
 from mininet_tests.site.namespaces import wait_until
@@ -77,3 +77,21 @@ def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files() -> Non
         assert root.exists()
         assert str(root) in sweep(LABEL)
         assert not root.exists()
+
+
+def test_what_a_failed_site_kept_is_removed_on_demand_only() -> None:
+    site = Site(label=LABEL, policy="mode: nonsense")
+    with pytest.raises(SiteError, match=r"policy.yaml:1"):
+        site.start()
+    assert site.root.exists()
+    sweep(LABEL)
+    assert site.root.exists()
+    # The owner of a kept directory is this very process: removal waits for its end, as for any site in use.
+    done = subprocess.run([*DEMO, "--clean"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert str(site.root) not in done.stdout
+    record = site.root / "site.json"
+    content = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps(content | {"owner": [2**22 - 1, 1]}), encoding="utf-8")
+    done = subprocess.run([*DEMO, "--clean"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert str(site.root) in done.stdout
+    assert not site.root.exists()

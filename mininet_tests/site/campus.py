@@ -201,12 +201,12 @@ class Site:
             for kind in ("net", "pid", "mnt")
         )
 
-    def _record(self) -> None:
-        """Who owns this site, for `sweep`: written before anything else can go wrong."""
+    def _record(self, *, kept: bool = False) -> None:
+        """Who owns this site, for `sweep`: written before anything else can go wrong. `kept`: wanted after our end."""
         record = {
             "owner": [os.getpid(), _start_time(os.getpid())],
             "machines": {name: [m.init_pid, _start_time(m.init_pid)] for name, m in self.machines.items()},
-            "kept": all(machine.kept for machine in self.machines.values()),
+            "kept": kept,
         }
         (self.root / "site.json").write_text(json.dumps(record), encoding="utf-8")
 
@@ -330,7 +330,7 @@ class Site:
         """Leave the site up after this process ends."""
         for machine in self.machines.values():
             machine.keep()
-        self._record()
+        self._record(kept=True)
 
     # -- end -------------------------------------------------------------------------------------------------------
 
@@ -341,7 +341,7 @@ class Site:
         if self.root == Path() or not self.root.exists():
             return
         if keep_logs:
-            (self.root / "site.json").unlink(missing_ok=True)
+            self._record(kept=True)
             self.say(f"logs of the site are kept in {self.root}")
         else:
             shutil.rmtree(self.root)
@@ -360,7 +360,7 @@ class Site:
                 machine.stop()
         checks += self._compare_machine()
         if any(check.problems for check in checks):
-            (self.root / "site.json").unlink(missing_ok=True)
+            self._record(kept=True)
             checks.append(Check("run directory", (), (f"kept for the post-mortem: {self.root}",)))
         else:
             shutil.rmtree(self.root)
@@ -486,7 +486,10 @@ def check_machine(prefix: Path) -> None:
 
 
 def sweep(label: str, *, kept: bool = False) -> list[str]:
-    """Remove what a killed run (or, if `kept`, a run with --keep) left: its machines and its run directory."""
+    """Remove what a killed run left: its machines and its run directory.
+
+    If `kept`, also sites that --keep left up, and what was kept of failed ones for the post-mortem.
+    """
     removed = []
     for record in Path(tempfile.gettempdir()).glob(f"{label}-*/site.json"):
         try:
@@ -497,7 +500,7 @@ def sweep(label: str, *, kept: bool = False) -> list[str]:
         if _start_time(owner_pid) == owner_start or (content["kept"] and not kept):
             continue
         for pid, start in content["machines"].values():
-            if _start_time(pid) == start:
+            if start is not None and _start_time(pid) == start:
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(record.parent, ignore_errors=True)
         removed.append(str(record.parent))
