@@ -9,6 +9,7 @@ Run as a program, this module is that process.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pickle
 import re
@@ -143,7 +144,13 @@ class DummySwitch:
 class Application:
     """`SwitchApp` in a process of its own, on one engine. Calls go through `call`."""
 
-    def __init__(self, engine: str, bridges: Mapping[int, str], listen: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+    def __init__(
+        self,
+        engine: str,
+        bridges: Mapping[int, str],
+        listen: tuple[str, int] = ("127.0.0.1", 0),
+        addresses: Mapping[str, str] | None = None,
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.log_file = tempfile.NamedTemporaryFile(prefix="lksw-", suffix=".log", mode="w+")  # noqa: SIM115
         environment = dict(os.environ, LARK_ENGINE=engine, PYTHONPATH=str(ROOT))
@@ -155,7 +162,7 @@ class Application:
         theirs.close()
         ours.settimeout(60)
         self._socket = ours
-        self.engine, self.address = self.call("begin", dict(bridges), listen)
+        self.engine, self.address = self.call("begin", dict(bridges), listen, dict(addresses or {}))
 
     def call(self, name: str, *args: Any) -> Any:
         _put(self._socket, (name, args))
@@ -226,13 +233,14 @@ def _serve(descriptor: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     channel = socket.socket(fileno=descriptor)
     events: list[tuple[Any, ...]] = []
-    _, (bridges, listen) = _get(channel)
+    _, (bridges, listen, addresses) = _get(channel)
     framework = engine.Framework(listen)
     app = framework.add(
         SwitchApp,
         bridges,
         on_ports=lambda bridge, ports: events.append(("ports", bridge, ports)),
         on_connected=lambda bridge: events.append(("connected", bridge)),
+        addresses={bridge: ipaddress.ip_address(text) for bridge, text in addresses.items()},
     )
     framework.start()
     _put(channel, (True, (f"{engine.NAME} {engine.VERSION}", framework.address)))

@@ -261,6 +261,33 @@ def test_an_unknown_and_a_second_switch_are_turned_away(switch: DummySwitch, app
     assert app.call("counts", BRIDGE).dumps == 1
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("address", "welcome"), [("127.0.0.2", False), ("127.0.0.1", True)])
+def test_a_bridge_is_taken_only_from_its_own_address(
+    engine: str, address: str, welcome: bool, switch: DummySwitch
+) -> None:
+    """The switch connects from 127.0.0.1. That must be the bridge's address, whatever its datapath id."""
+    app = Application(engine, {DPID: BRIDGE}, addresses={BRIDGE: address})
+    try:
+        switch.bridge(BRIDGE, DPID, app.address)
+        if welcome:
+            wait_until("the right one is let in", lambda: app.state(BRIDGE).connected)
+            assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+            assert len(switch.flows(BRIDGE)) == 1
+        else:
+            app.call("set_desired", BRIDGE, {attempt(1).key: attempt(1)})
+            wait_until("it is turned away, each time it comes", lambda: app.call("turned_away") >= 2)
+            assert not app.state(BRIDGE).connected
+            assert app.call("events") == []
+            assert switch.flows(BRIDGE) == []
+        said = f"turned away: bridge {BRIDGE} connects from {address} (its address in site.yaml)"
+        assert (said in app.log()) is not welcome
+    finally:
+        switch.vsctl("--if-exists", "del-br", BRIDGE)
+        assert app.stop() == 0
+    assert app.faults() == []
+
+
 def test_nonsense_on_the_listener_disturbs_nobody(switch: DummySwitch, app: Application) -> None:
     assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
     with socket.create_connection(app.address) as silent:

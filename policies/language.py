@@ -255,6 +255,7 @@ class _BridgeIn(_Section):
     roles: list[Literal["worker", "gate", "border"]] = Field(min_length=1)
     ports: dict[Literal["uplink", "worker-facing", "server-facing", "wan"], list[_PortName]]
     guards: list[_Name] = Field(default_factory=list)
+    address: _Text | None = None
 
 
 class _SiteIn(_Section):
@@ -780,6 +781,10 @@ def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) ->
                 collect.add((*at, "ports"), f"a gate needs a {kind} port", f"ports: {{{kind}: [NAME], …}}")
     elif source.guards:
         collect.add((*at, "guards"), "only a gate guards services", "add `gate` to its roles, or drop guards")
+    address = collect.convert((*at, "address"), source.address, _parse_address) if source.address else None
+    if address is not None and (address.is_unspecified or address.is_multicast or "%" in str(address)):
+        fix = "give the management address that its OpenFlow connection comes from"
+        collect.add((*at, "address"), f"{address} is nobody's address", fix)
     return Bridge(
         name=name,
         datapath_id=int(source.datapath_id, 16),
@@ -787,6 +792,7 @@ def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) ->
         ports=MappingProxyType(ports),
         guards=tuple(source.guards),
         place=collect.document.place(at),
+        address=address,
     )
 
 

@@ -204,6 +204,8 @@ class Bridge:
     guards: tuple[str, ...]
     """Protected services that stand behind this gate."""
     place: Place
+    address: Address | None = None
+    """Where its OpenFlow connection comes from; from elsewhere it is refused. None: from anywhere."""
 
 
 @dataclass(frozen=True, slots=True)

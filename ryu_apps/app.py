@@ -5,17 +5,20 @@
 
 Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
 others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
-order, and may wait. A datapath id that the site does not name, or whose switch is connected already, is turned away.
+order, and may wait. Turned away are: a datapath id that the site does not name; a connection from another address than
+the site gives the bridge; a second connection of a switch.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from policies.model import Address
 from ryu_apps import engine
 from ryu_apps.fabric import (
     REALISED,
@@ -237,12 +240,15 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         bridges: Mapping[int, str],
         on_ports: OnPorts | None = None,
         on_connected: OnConnected | None = None,
+        addresses: Mapping[str, Address] | None = None,
     ) -> None:
+        """`addresses`: where each bridge's connection must come from; a bridge without one may come from anywhere."""
         super().__init__()
         if len(set(bridges.values())) != len(bridges):
             raise ValueError(f"a bridge name stands for two datapath ids: {sorted(bridges.values())}")
         self._on_ports = on_ports
         self._on_connected = on_connected
+        self._addresses = dict(addresses or {})
         self._calls = engine.Queue()
         self._by_dpid = {dpid: _Switch(name, dpid, self._call, self) for dpid, name in bridges.items()}
         self._by_name = {one.bridge: one for one in self._by_dpid.values()}
@@ -369,12 +375,18 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         dpid = datapath_text(datapath.id)
         one = self._by_dpid.get(datapath.id)
         other = self._up.get(datapath.id)
-        if one is None or other is not None:
+        wanted = self._addresses.get(one.bridge) if one is not None else None
+        if one is None:
+            why = "no bridge of site.yaml has this datapath id"
+        elif wanted is not None and _peer(datapath.address[0]) != wanted:
+            # Before the question whether it is there already: a stranger learns nothing, and disturbs nothing.
+            why = f"bridge {one.bridge} connects from {wanted} (its address in site.yaml)"
+        elif other is not None:
+            why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
+        else:
+            why = ""
+        if one is None or why:
             self.turned_away += 1
-            if one is None or other is None:
-                why = "no bridge of site.yaml has this datapath id"
-            else:
-                why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
             LOG.warning("dpid=%s from %s port %s: turned away: %s", dpid, *datapath.address[:2], why)
             datapath.close()
             return
@@ -455,6 +467,12 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             question.end(text)
             return
         one.ask(lambda now: one.machine.error(msg.xid, text, now), msg.datapath)
+
+
+def _peer(host: str) -> Address:
+    """A peer's address; an IPv4 one that came to an IPv6 listener as itself, a scoped one without its interface."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _port_name(name: Any) -> str:

@@ -49,6 +49,7 @@ def serve(files: Files) -> None:
             SwitchApp,
             {bridge.datapath_id: name for name, bridge in site.bridges.items()},
             on_ports=controller.fabric_ports,
+            addresses={name: bridge.address for name, bridge in site.bridges.items() if bridge.address is not None},
         )
         controller.start(switches)
         last.callback(framework.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,4 +51,12 @@ def read_files(path: Path) -> Files:
         raise ConfigError("\n".join(faults))
     for node in sorted(tokens.nodes - set(site.nodes)):
         LOG.warning("%s has a token for node %s, which site.yaml does not know", config.tokens.name, node)
+    if not ipaddress.ip_address(config.openflow[0]).is_loopback:
+        for bridge in site.bridges.values():
+            if bridge.address is None:
+                LOG.warning(
+                    "%s: bridge %s has no `address`: whoever reaches %s port %d first with its datapath id takes its "
+                    "place; give the address that its OpenFlow connection comes from",
+                    bridge.place, bridge.name, *config.openflow,
+                )  # fmt: skip
     return Files(config, site, policy, tokens)

@@ -60,6 +60,23 @@ def test_paths_are_relative_to_the_file(home: Path) -> None:
     assert not config.plaintext_warning
 
 
+def test_a_bridge_that_may_come_from_anywhere_is_warned_of(home: Path) -> None:
+    def check() -> str:
+        done = command("check", "--config", str(home / "controller.yaml"))
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "has no `address`" not in check()  # the switches are on this machine
+    (home / "controller.yaml").write_text(GOOD.replace("127.0.0.1:6653", "192.0.2.1:6653"))
+    said = check()
+    assert said.count("has no `address`") == 4
+    assert re.search(r"site.yaml:8: bridge br1 has no `address`: whoever reaches 192.0.2.1 port 6653 first", said)
+    (home / "site.yaml").write_text(SITE.replace('"00000000000000a1"', '"00000000000000a1", address: 192.0.2.11'))
+    said = check()
+    assert said.count("has no `address`") == 3
+    assert "br1" not in said
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

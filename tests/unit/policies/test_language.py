@@ -205,6 +205,8 @@ BAD_SITES = [
     ("ipv4: 10.20.1.64/26", "ipv4: 10.20.0.0/26", "the range 10.20.0.0/26 holds the gateway 10.20.0.1"),
     ('"2001:db8:20:1::/96"', '"2001:db8:20:1::/48"', "has bits set beyond its prefix"),
     ('"2001:db8:20:1::/96"', '"2001:db8:20:1::/112"', "a node's IPv6 prefix is /64 to /96"),
+    ("192.0.2.21", "192.0.2.256", "'192.0.2.256' is not an IP address; write a host's address"),
+    ("192.0.2.21", "0.0.0.0", "0.0.0.0 is nobody's address; give the management address"),
     ("00b1", "00a1", "bridges `wn1-br` and `gate-br` have the same datapath id"),
     ("{uplink: [up0]}", "{}", "a worker bridge has exactly one uplink; ports: {uplink: [NAME]}"),
     ("roles: [worker]", "roles: [worker, gate]", "one bridge cannot be worker and gate yet"),
