@@ -4,7 +4,8 @@
     agent_fakes.py starter -a slot1_1 …      condor_starter: runs helpers and jobs as job users, as the real one does
     agent_fakes.py controller HOME           the northbound API on 127.0.0.1:8080, behaving as HOME/behaviour says
     agent_fakes.py query FILE                answers the agent's questions to the startd from a file
-    agent_fakes.py agent FILE -- ARGS…       the real agent's command line, with that query in place of the startd's
+    agent_fakes.py agent FILE -- ARGS…       the real agent's command line, with that query in place of the startd's,
+                                             and a disk that fails as `faults` beside FILE says
 
 The processes are real where trust is concerned: a startd and starters with their own executable files, real uids, real
 parents. Standard library only, but for `controller` and `agent`: the copied interpreter has no site packages.
@@ -154,8 +155,42 @@ def agent(file: str, arguments: list[str]) -> None:
     from ovs_agent.cli import main
 
     seam.QUERY = (sys.executable, HERE, "query", file)
+    fail_ledger(Path(file).with_name("faults"))
     sys.argv = ["lark-agent", *arguments]
     main()
+
+
+def fail_ledger(faults: Path) -> None:
+    """`faults` (JSON), rewritten with what is left: `{"save": [after how many calls, how many fail], "forget": …}`."""
+    from ovs_agent import ledger
+
+    lock = threading.Lock()
+
+    def due(name: str) -> bool:
+        with lock:
+            if not faults.exists():
+                return False
+            plan = json.loads(faults.read_text())
+            skip, times = plan.get(name, [0, 0])
+            plan[name] = [skip - 1, times] if skip else [0, max(0, times - 1)]
+            new = faults.with_name("faults.new")
+            new.write_text(json.dumps(plan))
+            new.rename(faults)
+            return not skip and times > 0
+
+    def spoil(name: str, error: Any) -> None:
+        real = getattr(ledger.Ledger, name)
+
+        def call(self: Any, what: Any) -> None:
+            if due(name):
+                raise error
+            real(self, what)
+
+        setattr(ledger.Ledger, name, call)
+
+    # One of the two kinds each, so that neither can be relied upon.
+    spoil("save", ledger.LedgerError("cannot be written: No space left on device", "a test's fault"))
+    spoil("forget", OSError(30, "Read-only file system"))
 
 
 def controller(home: str) -> None:

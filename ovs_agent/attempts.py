@@ -4,11 +4,13 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
 
   begin     ledger(registering) → PUT → ledger(stage-in) → "ok"       a record before anything outside knows the attempt
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
-  end       ledger(closing) → processes, device, namespace, port, conntrack zone go → DELETE until confirmed
+  end       processes, device, namespace, port, conntrack zone go, ledger(closing) beside it → DELETE until confirmed
             → record goes → the lane's number may be used again
 
 Invariants: nothing is answered "ok" before the controller said the policy is in force. The end of an attempt is the end
-of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down.
+of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down, and
+no tear-down for the disk: any record of an attempt whose starter is dead makes the next agent take it down. A tear-down
+that fails is taken up again until it is done.
 """
 
 from __future__ import annotations
@@ -44,6 +46,9 @@ STARTD_PATIENCE = 8.0
 EXIT_WAIT = 20.0
 """Seconds the exit hook waits for an answer; HTCondor gives it 30."""
 LANE_WAIT = 10.0
+LEDGER_PAUSE, LEDGER_PAUSE_LONGEST = 0.5, 5.0
+WATCH_PAUSE = 0.5
+"""Seconds until a tear-down that died is taken up again."""
 HELPER_PATIENCE = 75.0
 """Seconds the native helper waits for an answer; ours, with a reason, must come before."""
 LAST_CALL = READ_TIMEOUT
@@ -84,8 +89,13 @@ class Attempt:
     """The controller may know this attempt: it must be DELETEd."""
     beginning: asyncio.Task[Reply] | None = None
     ending: bool = False
-    tearing: bool = False
-    """What it had is being taken down already."""
+    """Its starter has ended."""
+    failed: bool = False
+    """It never came to run: what it had goes now, and it is remembered until its starter ends."""
+    torn: bool = False
+    """Nothing of it is left anywhere, and its number may be used again."""
+    work: asyncio.Task[None] | None = None
+    """Its tear-down."""
 
     @property
     def id(self) -> str:
@@ -395,10 +405,10 @@ class Attempts:
 
     async def _fail(self, attempt: Attempt) -> None:
         """The job will be held. Give everything back now; remember the attempt until its starter ends."""
-        record = attempt.record
         self._set_state(attempt, State.FAILED)
-        if record.lane and not attempt.ending:
-            self._spawn(self._tear_down(attempt, record))
+        attempt.failed = True
+        if attempt.record.lane and not attempt.ending:
+            self._see_to(attempt)
 
     def _warn_unguarded(self, uid: int) -> None:
         if uid in self._unguarded or any(low <= uid <= high for low, high in self._config.guard.uids):
@@ -415,7 +425,13 @@ class Attempts:
         before = attempt.record
         self._set_state(attempt, life.STATE_OF[phase])
         attempt.record = attempt.record.model_copy(update={"spec": spec.model_copy(update={"phase": phase})})
-        await self._save(attempt)
+        try:
+            await self._save(attempt)
+        except AgentError as e:
+            log.error("phase %s cannot be written down: attempt=%s job=%s: %s", phase, attempt.id, attempt.label, e)
+            if phase is not Phase.STAGE_OUT:  # the job is over then: this phase must come into force all the same
+                attempt.record = before
+                return hold(HOLD_NETWORK, f"the agent of {self._config.node} cannot write its records: {e}")
         wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL)
         if phase is Phase.STAGE_OUT:
             wait = min(wait, EXIT_WAIT - LAST_CALL)
@@ -427,7 +443,8 @@ class Attempts:
                 self.told_to_drop(attempt.id)  # the job is over: this phase must come into force, if late
             elif not attempt.ending:
                 attempt.record = before
-                await self._save(attempt)
+                with contextlib.suppress(AgentError):  # a later phase on disk: the next agent tells the controller
+                    await self._save(attempt)
             log.error("phase %s not in force: attempt=%s job=%s: %s", phase, attempt.id, attempt.label, e)
             if isinstance(e, Held):
                 return hold(HOLD_POLICY, e.text)
@@ -453,20 +470,31 @@ class Attempts:
     def _starter_ended(self, attempt: Attempt) -> None:
         asyncio.get_running_loop().remove_reader(attempt.starter_pidfd)
         attempt.ending = True
-        self._spawn(self._end(attempt))
+        self._see_to(attempt)
+
+    def _see_to(self, attempt: Attempt) -> None:
+        """Have it taken down, unless somebody is at it."""
+        if attempt.work is None or attempt.work.done():
+            attempt.work = self._spawn(self._end(attempt))
+
+    async def watch(self) -> None:
+        """Takes up every tear-down that died, whatever killed it. Until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_PAUSE)
+            for attempt in list(self._all.values()):
+                over = attempt.ending or (attempt.failed and attempt.record.lane and not attempt.torn)
+                if over and (attempt.work is None or attempt.work.done()):
+                    log.error("tear-down taken up again: attempt=%s job=%s", attempt.id, attempt.label)
+                    self._see_to(attempt)
 
     async def _end(self, attempt: Attempt) -> None:
         if attempt.beginning is not None and not attempt.record.lane:
             await asyncio.wait([attempt.beginning])  # it has nothing yet, and sees that it should stop
-        record = attempt.record
-        if attempt.tearing:  # a beginning that failed
-            if not attempt.told:
-                self._forget(attempt)
-            return
-        self._set_state(attempt, State.CLOSING)
-        if record.lane:
-            await self._tear_down(attempt, record)
-        else:
+        if attempt.record.lane and not attempt.torn:
+            if attempt.ending:
+                self._set_state(attempt, State.CLOSING)
+            await self._tear_down(attempt, attempt.record)
+        if attempt.ending:
             self._forget(attempt)
 
     def _forget(self, attempt: Attempt) -> None:
@@ -480,9 +508,53 @@ class Attempts:
     async def _tear_down(self, attempt: Attempt, record: Record) -> None:
         """Everything goes at once; the number comes back when the controller has confirmed."""
         began = time.monotonic()
-        attempt.tearing = True
-        closing = record.model_copy(update={"state": State.CLOSING})
-        await asyncio.to_thread(self._ledger.save, closing)
+        over = asyncio.Event()
+        remembering = asyncio.create_task(
+            self._remember(attempt, record.model_copy(update={"state": State.CLOSING}), over)
+        )
+        try:
+            await self._take_down(attempt, record, began)
+            await self._delete(attempt.id)
+        finally:
+            over.set()
+            await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
+        attempt.told = False
+        await self._strike(attempt)
+        self._pool.release(record.lane)
+        attempt.torn = True
+
+    async def _remember(self, attempt: Attempt, record: Record, over: asyncio.Event) -> None:
+        """Write down that an attempt ends, as soon as the disk lets us. Nothing waits for it but the striking out."""
+        pause = LEDGER_PAUSE
+        while not over.is_set():
+            try:
+                await netlink.in_thread(functools.partial(self._ledger.save, record))
+                return
+            except (AgentError, OSError) as e:
+                log.error("its end is not written down yet: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), pause)
+            pause = min(pause * 2, LEDGER_PAUSE_LONGEST)
+
+    async def _strike(self, attempt: Attempt) -> None:
+        """Take the record away; insists, because the number is in use as long as a record names it."""
+        pause = LEDGER_PAUSE
+        while True:
+            try:
+                await netlink.in_thread(functools.partial(self._ledger.forget, attempt.id))
+                return
+            except (AgentError, OSError) as e:
+                log.error(
+                    "record not removed yet, its number stays in use: attempt=%s job=%s: %s",
+                    attempt.id,
+                    attempt.label,
+                    e,
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LEDGER_PAUSE_LONGEST)
+
+    async def _take_down(self, attempt: Attempt, record: Record, began: float) -> None:
+        """What the attempt has on this node goes; insists."""
         await attempt.relays.close()
         killed: list[int] = []
         while True:
@@ -507,12 +579,6 @@ class Attempts:
             await attempt.relays.close()
             names = attempt.record.namespaces
             await netlink.in_thread(functools.partial(netlink.demolish, None, names))
-        await self._delete(attempt.id)
-        attempt.told = False
-        await asyncio.to_thread(self._ledger.forget, attempt.id)
-        self._pool.release(record.lane)
-        if attempt.ending:
-            self._forget(attempt)
 
     async def _delete(self, attempt_id: str) -> None:
         """Insist until the controller and every bridge it can reach have let go of the attempt."""
@@ -553,13 +619,14 @@ class Attempts:
             self._all[record.id] = attempt
             if fd is None:
                 attempt.ending = True
-                self._set_state(attempt, State.CLOSING)
-                self._spawn(self._tear_down(attempt, record))
+                self._see_to(attempt)
             elif record.state in (State.REGISTERING, State.CLOSING, State.FAILED):
                 # Its hook has lost the connection and holds the job.
                 self._watch_starter(attempt)
                 self._set_state(attempt, State.FAILED)
-                self._spawn(self._tear_down(attempt, record))
+                attempt.failed = True
+                if record.lane:
+                    self._see_to(attempt)
             else:
                 if record.job_pid is not None and record.job_start is not None:
                     job = self._reopen(record.boot_id, record.job_pid, record.job_start)
@@ -662,12 +729,13 @@ class Attempts:
 
     async def _save(self, attempt: Attempt) -> None:
         if not attempt.ending:
-            await asyncio.to_thread(self._ledger.save, attempt.record)
+            await netlink.in_thread(functools.partial(self._ledger.save, attempt.record))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -70,8 +70,12 @@ class Ledger:
         self._write(self._dir / f"{record.id}.json", record.model_dump_json().encode())
 
     def forget(self, attempt: str) -> None:
-        (self._dir / f"{attempt}.json").unlink(missing_ok=True)
-        self._sync(self._dir)
+        path = self._dir / f"{attempt}.json"
+        try:
+            path.unlink(missing_ok=True)
+            self._sync(self._dir)
+        except OSError as e:
+            raise LedgerError(f"cannot be removed: {e.strerror}", str(path)) from None
 
     def load(self) -> list[Record]:
         found = []
@@ -107,7 +111,9 @@ class Ledger:
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, data)
+                left = memoryview(data)
+                while left:  # a disk that fills up takes a part without an error
+                    left = left[os.write(fd, left) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)

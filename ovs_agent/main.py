@@ -127,6 +127,7 @@ class Agent:
                 asyncio.create_task(self._pool.run()),
                 asyncio.create_task(self._watch.run(self._host_port.restore)),
                 asyncio.create_task(self._host_port.run()),
+                asyncio.create_task(self._attempts.watch()),
                 asyncio.create_task(self._keep_registered()),
             ]
             self._server.start()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_agent import life, trust
-from ovs_agent.attempts import Reply, refused
+from ovs_agent.attempts import HOLD_NETWORK, Reply, hold, refused
 from ovs_agent.errors import AgentError
 from ovs_agent.life import Request
 
@@ -205,6 +205,9 @@ class Server:
                 *(request or repr(datagram[:40]), peer.pid, peer.uid, trust.exe_name(peer.pid), e),
             )
             return refused(str(e))
+        except AgentError as e:  # of the node, not of the caller: its disk, its kernel
+            self._say(peer.uid, "failed: request=%s pid=%d uid=%d: %s", request, peer.pid, peer.uid, e)
+            return hold(HOLD_NETWORK, f"the agent of this node cannot do it: {e}")
 
     def _say(self, uid: int, text: str, *values: object) -> None:
         now = time.monotonic()
