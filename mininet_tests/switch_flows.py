@@ -56,6 +56,8 @@ def matches() -> Iterator[tuple[FieldMatch, ...]]:
     yield (IPV4, FieldMatch("nw_frag", 1, 1))
     yield (IPV6, FieldMatch("nw_frag", 3))
     yield (IPV6, FieldMatch("nw_frag", 2, 2))
+    yield (IPV4, FieldMatch("nw_ttl", 64))
+    yield (IPV6, FieldMatch("nw_ttl", 255))
     for name in ("nw_src", "nw_dst"):
         yield (IPV4, FieldMatch(name, ADDRESS))
         yield (IPV4, FieldMatch(name, ADDRESS & NET24, NET24))

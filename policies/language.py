@@ -248,6 +248,7 @@ class _NodeIn(_Section):
     bridge: _Name
     ipv4: str
     ipv6: str | None = None
+    host_addresses: list[_Text] = Field(default_factory=list, alias="host-addresses")
 
 
 class _BridgeIn(_Section):
@@ -743,9 +744,14 @@ def _node(collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, networ
     sharing = [n for n, other in site.nodes.items() if other.bridge == source.bridge and n != name]
     if sharing and sharing[0] < name:
         collect.add((*at, "bridge"), f"bridge `{source.bridge}` already belongs to node `{sharing[0]}`")
+    hosts = [
+        collect.convert((*at, "host-addresses", n), text, _parse_network)
+        for n, text in enumerate(source.host_addresses)
+    ]
     if ipv4 is None:
         return None
-    return Node(name, source.bridge, ipv4, ipv6, collect.document.place(at))
+    declared = tuple(h for h in hosts if h is not None)
+    return Node(name, source.bridge, ipv4, ipv6, collect.document.place(at), declared)
 
 
 def _refuse_node_overlaps(collect: _Collector, nodes: Mapping[str, Node]) -> None:

@@ -51,7 +51,7 @@ class Reason(enum.IntEnum):
     NODE = 5  # a node's own address, the controller, OpenFlow, OVSDB
     EGRESS = 6  # `defaults: {egress: deny}`
     INGRESS = 7  # not a reply, and `defaults: {ingress: deny}`
-    MULTICAST = 8  # multicast or broadcast that is not plumbing
+    MULTICAST = 8  # no one host of the network: multicast, broadcast, link-local, plumbing for elsewhere
 
     @property
     def slug(self) -> str:
@@ -215,6 +215,8 @@ class Node:
     ipv4: ipaddress.IPv4Network
     ipv6: ipaddress.IPv6Network | None
     place: Place
+    host_networks: tuple[Network, ...] = ()
+    """Addresses of the host itself, as the site declares them: closed to jobs on every node."""
 
 
 @dataclass(frozen=True, slots=True)

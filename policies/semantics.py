@@ -107,6 +107,8 @@ def judge_at_gate(world: World, bridge: Bridge, packet: Packet, entered: PortKin
         if packet.transport is Transport.TCP and not packet.ack:
             return _drop(Step.GATE, Reason.NO_GRANT, "a service answers, it does not call", service.place)
         return _gate_verdict(world, service, packet.destination, _holder(world, bridge, packet.destination, None))
+    if any(packet.source in world.policy.services[name].hosts for name in bridge.guards):
+        return _drop(Step.OWN, Reason.SPOOFED, "a guarded server's address from a port that faces no servers")
     if _in_job_range(world, packet.source) and entered is not PortKind.WORKER_FACING:
         return _drop(Step.OWN, Reason.SPOOFED, "a job's address from a port that faces no workers")
     service = _service_at(world, bridge, packet.destination, packet.transport, packet.destination_port)
@@ -159,7 +161,7 @@ def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
         return _drop(
             Step.SERVICE, Reason.NO_GRANT, f"no grant of this job covers service {service.name}", service.place
         )
-    if _is_node(world, packet.destination):
+    if _is_node(world, job, packet.destination):
         return _drop(Step.NODE, Reason.NODE, "a node's own address, or infrastructure")
     if policy.defaults.egress is Verdict.ALLOW:
         return _allow(Step.EGRESS, "egress is allowed", policy.defaults.place)
@@ -247,10 +249,13 @@ def _in_job_range(world: World, address: Address) -> bool:
     return any(address in net for net in _job_ranges(world))
 
 
-def _is_node(world: World, address: Address) -> bool:
+def _is_node(world: World, job: Attempt, address: Address) -> bool:
+    """What a node's agent says of its host closes addresses to that node's jobs only: a rogue one harms itself."""
     if any(address in net for net in world.site.infrastructure):
         return True
-    return any(address in addresses for addresses in world.host_addresses.values())
+    if any(address in net for node in world.site.nodes.values() for net in node.host_networks):
+        return True
+    return address in world.host_addresses.get(job.node, ())
 
 
 def _is_dhcp_server(packet: Packet) -> bool:
@@ -260,7 +265,7 @@ def _is_dhcp_server(packet: Packet) -> bool:
 
 
 def _unicast(world: World, address: Address) -> bool:
-    if address.is_multicast or address.is_loopback or address.is_unspecified:
+    if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
         return False
     if isinstance(address, ipaddress.IPv4Address):
         reserved = int(address) >> 29 == 0b111 or int(address) >> 24 == 0

@@ -33,9 +33,10 @@ from policies.model import (
     Verdict,
     World,
 )
-from policies.semantics import Packet, Transport, judge
+from policies.semantics import Packet, Transport, judge, judge_at_gate
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
+from ryu_apps.openflow.simulate import Special
 
 HERE = Place("world", 1)
 ROUTER_MAC = 0x020000000001
@@ -44,9 +45,14 @@ UPLINK, WORKERS, SERVERS = 1, 2, 3
 FIRST_JOB_PORT = 10
 SERVERS4 = [ipaddress.ip_address(a) for a in ("10.20.0.5", "10.20.0.6", "10.9.0.7")]
 SERVERS6 = [ipaddress.ip_address(a) for a in ("2001:db8:20::5", "2001:db8:20::6", "2001:db8:9::7")]
-OTHERS = [ipaddress.ip_address(a) for a in ("10.20.1.1", "192.0.2.1", "8.8.8.8", "10.9.1.1", "10.20.255.255",
-                                            "224.0.0.5", "10.20.1.70", "2001:db8:20:1::1", "2001:db8:ffff::1",
-                                            "ff02::5", "2001:db8:9::1", "2001:db8:20:2::ffff:1")]  # fmt: skip
+OTHERS = [
+    ipaddress.ip_address(a)
+    for a in (
+        *("10.20.1.1", "10.20.2.1", "192.0.2.1", "8.8.8.8", "10.9.1.1", "10.20.255.255", "224.0.0.5", "169.254.1.1"),
+        *("10.20.1.70", "10.20.0.77", "2001:db8:20:1::1", "2001:db8:20:2::1", "2001:db8:ffff::1", "ff02::5", "fe80::5"),
+        *("2001:db8:9::1", "2001:db8:20::77", "2001:db8:20:2::ffff:1"),
+    )
+]
 PORTS = (22, 80, 1093, 1094, 1095, 1100, 40000)
 
 
@@ -55,8 +61,10 @@ def site(nodes: int) -> Site:
     bridges = {}
     for n in range(1, nodes + 1):
         name = f"wn{n}"
+        # The second node declares its own addresses in the site file; of the first only its agent tells.
+        hosts = () if n == 1 else (ipaddress.ip_network(f"10.20.{n}.1"), ipaddress.ip_network(f"2001:db8:20:{n}::1"))
         range4 = ipaddress.IPv4Network(f"10.20.{n}.64/26")
-        made[name] = Node(name, f"{name}-br", range4, ipaddress.IPv6Network(f"2001:db8:20:{n}::/96"), HERE)
+        made[name] = Node(name, f"{name}-br", range4, ipaddress.IPv6Network(f"2001:db8:20:{n}::/96"), HERE, hosts)
         ports = MappingProxyType({"up0": PortKind.UPLINK})
         bridges[f"{name}-br"] = Bridge(f"{name}-br", n, frozenset({Role.WORKER}), ports, (), HERE)
     network = JobNetwork(
@@ -249,3 +257,28 @@ def expected_ports(world: World, packet: Packet) -> set[int]:
     if packet.destination in node.ipv4 or packet.destination in node.ipv6:
         return set()  # an address of this node's jobs that no job has
     return {UPLINK}
+
+
+def expected_at_gate(world: World, packet: Packet, entered: PortKind) -> set[int | Special]:
+    """The ports that the packet must leave the gate by: never to a server but at an address of a guarded service."""
+    gate = world.site.bridges["gate-br"]
+    if judge_at_gate(world, gate, packet, entered).verdict is Verdict.DROP:
+        return set()
+    guarded = {host for name in gate.guards for host in world.policy.services[name].hosts}
+    if entered is not PortKind.SERVER_FACING:
+        past = {UPLINK, WORKERS} - {UPLINK if entered is PortKind.UPLINK else WORKERS}
+        return {SERVERS} if packet.destination in guarded else set(past)
+    services = [world.policy.services[name] for name in gate.guards]
+    answers = any(
+        packet.source in s.hosts
+        and any(p.protocol.value == packet.transport.value and p.first <= packet.source_port <= p.last for p in s.ports)
+        for s in services
+    )
+    return {WORKERS} if answers and in_job_range(world, packet.destination) else {Special.NORMAL}
+
+
+def in_job_range(world: World, address: Address) -> bool:
+    return any(
+        address in node.ipv4 or (node.ipv6 is not None and address in ipaddress.IPv6Network((int(node.ipv6[0]), 96)))
+        for node in world.site.nodes.values()
+    )

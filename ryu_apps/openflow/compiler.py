@@ -56,6 +56,8 @@ MAC_PREFIX = 0x026C
 """First two octets of every job's MAC address: locally administered, unicast. The other four are its IPv4 address."""
 _MAC_PREFIX_MATCH = (MAC_PREFIX << 32, 0xFFFF_0000_0000)
 _DERIVED_BITS = 32
+_NO_HOST = ("224.0.0.0/3", "127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "ff00::/8", "::/127", "fe80::/10")
+"""Where no packet of a job may go: groups, loopback, nobody, and link-local addresses (servers listen on theirs)."""
 
 
 class ND:
@@ -67,7 +69,12 @@ class ND:
     NEIGHBOUR_ADVERTISEMENT = 136
     REDIRECT = 137
 
+    HOP_LIMIT = 255
+    """Of every message of neighbour discovery: a lower one came over a router, or was made up."""
 
+
+LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
+LINK_MULTICAST6 = ipaddress.IPv6Network("ff02::/16")
 DHCPV4_SERVER_PORT = 67
 DHCPV6_SERVER_PORT = 547
 
@@ -152,8 +159,8 @@ def identity_flows(world: World, bridge: str, outcome: Outcome) -> list[Flow]:
         if Role.WORKER in spec.roles:
             flows.append(entry(Table.GRANT, Priority.OBJECT, pair, (Goto(Table.TRACK),), own))
         elif Role.GATE in spec.roles and name in spec.guards:
-            flows.append(entry(Table.GATE_GRANT, Priority.OBJECT, pair, (Normal(),), own))
-            flows.append(entry(Table.GATE_RETURN_GRANT, Priority.OBJECT, pair, (Normal(),), own))
+            flows.append(entry(Table.GATE_GRANT, Priority.OBJECT, pair, (Goto(Table.GATE_SERVERS),), own))
+            flows.append(entry(Table.GATE_RETURN_GRANT, Priority.OBJECT, pair, (Goto(Table.GATE_WORKERS),), own))
     return flows
 
 
@@ -265,7 +272,7 @@ def _worker_base(world: World, spec: Bridge, uplink: int) -> list[Flow]:
         *_worker_plumbing(world),
         *_worker_slice(world),
         *_worker_services(world, spec),
-        *_worker_node(world),
+        *_worker_node(world, node),
         *_worker_replies(world),
         *_worker_enforce(world),
         *_worker_delivery(world, node, uplink),
@@ -303,11 +310,11 @@ def _worker_classify(world: World, node: Node, uplink: int) -> list[Flow]:
             flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE + 1, (up, *_icmpv6(kind)), (), own))
     # Whatever else comes from outside is for nobody here; without this it would be taken for a job's.
     flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE - 1, (up,), (), own))
-    flows += _worker_claims(node)
+    flows += _worker_claims(world, node)
     return flows
 
 
-def _worker_claims(node: Node) -> list[Flow]:
+def _worker_claims(world: World, node: Node) -> list[Flow]:
     """Copy what a job's frame claims of its sender into the three claim registers; the guard compares them."""
     own = cookie(Feature.PIPELINE, Fixed.CLAIMS)
     never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
@@ -349,20 +356,18 @@ def _worker_claims(node: Node) -> list[Flow]:
     if six is None:
         return flows
     source = masked("ipv6_src", int(six.network_address), int(six.netmask))
-    target = masked("nd_target", int(six.network_address), int(six.netmask))
+    own_target = masked("nd_target", int(six.network_address), int(six.netmask))
     flows.append(entry(Table.CLASSIFY, Priority.FAMILY, (v6, source), claims("ipv6_src"), own))
-    flows.append(
-        entry(
-            Table.CLASSIFY,
-            Priority.PLUMBING,
-            (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), source, masked("nd_sll", *_MAC_PREFIX_MATCH)),
-            claims("ipv6_src", link="nd_sll"),
-            own,
-        )
-    )
-    without_link = (*_icmpv6(ND.NEIGHBOUR_SOLICITATION), source, exact("nd_sll", 0))
-    flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, without_link, claims("ipv6_src"), own))
-    advertisement = (*_icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), source, target)
+    # Open vSwitch shows nd_target as zero when it cannot parse the options: such a frame must not look like one
+    # without an option, so the target is always asked for.
+    for net in _on_link(world):
+        asked = masked("nd_target", int(net.network_address), int(net.netmask))
+        solicitation = (*_nd(ND.NEIGHBOUR_SOLICITATION), source, asked)
+        with_link = (*solicitation, masked("nd_sll", *_MAC_PREFIX_MATCH))
+        flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, with_link, claims("ipv6_src", link="nd_sll"), own))
+        bare = (*solicitation, exact("nd_sll", 0))
+        flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, bare, claims("ipv6_src"), own))
+    advertisement = (*_nd(ND.NEIGHBOUR_ADVERTISEMENT), source, own_target)
     with_link = (*advertisement, masked("nd_tll", *_MAC_PREFIX_MATCH))
     linked = claims("ipv6_src", link="nd_tll", target="nd_target")
     flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, with_link, linked, own))
@@ -381,10 +386,13 @@ def _worker_plumbing(world: World) -> list[Flow]:
     out = (Goto(Table.OUT),)
     arp = ethertype(EtherType.ARP)
     flows = [entry(Table.PLUMBING, Priority.PLUMBING, (arp,), out, own)]
-    flows += [
-        entry(Table.PLUMBING, Priority.PLUMBING, _icmpv6(kind), out, own)
-        for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
-    ]
+    for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
+        # Neighbours are on the link. To anywhere else these messages would be a tunnel past the policy.
+        for link in (*_on_link(world), LINK_MULTICAST6):
+            neighbour = (*_icmpv6(kind), *network("nw_dst", "ipv6_dst", link)[1:])
+            flows.append(entry(Table.PLUMBING, Priority.PLUMBING, neighbour, out, own))
+        deny = _deny(Reason.MULTICAST)
+        flows.append(entry(Table.PLUMBING, Priority.FRAGMENT, _icmpv6(kind), deny, multicast))
     for node in world.site.nodes.values():
         tpa = masked("arp_tpa", int(node.ipv4.network_address), int(node.ipv4.netmask))
         peer = (r.PEER.copy_from("arp_tpa"), Goto(Table.MEMBER))
@@ -403,7 +411,7 @@ def _worker_plumbing(world: World) -> list[Flow]:
     group_bit = masked("dl_dst", 1 << 40, 1 << 40)
     flows.append(entry(Table.PLUMBING, Priority.NETWORK, (group_bit,), _deny(Reason.MULTICAST), multicast))
     v4_broadcast = ipaddress.IPv4Network((int(world.site.network.ipv4.broadcast_address), 32))
-    nowhere = [ipaddress.ip_network(n) for n in ("224.0.0.0/3", "127.0.0.0/8", "0.0.0.0/8", "ff00::/8", "::/127")]
+    nowhere = [ipaddress.ip_network(n) for n in _NO_HOST]
     for net in (v4_broadcast, *nowhere):
         matches = network("nw_dst", "ipv6_dst", net)
         flows.append(entry(Table.PLUMBING, Priority.NETWORK, matches, _deny(Reason.MULTICAST), multicast))
@@ -420,9 +428,13 @@ def _worker_slice(world: World) -> list[Flow]:
             for table, side in ((Table.SLICE, "dst"), (Table.REPLY, "src")):
                 field = f"nw_{side}" if net.version == 4 else f"ipv6_{side}"
                 peer = (r.PEER.copy_from(field), Goto(Table.MEMBER))
-                priority = Priority.NETWORK if table is Table.SLICE else Priority.FRAGMENT
+                # Neighbour discovery between jobs is a matter between jobs, too.
+                priority = Priority.NETWORK if table is Table.SLICE else Priority.PLUMBING + 1
                 matches = network(f"nw_{side}", f"ipv6_{side}", net)
                 flows.append(entry(table, priority, matches, peer, own))
+        asking = (ethertype(EtherType.ARP), masked("arp_spa", int(node.ipv4.network_address), int(node.ipv4.netmask)))
+        peer = (r.PEER.copy_from("arp_spa"), Goto(Table.MEMBER))
+        flows.append(entry(Table.REPLY, Priority.PLUMBING + 1, asking, peer, own))
     flows.append(entry(Table.SLICE, Priority.OTHERWISE, (), (Goto(Table.SERVICE),), own))
     otherwise: tuple[Action, ...] = _deny(Reason.BETWEEN_JOBS)
     if world.policy.defaults.between_jobs is Verdict.ALLOW:
@@ -459,14 +471,16 @@ def _worker_services(world: World, spec: Bridge) -> list[Flow]:
     return list({f.key: f for f in flows}.values())
 
 
-def _worker_node(world: World) -> list[Flow]:
+def _worker_node(world: World, here: Node) -> list[Flow]:
+    """What an agent says of its host closes addresses on its own bridge only: a rogue node harms itself, not others."""
     flows: dict[FlowKey, Flow] = {}
-    for node, addresses in sorted(world.host_addresses.items()):
-        own = cookie(Feature.NODE, world.node_numbers[node])
-        for address in addresses:
-            matches = network("nw_dst", "ipv6_dst", ipaddress.ip_network(address))
-            flow = entry(Table.NODE, Priority.OBJECT, matches, _deny(Reason.NODE), own)
-            flows.setdefault(flow.key, flow)
+    closed = [(n.name, net) for n in world.site.nodes.values() for net in n.host_networks]
+    closed += [(here.name, ipaddress.ip_network(a)) for a in world.host_addresses.get(here.name, ())]
+    for name, net in closed:
+        matches = network("nw_dst", "ipv6_dst", net)
+        own = cookie(Feature.NODE, world.node_numbers[name])
+        flow = entry(Table.NODE, Priority.OBJECT, matches, _deny(Reason.NODE), own)
+        flows.setdefault(flow.key, flow)
     infrastructure = cookie(Feature.NODE, 0)
     for net in world.site.infrastructure:
         matches = network("nw_dst", "ipv6_dst", net)
@@ -489,7 +503,7 @@ def _worker_replies(world: World) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.STATE)
     deliver = (Goto(Table.DELIVER),)
     plumbing = [(ethertype(EtherType.ARP),)] + [
-        _icmpv6(kind) for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
+        _nd(kind) for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT)
     ]
     flows = [entry(Table.REPLY, Priority.PLUMBING, matches, deliver, own) for matches in plumbing]
     for service in _protected(world):
@@ -573,21 +587,33 @@ def _worker_delivery(world: World, node: Node, uplink: int) -> list[Flow]:
 
 
 def _gate_base(world: World, spec: Bridge) -> list[Flow]:
+    """A gate has servers on one side and everybody else on the other (workers, campus).
+
+    What comes from the other side reaches a server only at an address of a service it guards, whatever MAC it is sent
+    to: an address of the same machine that nobody declared stays closed.
+    """
     own = cookie(Feature.PIPELINE, Fixed.GATE)
     normal = (Normal(),)
     as_job = r.ORIGIN.load(r.Origin.JOB)
     as_other = r.ORIGIN.load(r.Origin.OUTSIDE)
-    flows: list[Flow] = []
+    workers, uplinks, servers = (
+        _port_numbers(world, spec, kind) for kind in (PortKind.WORKER_FACING, PortKind.UPLINK, PortKind.SERVER_FACING)
+    )
+    guarded = [world.policy.services[name] for name in spec.guards]
+    hosts = [ipaddress.ip_network(host) for host in dict.fromkeys(h for s in guarded for h in s.hosts)]
     nodes = list(world.site.nodes.values())
+    # A tag within a tag would hide what is inside.
+    tagged = masked("vlan_tci", 0x1000, 0x1000)
+    flows = [entry(Table.CLASSIFY, Priority.REFUSE, (tagged,), (), cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES))]
     # CLASSIFY: from which side. From servers, the job they answer is noted here already, so that service × job
     # addresses never multiply out.
-    for port in _port_numbers(world, spec, PortKind.WORKER_FACING):
+    for port in workers:
         actions = (as_job, Goto(Table.GATE_SOURCE))
         flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", port),), actions, own))
-    for port in _port_numbers(world, spec, PortKind.UPLINK):
+    for port in uplinks:
         actions = (as_other, Goto(Table.GATE_SOURCE))
         flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", port),), actions, own))
-    for port in _port_numbers(world, spec, PortKind.SERVER_FACING):
+    for port in servers:
         side = exact("in_port", port)
         for node in nodes:
             for net in _job_ranges(node):
@@ -596,11 +622,10 @@ def _gate_base(world: World, spec: Bridge) -> list[Flow]:
                 matches = (side, *network("nw_dst", "ipv6_dst", net))
                 flows.append(entry(Table.CLASSIFY, Priority.PLUMBING, matches, to_job, own))
         flows.append(entry(Table.CLASSIFY, Priority.OBJECT, (side,), (as_other, Goto(Table.GATE_RETURN)), own))
-    # GATE_SOURCE
-    plumbing = [(ethertype(EtherType.ARP),)] + [
-        _icmpv6(kind) for kind in range(ND.ROUTER_SOLICITATION, ND.REDIRECT + 1)
-    ]
-    for matches in plumbing:
+    # GATE_SOURCE: from everybody but servers.
+    flows += _gate_forged(hosts)
+    neighbours = [(ethertype(EtherType.ARP),)] + [_nd(kind) for kind in range(ND.ROUTER_SOLICITATION, ND.REDIRECT + 1)]
+    for matches in neighbours:
         flows.append(entry(Table.GATE_SOURCE, Priority.PLUMBING, matches, normal, own))
         flows.append(entry(Table.GATE_RETURN, Priority.PLUMBING, matches, normal, own))
     from_workers = r.ORIGIN.equals(r.Origin.JOB)
@@ -616,11 +641,32 @@ def _gate_base(world: World, spec: Bridge) -> list[Flow]:
     flows.append(entry(Table.GATE_SOURCE, Priority.OTHERWISE, (), elsewhere, own))
     flows.append(entry(Table.GATE_IDENTITY, Priority.OTHERWISE, (), (Goto(Table.GATE_SERVICE),), own))
     flows.append(entry(Table.GATE_RECEIVER, Priority.OTHERWISE, (), (Goto(Table.GATE_RETURN_GRANT),), own))
-    flows.append(entry(Table.GATE_SERVICE, Priority.OTHERWISE, (), normal, own))
+    for net in hosts:
+        to_host = network("nw_dst", "ipv6_dst", net)
+        flows.append(entry(Table.GATE_SERVICE, Priority.NETWORK, to_host, (Goto(Table.GATE_SERVERS),), own))
+    past = tuple(Output(port) for port in sorted([*workers, *uplinks]))
+    flows.append(entry(Table.GATE_SERVICE, Priority.OTHERWISE, (), past, own))
     flows.append(entry(Table.GATE_RETURN, Priority.OTHERWISE, (), normal, own))
-    for name in spec.guards:
-        flows += _gate_service(world, world.policy.services[name])
+    flows.append(entry(Table.GATE_SERVERS, Priority.OTHERWISE, (), tuple(Output(p) for p in servers), own))
+    flows.append(entry(Table.GATE_WORKERS, Priority.OTHERWISE, (), tuple(Output(p) for p in workers), own))
+    for service in guarded:
+        flows += _gate_service(world, service)
     return list({f.key: f for f in flows}.values())
+
+
+def _gate_forged(hosts: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> list[Flow]:
+    """Nobody but the servers' side may speak as a guarded server, in IP, ARP or neighbour discovery."""
+    never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+    flows = []
+    for net in hosts:
+        address = int(net.network_address)
+        flows.append(entry(Table.GATE_SOURCE, Priority.REFUSE, network("nw_src", "ipv6_src", net), (), never))
+        if net.version == 4:
+            claimed: tuple[FieldMatch, ...] = (ethertype(EtherType.ARP), exact("arp_spa", address))
+        else:
+            claimed = (*_icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), exact("nd_target", address))
+        flows.append(entry(Table.GATE_SOURCE, Priority.REFUSE, claimed, (), never))
+    return flows
 
 
 def _gate_service(world: World, service: Service) -> list[Flow]:
@@ -642,14 +688,20 @@ def _gate_service(world: World, service: Service) -> list[Flow]:
         flows.append(entry(Table.GATE_SERVICE, Priority.FRAGMENT, _later_fragment(host), (), own))
     here = r.SERVICE.equals(number)
     other = r.ORIGIN.equals(r.Origin.OUTSIDE)
+    inward = (Goto(Table.GATE_SERVERS),)
     for net in service.open_to:
         asking = (here, other, *network("nw_src", "ipv6_src", net))
         answered = (here, other, *network("nw_dst", "ipv6_dst", net))
-        flows.append(entry(Table.GATE_GRANT, Priority.NETWORK, asking, (Normal(),), own))
+        flows.append(entry(Table.GATE_GRANT, Priority.NETWORK, asking, inward, own))
         flows.append(entry(Table.GATE_RETURN_GRANT, Priority.NETWORK, answered, (Normal(),), own))
-    refused: tuple[Action, ...] = (Normal(),) if world.policy.mode is Mode.AUDIT else ()
-    for table in (Table.GATE_GRANT, Table.GATE_RETURN_GRANT):
-        flows.append(entry(table, Priority.OTHERWISE_OBJECT, (here,), refused, own))
+    if world.policy.mode is Mode.AUDIT:
+        to_job = (here, r.ORIGIN.equals(r.Origin.JOB))
+        flows.append(entry(Table.GATE_GRANT, Priority.OTHERWISE_OBJECT, (here,), inward, own))
+        flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY, to_job, (Goto(Table.GATE_WORKERS),), own))
+        flows.append(entry(Table.GATE_RETURN_GRANT, Priority.OTHERWISE_OBJECT, (here,), (Normal(),), own))
+    else:
+        for table in (Table.GATE_GRANT, Table.GATE_RETURN_GRANT):
+            flows.append(entry(table, Priority.OTHERWISE_OBJECT, (here,), (), own))
     return flows
 
 
@@ -684,6 +736,17 @@ def _job_ranges(node: Node) -> list[ipaddress.IPv4Network | ipaddress.IPv6Networ
 
 def _icmpv6(kind: int) -> tuple[FieldMatch, ...]:
     return (ethertype(EtherType.IPV6), exact("nw_proto", IpProto.ICMPV6), exact("icmpv6_type", kind))
+
+
+def _nd(kind: int) -> tuple[FieldMatch, ...]:
+    """A message of neighbour discovery that has not come over a router."""
+    return (*_icmpv6(kind), exact("nw_ttl", ND.HOP_LIMIT))
+
+
+def _on_link(world: World) -> tuple[ipaddress.IPv6Network, ...]:
+    """Where a job's IPv6 neighbours are."""
+    link = world.site.network.ipv6
+    return (LINK_LOCAL6,) if link is None else (link, LINK_LOCAL6)
 
 
 def _host_ports(

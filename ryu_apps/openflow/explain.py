@@ -17,6 +17,7 @@ from ryu_apps.openflow.pipeline import Fixed, Table
 from ryu_apps.openflow.simulate import SimulatedSwitch
 
 _TCP_SYN, _TCP_ACK = 0x002, 0x010
+_TTL = 64
 _ECHO_REQUEST, _ECHO_REQUEST_V6 = 8, 128
 
 
@@ -80,6 +81,7 @@ def frame(packet: Packet, in_port: int, destination_mac: int) -> dict[str, int]:
         "dl_type": EtherType.IPV4 if four else EtherType.IPV6,
         ("nw_src" if four else "ipv6_src"): int(packet.source),
         ("nw_dst" if four else "ipv6_dst"): int(packet.destination),
+        "nw_ttl": _TTL,
         "nw_frag": 0,
     }
     match packet.transport:

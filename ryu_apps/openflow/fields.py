@@ -85,6 +85,7 @@ FIELDS: Mapping[str, FieldSpec] = {
     "ipv6_src": FieldSpec(128, Kind.IPV6),
     "ipv6_dst": FieldSpec(128, Kind.IPV6),
     "nw_proto": FieldSpec(8, Kind.DECIMAL, writable=False),
+    "nw_ttl": FieldSpec(8, Kind.DECIMAL),
     "nw_frag": FieldSpec(2, Kind.HEX, writable=False),
     "tcp_src": FieldSpec(16, Kind.DECIMAL),
     "tcp_dst": FieldSpec(16, Kind.DECIMAL),

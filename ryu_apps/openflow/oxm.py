@@ -72,6 +72,7 @@ _FIELDS = (
     WireField("ct_mark", 32, (_nxm1(107),)),
     WireField("nw_proto", 8, (_basic(10), _nxm0(6)), maskable=False),
     WireField("nw_frag", 2, (_nxm1(26),)),
+    WireField("nw_ttl", 8, (_nxm1(29),), maskable=False),
     WireField("nw_src", 32, (_basic(11), _nxm0(7))),
     WireField("nw_dst", 32, (_basic(12), _nxm0(8))),
     WireField("ipv6_src", 128, (_basic(26), _nxm1(19))),

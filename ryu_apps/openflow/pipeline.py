@@ -7,8 +7,8 @@ Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → S
                between jobs:            SLICE, PLUMBING or REPLY → MEMBER → TRACK
                from outside:            CLASSIFY → RECEIVER → REPLY → GRANT → REPLY_TRACK → REPLY_STATE → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
-Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT
-               from servers: CLASSIFY → GATE_RETURN → GATE_RECEIVER → GATE_RETURN_GRANT
+Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT → GATE_SERVERS
+               from servers: CLASSIFY → GATE_RETURN → GATE_RECEIVER → GATE_RETURN_GRANT → GATE_WORKERS
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Table(enum.IntEnum):
     GATE_RETURN = 24
     GATE_RECEIVER = 25
     GATE_RETURN_GRANT = 26
+    GATE_SERVERS = 27
+    GATE_WORKERS = 28
 
 
 class Priority:
@@ -135,11 +137,15 @@ PIPELINE: Mapping[Table, TableSpec] = {
         "job addresses come only from worker-facing ports", frozenset({_T.GATE_IDENTITY, _T.GATE_SERVICE}), "drop"
     ),
     _T.GATE_IDENTITY: TableSpec("which job sends", frozenset({_T.GATE_SERVICE}), "drop"),
-    _T.GATE_SERVICE: TableSpec("which guarded service a packet is for", frozenset({_T.GATE_GRANT}), "drop"),
-    _T.GATE_GRANT: TableSpec("granted identities and open networks pass", frozenset(), "drop"),
+    _T.GATE_SERVICE: TableSpec(
+        "which guarded service a packet is for", frozenset({_T.GATE_GRANT, _T.GATE_SERVERS}), "drop"
+    ),
+    _T.GATE_GRANT: TableSpec("granted identities and open networks pass", frozenset({_T.GATE_SERVERS}), "drop"),
     _T.GATE_RETURN: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
     _T.GATE_RECEIVER: TableSpec("which job it answers", frozenset({_T.GATE_RETURN_GRANT}), "drop"),
-    _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset(), "drop"),
+    _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset({_T.GATE_WORKERS}), "drop"),
+    _T.GATE_SERVERS: TableSpec("to the servers", frozenset(), "drop"),
+    _T.GATE_WORKERS: TableSpec("to the workers", frozenset(), "drop"),
 }
 
 
