@@ -70,7 +70,9 @@ def judge(entry: Mapping[str, Any] | None, slot: str, starter_started: float) ->
         return f"{slot} still shows the job before"
     if entry["expressions"]:
         names = ", ".join(sorted(entry["expressions"]))
-        raise NotLiteral(f"{names}: must be a plain value (a string, number, true, false, or a list of these)")
+        raise NotLiteral(
+            f"{names}: must be a plain value of at most 16 KB (UTF-8 string, number, true, false, or a list of these)"
+        )
     job = meta.get("JobId")
     return SlotAd(
         job=job if isinstance(job, str) else None,

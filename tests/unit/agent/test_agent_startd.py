@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,85 @@ def test_only_literals_of_an_ad() -> None:
     assert values == {"A": 5, "B": -5, "C": "x", "D": [1, "q", 2.5], "H": True}
     assert sorted(expressions) == [*"EGJKLMOP"]
     json.dumps(values)
+
+
+def ad_of(name: str, **expressions: str) -> classad2.ClassAd:
+    ad = classad2.ClassAd(f'[Name="{name}@n"; JobId="7.0"; JobStart={int(NOW)}]')
+    for key, text in expressions.items():
+        ad[key] = classad2.ExprTree(text)
+    return ad
+
+
+BAD_BYTES = r'"a\377\376b"'
+"""As `My.LarkNetwork = "a\\xff\\xfeb"` of a submit file arrives."""
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[classad2.ClassAd]], dict[str, Any]]:
+    """Puts the agent's question to a startd that has these slot ads; the answer as the agent reads it."""
+
+    def ask(ads: list[classad2.ClassAd]) -> dict[str, Any]:
+        class Collector:
+            def __init__(self, address: str) -> None:
+                pass
+
+            def query(self, *_: object, **__: object) -> list[classad2.ClassAd]:
+                return ads
+
+        monkeypatch.setattr(startd_query.htcondor2, "Collector", Collector)
+        monkeypatch.setattr(startd_query, "configured_attributes", lambda: ["LarkNetwork", "LarkSlice", "GlobalJobId"])
+        monkeypatch.setattr(startd_query, "startd_address", lambda: "<x>")
+        line = json.dumps(startd_query.answer({"do": "slots"}))
+        assert len(line) < 2 * startd_query.MAX_ANSWER
+        return dict(json.loads(line.encode()))
+
+    return ask
+
+
+def test_bytes_that_are_no_text_really_break_the_library() -> None:
+    with pytest.raises(UnicodeDecodeError):
+        ad_of("slot1", LarkNetwork=BAD_BYTES).get("LarkNetwork")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [BAD_BYTES, "{" + BAD_BYTES + "}", "[a=" + BAD_BYTES + "]", '"' + "x" * 17_000 + '"', "{1" + ",1" * 10_000 + "}"],
+    ids=["bytes", "bytes in a list", "bytes in an ad", "long string", "long list"],
+)
+def test_a_value_that_cannot_be_passed_on_holds_its_job_alone(
+    bad: str, ask: Callable[[list[classad2.ClassAd]], dict[str, Any]]
+) -> None:
+    found = ask([ad_of("slot1", LarkNetwork=bad, LarkSlice='"mine"'), ad_of("slot2", LarkNetwork='"none"')])["slots"]
+    with pytest.raises(NotLiteral, match="LarkNetwork:"):
+        judge(pick(found, "slot1"), "slot1", NOW)
+    healthy = judge(pick(found, "slot2"), "slot2", NOW)
+    assert isinstance(healthy, SlotAd)
+    assert healthy.ad == {"LarkNetwork": "none"}
+
+
+def test_a_forged_global_job_id_hides_no_slot(ask: Callable[[list[classad2.ClassAd]], dict[str, Any]]) -> None:
+    found = ask([ad_of("slot1", GlobalJobId=BAD_BYTES)])["slots"]
+    with pytest.raises(NotLiteral, match="GlobalJobId:"):
+        judge(pick(found, "slot1"), "slot1", NOW)
+
+
+def test_an_ad_that_is_large_in_all_is_cut() -> None:
+    ad = classad2.ClassAd()
+    names = [f"A{n}" for n in range(20)]
+    for name in names:
+        ad[name] = "x" * 16_000
+    values, expressions = startd_query.select(ad, names)
+    assert len(json.dumps(values)) <= startd_query.MAX_AD + 1024
+    assert sorted([*values, *expressions]) == sorted(names)
+    assert values
+
+
+def test_an_answer_that_is_too_large_loses_its_largest_ads_only() -> None:
+    slots = {f"slot{n}@n": entry(ad={"Text": "x" * (1000 if n < 3 else 10)}) for n in range(10)}
+    startd_query.fit(slots, limit=3000)
+    held = [name for name, found in slots.items() if found["expressions"] == ["Text"] and not found["ad"]]
+    assert held == ["slot0@n", "slot1@n"], "no more than needed"
+    assert len(json.dumps(slots)) < 3300
 
 
 QUERY = """
