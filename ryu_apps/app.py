@@ -391,6 +391,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             datapath.close()
             return
         self._up[datapath.id] = datapath
+        engine.welcome(datapath)
         one.ask(lambda now: one.came(datapath))
 
     def _is_up(self, datapath: Any) -> bool:

@@ -179,6 +179,7 @@ class Controller:
         self._nodes: dict[str, NodeRow] = {}
         self._leases: dict[str, float] = {}
         self._last_tick = 0.0
+        self._leases_held = False
         self._turns: dict[str, _Turn] = {}
         self._numbers = {kind: NumberBlock(store, kind) for kind in Kind}
 
@@ -512,8 +513,12 @@ class Controller:
                 )
             return found
 
-    def tick(self) -> None:
-        """Call about once a second: ends leases that ran out, and finishes what is leaving."""
+    def tick(self, turned_away: float | None = None) -> None:
+        """Call about once a second: ends leases that ran out, and finishes what is leaving.
+
+        `turned_away`: when, by the clock, a client was last refused for want of a place. Heartbeats may have been among
+        them: no lease ends within one lease of that.
+        """
         now = self._clock()
         with self._lock:
             # If this process stood still (a suspended machine), the heartbeats of that time are still unread.
@@ -522,6 +527,8 @@ class Controller:
             if stood_still > STANDSTILL:
                 LOG.warning("the controller stood still for %.0f s: leases are prolonged by that", stood_still)
                 self._leases = {name: end + stood_still for name, end in self._leases.items()}
+            if turned_away is not None:
+                self._hold_leases(turned_away + self._lease, now)
             over = [name for name, end in self._leases.items() if end <= now]
             for name in over:
                 del self._leases[name]
@@ -537,6 +544,15 @@ class Controller:
             with self._turn(id, wait=False) as mine:
                 if mine:
                     self._settle(id, now)
+
+    def _hold_leases(self, until: float, now: float) -> None:
+        """Whoever is silent when clients are turned away may not be dead; the caller holds the lock."""
+        held = [name for name, end in self._leases.items() if end <= now < until]
+        if held and not self._leases_held:
+            LOG.warning("clients are being turned away: leases of %s do not end meanwhile", ", ".join(sorted(held)))
+        self._leases_held = bool(held) or (self._leases_held and now < until)
+        for name in held:
+            self._leases[name] = until
 
     # --- bridges and policy -----------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def serve(files: Files) -> None:
                 "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
                 _address(wsgi.address),
             )
-        ticker = Ticker(lambda: _housekeeping(controller, server.ensure))
+        ticker = Ticker(lambda: _housekeeping(controller, server.ensure, wsgi))
         last.callback(ticker.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
@@ -103,9 +103,22 @@ def reload(files: Files, controller: Controller, api: Api) -> None:
     LOG.info("reloaded: policy %s, %d tokens", new.policy.digest[:12], len(new.tokens))
 
 
-def _housekeeping(controller: Controller, ensure_server: Callable[[], None]) -> None:
+def _housekeeping(controller: Controller, ensure_server: Callable[[], None], wsgi: engine.WsgiServer) -> None:
     ensure_server()
-    controller.tick()
+    controller.tick(wsgi.turned_away_at)
+    _report_crowd(wsgi)
+
+
+def _report_crowd(wsgi: engine.WsgiServer) -> None:
+    """One line a second at most, however many come."""
+    if text := engine.switch_doorway().report():
+        LOG.warning("openflow: %s", text)
+    said = [wsgi.doorway.report()]
+    if wsgi.cut:
+        said.append(f"{wsgi.cut} requests cut, not complete after {wsgi.deadline:g} s")
+        wsgi.cut = 0
+    for text in filter(None, said):
+        LOG.warning("api: %s", text)
 
 
 class Ticker:

@@ -16,12 +16,16 @@ import contextlib
 import importlib
 import logging
 import os
+import resource
 import signal
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Final, TypeVar
+
+from ryu_apps.doorway import WELCOME, Doorway, Limits
 
 ENGINES: Final = ("os-ken", "ryu")
 NAME: Final = os.environ.get("LARK_ENGINE", "") or "os-ken"
@@ -47,6 +51,7 @@ with warnings.catch_warnings():
 eventlet.monkey_patch()
 
 import eventlet.event  # noqa: E402
+import eventlet.greenio  # noqa: E402
 import eventlet.greenpool  # noqa: E402
 import eventlet.hubs  # noqa: E402
 import eventlet.queue  # noqa: E402
@@ -155,13 +160,79 @@ def _register_flow_stats_passage() -> None:
 _register_flow_stats_passage()
 
 
+API_LIMITS: Final = Limits(total=2048, strangers=512, per_stranger=16, per_address=256)
+SWITCH_LIMITS: Final = Limits(total=1024, strangers=256, per_stranger=32, per_address=256)
+DESCRIPTORS: Final = API_LIMITS.total + SWITCH_LIMITS.total + 256
+"""Open files of the process: both listeners full, and what is left to the store, the log and what just comes."""
+HANDSHAKE_SECONDS: Final = 10.0
+"""After that a connection to the switches' listener that is still nobody's is closed."""
+
+
+def places(wanted: Limits) -> Limits:
+    """The limits, scaled down to the open files this process may have: a listener that has none left for the next
+    connection ends, and the controller with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        soft = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= DESCRIPTORS:
+        return wanted
+    LOG.warning("the hard limit of open files is %d: raise it to %d for all connections to fit", hard, DESCRIPTORS)
+    total = max(8, wanted.total * soft // DESCRIPTORS)
+    return Limits(
+        total,
+        min(wanted.strangers, total // 2),
+        min(wanted.per_stranger, total // 8),
+        min(wanted.per_address, total // 4),
+    )
+
+
+def shut(connection: Any) -> None:
+    """End a connection from outside: whoever reads from it or writes to it finds it closed, and cleans up."""
+    eventlet.greenio.shutdown_safe(connection)
+
+
+_switches: Doorway | None = None
+
+
+def switch_doorway() -> Doorway:
+    """The places of the switches' listener."""
+    global _switches
+    if _switches is None:
+        _switches = Doorway(places(SWITCH_LIMITS))
+    return _switches
+
+
+def welcome(datapath: Any) -> None:
+    """This connection is a bridge's: it is not closed to make room for strangers."""
+    switch_doorway().know(datapath.socket)
+
+
 def _serve_connection(connection: Any, address: Any) -> None:
-    """What the framework's own function does, but strangers on the port cost one line of the log and no traceback."""
-    with contextlib.closing(_controller.Datapath(connection, address)) as datapath:
-        try:
+    """What the framework's own function does, but strangers on the port cost one line of the log and no traceback,
+    and cannot take all places by saying nothing."""
+    doorway = switch_doorway()
+    answer = doorway.admit(connection, str(address[0]), time.monotonic())
+    if answer.gone is not None:
+        shut(answer.gone)
+    if not answer.admitted:
+        shut(connection)
+        connection.close()
+        return
+
+    def cut() -> None:
+        if not doorway.knows(connection):
+            shut(connection)
+
+    timer = eventlet.hubs.get_hub().schedule_call_global(HANDSHAKE_SECONDS, cut)
+    try:
+        with contextlib.closing(_controller.Datapath(connection, address)) as datapath:
             datapath.serve()
-        except Exception as error:  # noqa: BLE001  # whatever a peer sends ends its own connection, and nothing else
-            LOG.warning("connection from %s port %s closed: %s: %s", *address[:2], type(error).__name__, error)
+    except Exception as error:  # noqa: BLE001  # whatever a peer sends ends its own connection, and nothing else
+        LOG.warning("connection from %s port %s closed: %s: %s", *address[:2], type(error).__name__, error)
+    finally:
+        timer.cancel()
+        doorway.left(connection)
 
 
 _controller.datapath_connection_factory = _serve_connection
@@ -324,20 +395,107 @@ def run(apps: Sequence[tuple[type[Any], Mapping[str, Any]]], openflow_listen: Ad
 # -------------------------------------------------------------------------------------------------------------- WSGI
 
 
+class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet ships no types
+    """HTTP with one deadline for a whole request, headers and body: a time limit for each read lets a client that
+    sends a byte now and then hold its place for ever."""
+
+    ours: WsgiServer
+    _deadline: Any
+    _input: Any
+
+    def _read_request_line(self) -> Any:
+        self._input = None
+        known = self.ours.doorway.knows(self.conn_state[1])
+        try:
+            self.connection.settimeout(self.server.keepalive if known else self.ours.deadline)
+            if not self.rfile.peek(1):
+                return b""
+        except OSError:  # quiet for too long, or gone
+            return b""
+        self._deadline = eventlet.hubs.get_hub().schedule_call_global(self.ours.deadline, self._cut)
+        return super()._read_request_line()
+
+    def handle_one_request(self) -> None:
+        self._deadline = None
+        try:
+            super().handle_one_request()
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def get_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environ()
+        self._input = environ["eventlet.input"]
+        environ[WELCOME] = lambda: self.ours.doorway.know(self.conn_state[1])
+        return environ
+
+    def _cut(self) -> None:
+        """The time is over: unless the request is here as a whole, and only its answer takes long, it is ended."""
+        source = self._input
+        if source is not None and (
+            source.chunk_length == 0 if source.chunked_input else source.position >= (source.content_length or 0)
+        ):
+            return
+        self.ours.cut += 1
+        shut(self.connection)
+
+
+class _Pool:
+    """What `eventlet.wsgi` starts connections in: the doorway decides which. It never makes the listener wait."""
+
+    def __init__(self, doorway: Doorway) -> None:
+        self._doorway = doorway
+        self._pool = eventlet.greenpool.GreenPool(1 << 20)  # the doorway limits, not this
+        self.waitall = self._pool.waitall
+
+    def spawn(self, process: Callable[..., Any], connection: Any) -> Any:
+        address, client, _ = connection
+        # While newcomers wait, accept never yields: those who are in must be served too.
+        sleep(0)
+        answer = self._doorway.admit(client, str(address[0]), time.monotonic())
+        if answer.gone is not None:
+            shut(answer.gone)
+        if not answer.admitted:
+            return self._pool.spawn(shut, client)
+        return self._pool.spawn(self._serve, process, connection)
+
+    def _serve(self, process: Callable[..., Any], connection: Any) -> None:
+        try:
+            process(connection)
+        finally:
+            self._doorway.left(connection[1])
+
+    @property
+    def running(self) -> list[Any]:
+        return list(self._pool.coroutines_running)
+
+
 class WsgiServer:
     """A WSGI application served in greenlets. `address` is the bound one."""
 
-    def __init__(self, listener: Any, app: Callable[..., Any], options: Mapping[str, Any], connections: int) -> None:
+    def __init__(
+        self, listener: Any, app: Callable[..., Any], options: Mapping[str, Any], limits: Limits, deadline: float
+    ) -> None:
         self.address: Address = (str(listener.getsockname()[0]), int(listener.getsockname()[1]))
-        self._pool = eventlet.greenpool.GreenPool(connections)
+        self.doorway = Doorway(limits)
+        self.deadline = deadline
+        self.cut = 0
+        """Requests that were not complete in time."""
+        self._pool = _Pool(self.doorway)
         self._thread = spawn(self._serve, listener, app, dict(options))
 
     def _serve(self, listener: Any, app: Callable[..., Any], options: dict[str, Any]) -> None:
-        eventlet.wsgi.server(listener, app, custom_pool=self._pool, **options)
+        protocol = type("Protocol", (_Protocol,), {"ours": self})
+        eventlet.wsgi.server(listener, app, custom_pool=self._pool, protocol=protocol, **options)
 
     @property
     def alive(self) -> bool:
         return not self._thread.dead
+
+    @property
+    def turned_away_at(self) -> float | None:
+        """When (`time.monotonic()`) a client was last refused or sent away for want of a place."""
+        return self.doorway.turned_away_at
 
     def stop(self, grace: float = 5.0) -> None:
         """Accept nothing more, close idle connections, give requests under way `grace` seconds, then end them."""
@@ -349,7 +507,7 @@ class WsgiServer:
         with Timeout(grace, False):
             while not self._thread.dead:
                 sleep(0.01)
-        for request in list(self._pool.coroutines_running):
+        for request in self._pool.running:
             request.kill()
         with Timeout(1.0, False):
             while not self._thread.dead:
@@ -364,13 +522,16 @@ def serve_wsgi(
     log: logging.Logger | None = None,
     idle_timeout: float = 60.0,
     socket_timeout: float = 30.0,
-    connections: int = 512,
+    deadline: float = 10.0,
+    limits: Limits | None = None,
     url_limit: int = 8192,
 ) -> WsgiServer:
     """Serve a WSGI application; port 0 takes a free one (`.address`). Raises EngineError.
 
-    `idle_timeout`: how long a kept-alive connection may be quiet; `socket_timeout`: how long one read or write may
-    take, so that a client that sends a byte a minute does not hold a connection. No tracebacks go to clients.
+    `deadline`: seconds for a request to come in, headers and body together, from its first byte (of a client that has
+    not shown who it is, also: to that first byte); `idle_timeout`: how long a kept-alive connection of one who has
+    (the application calls `environ[WELCOME]()`) may be quiet; `socket_timeout`: how long one read or write may take;
+    `limits`: who may hold how many connections. No tracebacks go to clients.
     """
     listener = socket.socket(_family(host), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -389,4 +550,4 @@ def serve_wsgi(
         "debug": False,
         "log_x_forwarded_for": False,
     }
-    return WsgiServer(listener, app, options, connections)
+    return WsgiServer(listener, app, options, places(limits or API_LIMITS), deadline)

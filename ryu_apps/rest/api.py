@@ -37,6 +37,7 @@ from policies.wire import (
     PolicyStatus,
 )
 from ryu_apps.controller import Controller
+from ryu_apps.doorway import WELCOME
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.rest.auth import Principal, TokenRole, Tokens
 from ryu_apps.rest.problems import PROBLEM_TYPE, document, status_of
@@ -162,6 +163,7 @@ class Api:
                     Slug.UNAUTHORISED,
                     "send `Authorization: Bearer TOKEN` with a token that `lark-controller token` made",
                 )
+            request.environ.get(WELCOME, _nobody_minds)()
             route, name = self._find(request.method, path)
             if who.role not in route.roles:
                 allowed = ", ".join(sorted(role.value for role in route.roles))
@@ -270,6 +272,10 @@ class Api:
         if node is None:
             raise Refused(Slug.NO_SUCH_ATTEMPT, f"there is no attempt {call.name}")
         _own(call.principal, node)
+
+
+def _nobody_minds() -> None:
+    """Under a server that does not limit connections."""
 
 
 def _own(principal: Principal, node: str) -> None:
