@@ -158,7 +158,7 @@ class Rig:
             "bridge: {name: br-lark, uplink: up0, datapath-type: netdev}\n"
             f"condor: {{config: /dev/null, sbin: {SBIN}}}\n"
             f"libexec: {LIBEXEC}\n"
-            "pool: {warm: 2}\n"
+            "pool: {warm: 2, connections: 1000}\n"
             'guard: {uids: ["21000-21099"], loopback: [tcp/9618]}\n'
         )
         self.write_slots()

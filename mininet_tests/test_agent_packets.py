@@ -7,6 +7,7 @@ so that each refusal stands beside the same packets passing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,20 @@ try:
 except TimeoutError:
     print("nothing")
 """
+FLOOD = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for i in range(int(sys.argv[2])):
+    try:
+        s.sendto(b'', (sys.argv[1], 1 + i))
+    except OSError:
+        time.sleep(0.001)
+    if i % 200 == 0:
+        time.sleep(0.005)
+print("sent")
+"""
+TABLE = 3000
+"""Connections of the rig's whole table; a job may have a third of them (`pool.connections`)."""
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +274,77 @@ def test_readiness_says_what_is_wrong(rig: Rig) -> None:
     wait_until("not ready", lambda: "Open vSwitch" in rig.machine.run(ping).out, 3)
     rig.ovs.start_switch()
     wait_until("ready again", lambda: "HasLarkNetwork = true" in rig.machine.run(ping).out, 5)
+
+
+def tracked_table_1(rig: Rig, *specs: dict[str, object]) -> None:
+    """Lanes by hand that may open connections outwards: a connection that cannot be remembered is not let out."""
+    uplink = rig.ovs.vsctl("get", "Interface", "up0", "ofport").strip()
+    flows = [f"table=1,priority=20,arp,in_port={uplink},actions=flood"]
+    for spec in specs:
+        port, zone = json.loads(json.dumps(spec["port"]))["ofport"], spec["zone"]
+        flows += [
+            f"table=1,priority=20,arp,in_port={port},actions=output:{uplink}",
+            f"table=1,priority=10,ip,in_port={port},actions=ct(zone={zone},table=200)",
+            f"table=1,priority=10,ip,in_port={uplink},nw_dst={spec['ipv4']},actions=ct(zone={zone},table=200)",
+            f"table=200,priority=9,ip,ct_state=+trk+est,ct_zone={zone},in_port={port},actions=output:{uplink}",
+            f"table=200,priority=9,ip,ct_state=+trk+est,ct_zone={zone},in_port={uplink},actions=output:{port}",
+            f"table=200,priority=8,ip,ct_state=+trk+new,ct_zone={zone},in_port={port},"
+            f"actions=ct(commit,zone={zone}),output:{uplink}",
+        ]
+    for flow in flows:
+        rig.machine.need("ovs-ofctl", "-OOpenFlow14", "add-flow", "unix:/run/openvswitch/br-lark.mgmt", flow)
+
+
+def connections(rig: Rig, zone: object) -> int:
+    return rig.machine.need("ovs-appctl", "dpctl/dump-conntrack", f"zone={zone}").count("orig=")
+
+
+def test_a_flood_of_connections_stops_no_other_job(rig: Rig) -> None:
+    flooder, other = rig.starter(), rig.starter()
+    for made in (flooder, other):
+        assert "HookStatusCode" not in made.begin().out
+    one, two = rig.attempt_of(flooder), rig.attempt_of(other)
+    before = rig.machine.need("ovs-appctl", "dpctl/ct-get-maxconns").strip()
+    rig.machine.need("ovs-appctl", "dpctl/ct-set-maxconns", str(TABLE))
+
+    def flood() -> int:
+        done = flooder.wait(flooder.job(PYTHON, "-c", FLOOD, SERVER, "6000"))
+        assert done is not None
+        assert "sent" in done.out, done.text
+        return connections(rig, one["zone"])
+
+    try:
+        tracked_table_1(rig, one, two)
+        assert job_connects(other, SERVER, 8000) == [f"far {two['ipv4']}"], "positive control"
+        assert flood() == 1000
+        assert job_connects(other, SERVER, 8000) == [f"far {two['ipv4']}"]
+        # Positive control: without its limit the flood fills the table, and the other job is stopped.
+        rig.machine.need("ovs-appctl", "dpctl/ct-del-limits", f"zone={one['zone']}")
+        assert flood() > TABLE - 100
+        assert job_connects(other, SERVER, 8000) == ["no"]
+    finally:
+        rig.machine.need("ovs-appctl", "dpctl/ct-set-maxconns", before)
+        rig.machine.need("ovs-ofctl", "-OOpenFlow14", "del-flows", "unix:/run/openvswitch/br-lark.mgmt", "table=200")
+        flooder.kill()
+        other.kill()
+
+
+def limits(rig: Rig) -> dict[int, int]:
+    text = rig.machine.need("ovs-appctl", "dpctl/ct-get-limits")
+    return {int(z): int(n) for z, n in re.findall(r"zone=(\d+),limit=(\d+)", text)}
+
+
+def test_limits_come_with_a_lane_and_again_with_the_switch_and_go_with_the_job(rig: Rig) -> None:
+    starter = rig.starter()
+    starter.begin()
+    zone = rig.attempt_of(starter)["zone"]
+    assert limits(rig)[zone] == 1000
+    warm = {1000 + int(name.rpartition("-")[2]) for name in rig.namespaces() if name.startswith("lark-lkag-")}
+    assert warm <= set(limits(rig))
+    rig.ovs.kill_switch()
+    rig.ovs.start_switch()
+    wait_until("the limits are back", lambda: limits(rig).get(zone) == 1000, 5)
+    starter.kill()
+    rig.settle()
+    wait_until("the limit went with the job", lambda: zone not in limits(rig), 5)
+    assert "default" not in rig.machine.need("ovs-appctl", "dpctl/ct-get-limits").replace("default limit=0", "")

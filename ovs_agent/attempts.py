@@ -27,9 +27,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ovs_agent import bridge, fallback, life, netlink, plan, trust
+from ovs_agent import fallback, life, netlink, plan, trust
 from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
+from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import READ_TIMEOUT, ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
 from ovs_agent.errors import AgentError
 from ovs_agent.ledger import Ledger, Record
@@ -110,6 +111,7 @@ class Attempts:
         ledger: Ledger,
         pool: Pool,
         db: Ovsdb,
+        conntrack: Conntrack,
         startd: Startd,
         controller: ControllerClient,
     ) -> None:
@@ -118,13 +120,13 @@ class Attempts:
         self._ledger = ledger
         self._pool = pool
         self._db = db
+        self._conntrack = conntrack
         self._startd = startd
         self._controller = controller
         self._all: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unguarded: set[int] = set()
         self._telling: set[str] = set()
-        self.datapath_type = "system"
 
     # -- asking about attempts ------------------------------------------------------------------------------------
 
@@ -515,6 +517,10 @@ class Attempts:
         try:
             await self._take_down(attempt, record, began)
             await self._delete(attempt.id)
+            # Only now do no flows of it remember connections any more.
+            await self._forget_connections(attempt, record.zone)
+            with contextlib.suppress(AgentError):  # set anew when the number is used again
+                await self._conntrack.unlimit([record.zone])
         finally:
             over.set()
             await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
@@ -564,10 +570,7 @@ class Attempts:
             except (AgentError, OSError) as e:
                 log.error("not yet torn down: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
                 await asyncio.sleep(1)
-        try:
-            await bridge.flush_zone(self._config.bridge.rundir, self.datapath_type, record.zone)
-        except AgentError as e:
-            log.error("connections of zone %d not flushed: attempt=%s: %s", record.zone, attempt.id, e)
+        await self._forget_connections(attempt, record.zone)
         log.info(
             "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",
             *(attempt.id, attempt.label, self._config.node, self._config.bridge.name, record.port),
@@ -579,6 +582,12 @@ class Attempts:
             await attempt.relays.close()
             names = attempt.record.namespaces
             await netlink.in_thread(functools.partial(netlink.demolish, None, names))
+
+    async def _forget_connections(self, attempt: Attempt, zone: int) -> None:
+        try:
+            await self._conntrack.flush(zone)
+        except AgentError as e:
+            log.error("connections of zone %d not flushed: attempt=%s: %s", zone, attempt.id, e)
 
     async def _delete(self, attempt_id: str) -> None:
         """Insist until the controller and every bridge it can reach have let go of the attempt."""

@@ -224,19 +224,3 @@ async def _readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(fd)
-
-
-async def flush_zone(rundir: Path, datapath_type: str, zone: int) -> None:
-    """Forget the connections of a lane, so that the next job with its zone cannot inherit them."""
-    try:
-        pid = (rundir / "ovs-vswitchd.pid").read_text().strip()
-    except OSError:
-        return  # no switch, no connections: a userspace datapath forgets them when it ends
-    call = ["ovs-appctl", "--timeout=5", "-t", str(rundir / f"ovs-vswitchd.{pid}.ctl"), "dpctl/flush-conntrack"]
-    try:
-        # Open vSwitch 3.1 does not understand a zone after the name of a datapath, so the name is left out where it can
-        # be.
-        await command.run([*call, f"zone={zone}"], timeout=8)
-    except command.CommandError:
-        datapath = "netdev@ovs-netdev" if datapath_type == "netdev" else "system@ovs-system"
-        await command.run([*call, datapath, f"zone={zone}"], timeout=8)

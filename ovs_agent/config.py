@@ -129,6 +129,8 @@ class CondorSection(Section):
 class PoolSection(Section):
     warm: Annotated[int, Field(ge=1, le=1024)] = 8
     """Job networks kept ready."""
+    connections: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
+    """Connections that one job may have at a time, those not yet timed out included; 0: no limit."""
 
 
 class GuardSection(Section):

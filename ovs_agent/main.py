@@ -22,6 +22,7 @@ from typing import Any
 from ovs_agent import bridge, cleanup, fallback, ledger, netlink, nft, plan, trust
 from ovs_agent.attempts import OK, Attempts, Reply, hold
 from ovs_agent.config import AgentConfig, read_token
+from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import ControllerClient, Rejected
 from ovs_agent.errors import AgentError
 from ovs_agent.host_port import HostPortKeeper
@@ -49,13 +50,14 @@ class Agent:
         self._boot_id = ledger.boot_id()
         self._ledger = Ledger(config.state_dir)
         self._db = Ovsdb(config.bridge.ovsdb, config.bridge.rundir)
-        self._pool = Pool(self._db, config.bridge.name, config.pool.warm)
+        self._conntrack = Conntrack(config.bridge.rundir, config.pool.connections)
+        self._pool = Pool(self._db, self._conntrack, config.bridge.name, config.pool.warm)
         self._startd = Startd(config.condor.config, config.condor.query_timeout)
         self._controller = ControllerClient(
             config.node, config.controller.urls, read_token(config.controller.token_file), config.controller.ca_file
         )
         self._attempts = Attempts(
-            config, self._boot_id, self._ledger, self._pool, self._db, self._startd, self._controller
+            config, self._boot_id, self._ledger, self._pool, self._db, self._conntrack, self._startd, self._controller
         )
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
         self._host_port = HostPortKeeper(
@@ -125,7 +127,7 @@ class Agent:
             await self._remove_strangers()
             work = [
                 asyncio.create_task(self._pool.run()),
-                asyncio.create_task(self._watch.run(self._host_port.restore)),
+                asyncio.create_task(self._watch.run(self._switch_is_there)),
                 asyncio.create_task(self._host_port.run()),
                 asyncio.create_task(self._attempts.watch()),
                 asyncio.create_task(self._keep_registered()),
@@ -171,7 +173,15 @@ class Agent:
             )
         if (row["other_config"] or {}).get("disable-in-band") != "true":
             raise AgentError(f"in-band control adds hidden flows; {mend}", f"bridge {name}")
-        self._attempts.datapath_type = row["datapath_type"] or "system"
+        self._conntrack.datapath_type = row["datapath_type"] or "system"
+
+    async def _switch_is_there(self) -> None:
+        """The switch was seen first, or came back: a userspace one has forgotten host addresses and all limits."""
+        await self._host_port.restore()
+        try:
+            await self._conntrack.limit(self._pool.zones())
+        except AgentError as e:
+            log.error("node=%s: %s", self._config.node, e)
 
     async def _remove_strangers(self) -> None:
         stock, trouble = await cleanup.take_stock(self._config, self._db)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ovs_agent import netlink, plan
+from ovs_agent.conntrack import Conntrack
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.plan import Lane, Network
@@ -29,8 +30,9 @@ class NoLane(AgentError):
 
 
 class Pool:
-    def __init__(self, db: Ovsdb, bridge: str, warm: int) -> None:
+    def __init__(self, db: Ovsdb, conntrack: Conntrack, bridge: str, warm: int) -> None:
         self._db = db
+        self._conntrack = conntrack
         self._bridge = bridge
         self._warm = warm
         self._net: Network | None = None
@@ -60,6 +62,10 @@ class Pool:
 
     def ready_lanes(self) -> list[Lane]:
         return list(self._ready)
+
+    def zones(self) -> list[int]:
+        """Conntrack zones of all lanes that exist, are being built or are in quarantine."""
+        return [plan.ZONE_BASE + number for number in self._busy]
 
     def claim_number(self, number: int) -> None:
         """A lane that exists, or is in quarantine, from before the agent started."""
@@ -132,6 +138,7 @@ class Pool:
             await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
         with contextlib.suppress(AgentError):
             await self._db.delete_ports(self._bridge, [*(lane.port for lane in lanes), *self._doomed])
+            await self._conntrack.unlimit(lane.zone for lane in lanes)
 
     async def _keep_unplugging(self) -> None:
         pause = 0.2
@@ -216,6 +223,7 @@ class Pool:
 
         try:
             await netlink.in_thread(build)
+            await self._conntrack.limit(lane.zone for lane in lanes)
             numbered = await self._db.add_lanes(self._bridge, lanes)
             lame = [lane.port for lane in lanes if lane.port not in numbered]
             if lame:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ovs_agent import attempts as module
-from ovs_agent import bridge, ledger
+from ovs_agent import ledger
 from ovs_agent.attempts import Attempts
+from ovs_agent.conntrack import Conntrack
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import State
 
@@ -55,11 +56,7 @@ class FakeController:
 def test_a_tear_down_that_dies_is_taken_up_again(
     failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: object) -> None:
-        pass
-
     monkeypatch.setattr(module, "WATCH_PAUSE", 0.01)
-    monkeypatch.setattr(bridge, "flush_zone", nothing)
     book = Ledger(tmp_path / "state")
     record = Record(
         id="wn1~00000000~slot1~1~1",
@@ -80,8 +77,10 @@ def test_a_tear_down_that_dies_is_taken_up_again(
         node="wn1", bridge=SimpleNamespace(name="br", rundir=tmp_path), guard=SimpleNamespace(uids=[])
     )
 
+    no_switch = Conntrack(tmp_path, 10)
+
     async def main() -> None:
-        agent = Attempts(config, ledger.boot_id(), book, pool, None, None, controller)  # type: ignore[arg-type]
+        agent = Attempts(config, ledger.boot_id(), book, pool, None, no_switch, None, controller)  # type: ignore[arg-type]
         await agent.restore()
         watching = asyncio.create_task(agent.watch())
         async with asyncio.timeout(5):

@@ -1,0 +1,65 @@
+"""What the switch remembers of a lane's connections: forgotten at the end, and bounded while the lane lives.
+
+All jobs of a node share one table of connections in the switch. Without a limit for each zone, one job that sends a
+packet to many ports fills it, and no other job can open a connection.
+
+Invariants: only zones of lanes are touched. The limit of one zone never counts against another: the *default* limit of
+Open vSwitch is one counter for all zones that have none of their own, so it is never set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from ovs_agent import command
+from ovs_agent.errors import AgentError
+
+log = logging.getLogger(__name__)
+
+
+class Conntrack:
+    """The zones of one switch. `connections`: how many a zone may have; 0: as many as the table holds."""
+
+    def __init__(self, rundir: Path, connections: int) -> None:
+        self._rundir = rundir
+        self._connections = connections
+        self.datapath_type = "system"
+
+    async def flush(self, zone: int) -> None:
+        """Forget the connections of a lane, so that the next job with its zone cannot inherit them."""
+        await self._ask("flush-conntrack", [f"zone={zone}"])
+
+    async def limit(self, zones: Iterable[int]) -> None:
+        """Bound the connections of each of these zones. Idempotent. Raises AgentError."""
+        words = [f"zone={zone},limit={self._connections}" for zone in sorted(set(zones))]
+        if not words or not self._connections:
+            return
+        try:
+            await self._ask("ct-set-limits", words)
+        except AgentError as e:
+            raise AgentError(
+                f"the connections of job networks cannot be limited ({e}); if this switch has no such limits, "
+                "say pool: {connections: 0}"
+            ) from e
+
+    async def unlimit(self, zones: Iterable[int]) -> None:
+        """Take the limits away again."""
+        numbers = ",".join(map(str, sorted(set(zones))))
+        if numbers and self._connections:
+            await self._ask("ct-del-limits", [f"zone={numbers}"])
+
+    async def _ask(self, verb: str, words: list[str]) -> None:
+        try:
+            pid = (self._rundir / "ovs-vswitchd.pid").read_text().strip()
+        except OSError:
+            return  # no switch, no connections: a userspace datapath forgets them when it ends
+        call = ["ovs-appctl", "--timeout=5", "-t", str(self._rundir / f"ovs-vswitchd.{pid}.ctl"), f"dpctl/{verb}"]
+        try:
+            # Open vSwitch 3.1 does not understand a zone after the name of a datapath (when it flushes), so the name is
+            # left out where it can be.
+            await command.run([*call, *words], timeout=8)
+        except command.CommandError:
+            datapath = "netdev@ovs-netdev" if self.datapath_type == "netdev" else "system@ovs-system"
+            await command.run([*call, datapath, *words], timeout=8)
