@@ -344,6 +344,48 @@ def apart(site: Site, tell: Telling) -> None:
     end(second, first)
 
 
+def shared(site: Site, tell: Telling) -> None:
+    listen = {"listen.py": payload.LISTENER}
+    script = "#!/bin/sh\nexec ./listen.py\n"
+    pair = {"My.LarkSlice": '"pair"'}
+    first = run_job(site, BOB, script, listen, pair, name="slice-listener")
+    addresses = wait_for_file(first, "addresses").split()
+    targets = [f"peer{n}=[{address}]:7000" for n, address in enumerate(addresses)]
+    look = payload.probing(*targets, WEB)
+    second = run_job(site, BOB, look, lines=pair, name="slice-peer")
+    live = wait_for_file(second)
+    status = attempt_of(site, second)["decision"]
+    assert isinstance(status, dict)
+    tell.works(
+        f'job {second.id} with the same My.LarkSlice = "pair" reaches job {first.id}, over IPv4 and IPv6',
+        len(addresses) == 2 and open_(results(live), "peer0", "peer1"),
+        [*only(live, "peer0", "peer1"), f"slice: {status['slice']}"],
+    )
+    for user, lines, what in (
+        (BOB, {"My.LarkSlice": '"other"'}, "of the same user in another slice"),
+        (BOB, {}, "of the same user in no slice"),
+        (ALICE, pair, f"of {ALICE} who chose the same name"),
+    ):
+        stranger = run_job(site, user, look, lines=lines, name="slice-stranger")
+        live = wait_for_file(stranger)
+        found = results(live)
+        tell.shows(
+            f"job {stranger.id} {what} does not",
+            closed(found, "peer0", "peer1") and open_(found, "web"),
+            only(live, "peer0", "peer1", "web"),
+        )
+        end(stranger)
+    visitors = set(first.said("visitors").split())
+    peers = attempt_of(site, second)["spec"]
+    assert isinstance(peers, dict)
+    tell.shows(
+        "the listener saw itself and its peer, and nobody else",
+        visitors == {*addresses, peers["ipv4"], peers["ipv6"]},
+        f"visitors: {sorted(visitors)}",
+    )
+    end(second, first)
+
+
 def try_from(machine: Machine, *targets: str, user: str | None = None) -> dict[str, str]:
     """probe.py, run on a machine of the site."""
     return results(machine.run(["/usr/bin/python3", "-c", payload.PROBE, *targets], user=user, timeout=40).need().out)
@@ -663,6 +705,7 @@ CHAPTERS = (
     Chapter("forged", "Forging the attribute does not help", forged),
     Chapter("sealed", 'A job with My.LarkNetwork = "none" reaches nothing', sealed),
     Chapter("apart", "Jobs are kept apart from each other and from the host", apart),
+    Chapter("slice", "Jobs that share a slice may talk to each other", shared),
     Chapter("ended", "When a job ends, everything it was given is gone", ended),
     Chapter("outside", "Owner code outside of the job's network is stopped", owner_code_outside),
     Chapter("impostors", "A job cannot pose as its hook, its starter or another job", impostors),

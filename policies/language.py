@@ -408,6 +408,9 @@ def _parse_ports(text: str) -> PortRange:
 def load_policy(path: Path) -> Policy:
     """Read, validate and return a policy file. Raises PolicyError with every problem found."""
     document, raw = _read(Path(path))
+    if not document.data:
+        # A file cut short by a full disk must not open the site.
+        raise PolicyError([Problem(document.place(()), "the policy is empty", "write at least `defaults: {…}`")])
     source = _validate(document, _PolicyIn)
     collect = _Collector(document)
     place = document.place

@@ -27,17 +27,19 @@ def test_the_demo_policy_says_what_it_says() -> None:
     assert policy.grants[0].during == frozenset(Phase)
     assert policy.defaults.egress is Verdict.ALLOW
     assert policy.defaults.between_jobs is Verdict.DROP
-    assert attributes_read(policy) == {"larkgroup", "larknetwork"}
+    assert attributes_read(policy) == {"larkgroup", "larknetwork", "larkslice", "user"}
     check_together(policy, demo_site())
 
 
-def test_an_empty_policy_is_closed_between_jobs_and_inward(tmp_path: Path) -> None:
-    policy = policy_of(tmp_path, "")
+def test_a_policy_that_says_little_is_closed_between_jobs_and_inward(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, "mode: enforce\n")
     assert policy.defaults.ingress is Verdict.DROP
     assert policy.defaults.between_jobs is Verdict.DROP
 
 
 BAD_POLICIES = [
+    ("", "policy.yaml:1:1: the policy is empty; write at least `defaults: {…}`"),
+    ("# nothing but a comment\n", "policy.yaml:1:1: the policy is empty; write at least `defaults: {…}`"),
     ("mode: loud\n", "policy.yaml:1:1: `mode`: 'loud' is not known; one of 'enforce' or 'audit'"),
     (
         "modes: audit\n",

@@ -40,8 +40,8 @@ def test_why_names_the_grant_and_the_condition_that_is_not_met() -> None:
         "  is it for one host? did not decide",
         "  is it between jobs? did not decide",
         "  is it for a protected service? decided",
-        "  demo.yaml:14: grants fileserver to group physics, but the job is no member"
-        ' (demo.yaml:11: LarkGroup =?= "physics")',
+        "  demo.yaml:16: grants fileserver to group physics, but the job is no member"
+        ' (demo.yaml:12: LarkGroup =?= "physics")',
     ]
 
 
@@ -160,17 +160,17 @@ def test_lint_finds_what_is_probably_not_meant(tmp_path: Path) -> None:
 
 def test_lint_knows_the_pools_lists_and_real_ads(tmp_path: Path) -> None:
     policy = demo_policy()
-    assert lint(policy, demo_site(), startd_job_attrs=["LarkGroup", "LARKNETWORK"]) == []
-    missing = lint(policy, startd_job_attrs=["LarkGroup"])
+    assert lint(policy, demo_site(), startd_job_attrs=["LarkGroup", "LARKNETWORK", "LarkSlice", "User"]) == []
+    missing = lint(policy, startd_job_attrs=["LarkGroup", "LarkSlice", "User"])
     assert [str(p).split(";")[0] for p in missing] == [
         "demo.yaml:9:3: attribute `larknetwork` is not in STARTD_JOB_ATTRS: no agent will ever send it"
     ]
     mutable = lint(policy, immutable_job_attrs=["Owner"])
     assert "rests on `larkgroup`, which condor_qedit can change" in str(mutable[0])
     assert lint(policy, immutable_job_attrs=["LarkGroup"]) == []
-    unheld = lint(policy, ads=[{"LarkNetwork": "none", "User": "a"}])
+    unheld = lint(policy, ads=[{"LarkNetwork": "none", "User": "a", "LarkSlice": "x"}])
     assert [str(p).split(";")[0:2] for p in unheld] == [
-        ["demo.yaml:11:3: group `physics` holds for none of the 1 job ads given", " none of them has larkgroup"]
+        ["demo.yaml:12:3: group `physics` holds for none of the 1 job ads given", " none of them has larkgroup"]
     ]
 
 
