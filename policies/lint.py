@@ -108,7 +108,7 @@ def _mounts(policy: Policy) -> Iterable[Problem]:
 
 
 def _unused(policy: Policy) -> Iterable[Problem]:
-    used = {r.group for r in (*policy.grants, *policy.seals, *policy.slices)}
+    used = {g.group for g in policy.grants} | {s.group for s in policy.seals} | {s.group for s in policy.slices}
     for group in policy.groups.values():
         if group.name not in used:
             yield Problem(group.place, f"group `{group.name}` is used by no rule", "use it or drop it")
