@@ -1,8 +1,9 @@
 """condor_chirp from inside a job's network: a relay to the starter's own loopback port.
 
 Invariants: only listening TCP sockets that the job's very starter holds are relayed, and that is checked again for
-every connection (the starter may have closed the port, and somebody else taken it). Few connections at a time, closed
-with the attempt. The listener's socket is made inside the namespace; the connection to the starter is made on the host.
+every connection (the starter may have closed the port, and somebody else taken it). Few connections at a time, and few
+a second: further ones wait in the kernel, where they cost the agent nothing. Idle ones are closed, all of them with the
+attempt. The listener's socket is made inside the namespace; the connection to the starter is made on the host.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ovs_agent import netlink
+from ovs_agent.bucket import Bucket
 
 log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 16
+CONNECT_BURST, CONNECTS_PER_SECOND = 40, 20.0
+IDLE = 600.0
+"""Seconds without a byte in either direction after which a connection is closed."""
+LOG_BURST, LOG_PER_SECOND = 20, 2.0
+"""Log lines that one attempt may cause here."""
 CHUNK = 64 * 1024
 LISTEN = "0A"
 
@@ -86,71 +94,107 @@ class Relays:
     def __init__(self, attempt: str, starter: int) -> None:
         self._attempt = attempt
         self._starter = starter
-        self._servers: dict[Endpoint, asyncio.Server] = {}
+        self._listeners: dict[Endpoint, asyncio.Task[None]] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        now = time.monotonic()
+        self._connects = Bucket(CONNECT_BURST, CONNECTS_PER_SECOND, now)
+        self._lines = Bucket(LOG_BURST, LOG_PER_SECOND, now)
 
     async def open(self, namespace: str) -> list[Endpoint]:
         """Listen inside the namespace on every port of the starter that is not relayed yet."""
         wanted = await asyncio.to_thread(listeners_of, self._starter)
         for endpoint in wanted:
-            if endpoint in self._servers:
+            if endpoint in self._listeners:
                 continue
             try:
                 listener = await netlink.in_thread(functools.partial(_listener_inside, namespace, endpoint))
             except OSError as e:
-                log.warning(
-                    "chirp port cannot be relayed: attempt=%s port=%s: %s", self._attempt, endpoint.port, e.strerror
-                )
+                self._say("chirp port cannot be relayed: attempt=%s port=%s: %s", endpoint.port, e.strerror)
                 continue
-
-            async def serve(
-                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, endpoint: Endpoint = endpoint
-            ) -> None:
-                task = asyncio.current_task()
-                assert task is not None
-                self._connections.add(task)
-                try:
-                    await self._relay(endpoint, reader, writer)
-                finally:
-                    self._connections.discard(task)
-
-            self._servers[endpoint] = await asyncio.start_server(serve, sock=listener, limit=CHUNK)
+            self._listeners[endpoint] = asyncio.create_task(self._accept(endpoint, listener))
             log.info("chirp relay: attempt=%s port=%s:%d", self._attempt, endpoint.address, endpoint.port)
-        return sorted(self._servers)
+        return sorted(self._listeners)
 
-    async def _relay(self, to: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, endpoint: Endpoint, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                while not self._connects.take(time.monotonic()):
+                    await asyncio.sleep(1 / CONNECTS_PER_SECOND)
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError:  # out of descriptors: let some close
+                    await asyncio.sleep(0.1)
+                    continue
+                try:
+                    if self._places.locked():
+                        self._say("chirp relay: attempt=%s has %d connections; further ones wait", MAX_CONNECTIONS)
+                    await self._places.acquire()
+                except asyncio.CancelledError:
+                    connection.close()
+                    raise
+                task = asyncio.create_task(self._relay(endpoint, connection))
+                self._connections.add(task)
+                task.add_done_callback(functools.partial(self._ended, connection))
+
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        """Also of a relay that was cancelled before its first step."""
+        self._connections.discard(task)
+        self._places.release()
+        connection.close()
+        if not task.cancelled() and task.exception() is not None:
+            self._say("chirp relay failed: attempt=%s: %s", repr(task.exception()))
+
+    async def _relay(self, to: Endpoint, connection: socket.socket) -> None:
+        if to not in await asyncio.to_thread(listeners_of, self._starter):
+            return
+        writers: list[asyncio.StreamWriter] = []
+        loop = asyncio.get_running_loop()
         try:
-            if len(self._connections) > MAX_CONNECTIONS:
-                log.warning("chirp relay: attempt=%s has %d connections already", self._attempt, MAX_CONNECTIONS)
-                return
-            if to not in await asyncio.to_thread(listeners_of, self._starter):
-                return
+            reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK)
+            writers.append(writer)
             async with asyncio.timeout(5):
                 up_reader, up_writer = await asyncio.open_connection(to.address, to.port, limit=CHUNK)
-            try:
+            writers.append(up_writer)
+            async with asyncio.timeout(IDLE) as idle:
+
+                def alive() -> None:
+                    idle.reschedule(loop.time() + IDLE)
+
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pump(reader, up_writer))
-                    group.create_task(_pump(up_reader, writer))
-            finally:
-                up_writer.close()
+                    group.create_task(_pump(reader, up_writer, alive))
+                    group.create_task(_pump(up_reader, writer, alive))
+                for each in writers:
+                    each.close()
+                    await each.wait_closed()
         except* (OSError, TimeoutError):
             pass
         finally:
-            writer.close()
+            for each in writers:
+                each.transport.abort()  # what the other side does not take is not kept for it
+
+    def _say(self, text: str, *values: object) -> None:
+        """One log line about this attempt, of those it may cause."""
+        if self._lines.take(time.monotonic()):
+            if self._lines.dropped:
+                log.warning("%d log lines about chirp of attempt=%s were left out", self._lines.dropped, self._attempt)
+                self._lines.dropped = 0
+            log.warning(text, self._attempt, *values)
 
     async def close(self) -> None:
-        for server in self._servers.values():
-            server.close()
-        self._servers.clear()
-        for task in list(self._connections):
+        ending = [*self._listeners.values(), *self._connections]
+        self._listeners.clear()
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: Callable[[], None]) -> None:
     while data := await reader.read(CHUNK):
         writer.write(data)
         await writer.drain()
+        alive()
     if writer.can_write_eof():
         with contextlib.suppress(OSError):
             writer.write_eof()

@@ -17,11 +17,11 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ovs_agent import life, trust
 from ovs_agent.attempts import HOLD_NETWORK, Reply, hold, refused
+from ovs_agent.bucket import Bucket
 from ovs_agent.errors import AgentError
 from ovs_agent.life import Request
 
@@ -31,6 +31,7 @@ MAX_REPLY = 1024
 MAX_SILENT_PER_UID = 32
 MAX_SILENT = 512
 LOG_BURST, LOG_PER_SECOND = 20, 2.0
+"""Log lines about one uid: a flood must not fill the disk."""
 BACKLOG = 1024
 
 Handler = Callable[[Request, trust.Caller, trust.Peer], Awaitable[Reply]]
@@ -42,24 +43,6 @@ def printable(text: str) -> bytes:
     return "".join(c if " " <= c <= "~" else "?" if c > "~" else " " for c in text).encode()[:MAX_REPLY]
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """Tokens for log lines of one uid: a flood must not fill the disk."""
-
-    tokens: float
-    at: float
-    dropped: int = 0
-
-    def take(self, now: float) -> bool:
-        self.tokens = min(LOG_BURST, self.tokens + (now - self.at) * LOG_PER_SECOND)
-        self.at = now
-        if self.tokens < 1:
-            self.dropped += 1
-            return False
-        self.tokens -= 1
-        return True
-
-
 class Server:
     def __init__(self, path: Path, programs: trust.Programs, handler: Handler, readiness: Readiness) -> None:
         self._path = path
@@ -69,7 +52,7 @@ class Server:
         self._listener: socket.socket | None = None
         self._silent: dict[int, collections.OrderedDict[socket.socket, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[int, Bucket] = {}
         self._accepting: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -211,7 +194,7 @@ class Server:
 
     def _say(self, uid: int, text: str, *values: object) -> None:
         now = time.monotonic()
-        bucket = self._buckets.setdefault(uid, _Bucket(LOG_BURST, now))
+        bucket = self._buckets.setdefault(uid, Bucket(LOG_BURST, LOG_PER_SECOND, now))
         if bucket.take(now):
             if bucket.dropped:
                 log.warning("%d log lines about uid=%d were left out", bucket.dropped, uid)
