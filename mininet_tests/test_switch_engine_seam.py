@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -28,6 +29,9 @@ from ryu_apps import engine
 def site(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         time.sleep(float(environ["QUERY_STRING"]))
+    if environ["PATH_INFO"] == "/body":
+        environ[engine.WELCOME]()
+        environ["wsgi.input"].read()
     if environ["PATH_INFO"] == "/fault":
         raise RuntimeError("secret detail")
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -36,7 +40,7 @@ def site(environ, start_response):
 framework = engine.Framework(("127.0.0.1", 0))
 framework.add(engine.App)
 framework.start()
-server = engine.serve_wsgi(site, "127.0.0.1", 0, socket_timeout=2.0, idle_timeout=2.0)
+server = engine.serve_wsgi(site, "127.0.0.1", 0, socket_timeout=2.0, idle_timeout=4.0, deadline=1.5)
 # Said from a greenlet: it runs when the main one waits, and that is when signals are taken.
 engine.spawn(lambda: print(framework.address[1], server.address[1], flush=True))
 engine.wait_for_signal(framework)
@@ -191,6 +195,54 @@ def test_a_client_that_dawdles_is_dropped(server: Server) -> None:
         while slow.recv(4096):
             pass
         assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"POST /body HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n",
+     b"POST /body HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n"],
+    ids=["headers", "line", "body", "chunked"],
+)  # fmt: skip
+def test_a_request_that_trickles_is_cut_at_the_deadline(server: Server, first: bytes) -> None:
+    """Each byte comes well within the time limit of a read."""
+    with socket.create_connection(("127.0.0.1", server.http), timeout=0.2) as slow:
+        slow.sendall(first)
+        start = time.monotonic()
+        ended = False
+        while not ended and time.monotonic() - start < 8:
+            with contextlib.suppress(TimeoutError):
+                ended = _over(slow)
+        assert ended
+        assert 1.0 < time.monotonic() - start < 3.5
+    assert server.get("/") == (200, b"hello")
+
+
+def _over(slow: socket.socket) -> bool:
+    try:
+        slow.sendall(b"a")
+        return not slow.recv(4096)
+    except ConnectionError:
+        return True
+
+
+def test_what_is_here_as_a_whole_is_answered_however_long_that_takes(server: Server) -> None:
+    assert server.get("/slow?2.5") == (200, b"hello")  # the deadline is 1.5 s
+
+
+@pytest.mark.parametrize(("path", "kept"), [("/", False), ("/body", True)])
+def test_only_who_is_known_may_stay_quiet_beyond_the_deadline(server: Server, path: str, kept: bool) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=10)
+    connection.auto_open = 0
+    connection.connect()
+    connection.request("POST", path, b"x")
+    assert connection.getresponse().read() == b"hello"
+    time.sleep(2.2)
+    try:
+        connection.request("GET", "/")
+        alive = connection.getresponse().read() == b"hello"
+    except (OSError, http.client.HTTPException):
+        alive = False
+    assert alive is kept
 
 
 @pytest.mark.parametrize("engine", ENGINES)

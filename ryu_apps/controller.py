@@ -547,12 +547,10 @@ class Controller:
 
     def _hold_leases(self, until: float, now: float) -> None:
         """Whoever is silent when clients are turned away may not be dead; the caller holds the lock."""
-        held = [name for name, end in self._leases.items() if end <= now < until]
-        if held and not self._leases_held:
-            LOG.warning("clients are being turned away: leases of %s do not end meanwhile", ", ".join(sorted(held)))
-        self._leases_held = bool(held) or (self._leases_held and now < until)
-        for name in held:
-            self._leases[name] = until
+        if now < until and not self._leases_held:
+            LOG.warning("clients are being turned away: no lease ends within %d s of that", self._lease)
+        self._leases_held = now < until
+        self._leases = {name: max(end, until) for name, end in self._leases.items()}
 
     # --- bridges and policy -----------------------------------------------------------------------------------------
 

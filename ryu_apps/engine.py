@@ -395,11 +395,24 @@ def run(apps: Sequence[tuple[type[Any], Mapping[str, Any]]], openflow_listen: Ad
 # -------------------------------------------------------------------------------------------------------------- WSGI
 
 
+class _Lines:
+    """A request's header lines, and the last of them."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.last = b""
+
+    def readline(self, size: int = -1) -> bytes:
+        self.last = self._source.readline(size)
+        return self.last
+
+
 class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet ships no types
     """HTTP with one deadline for a whole request, headers and body: a time limit for each read lets a client that
     sends a byte now and then hold its place for ever."""
 
     ours: WsgiServer
+    rfile: Any
     _deadline: Any
     _input: Any
 
@@ -422,6 +435,17 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
         finally:
             if self._deadline is not None:
                 self._deadline.cancel()
+
+    def parse_request(self) -> bool:
+        lines = _Lines(self.rfile)
+        self.rfile = lines
+        if not super().parse_request():
+            return False
+        if lines.last not in (b"\r\n", b"\n"):
+            # The standard library takes a connection's end for the end of the headers: half a request is none.
+            self.close_connection = True
+            return False
+        return True
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()

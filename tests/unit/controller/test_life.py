@@ -446,6 +446,26 @@ def test_a_starting_controller_grants_every_known_node_a_full_lease(rig: Rig) ->
     assert rig.controller.attempts() == []
 
 
+def test_no_lease_ends_within_one_lease_of_clients_being_turned_away(rig: Rig, caplog: Any) -> None:
+    rig.controller.register(aid(2), spec(2))
+    start = rig.clock.now
+    while rig.clock.now < start + 200:  # more than three leases of 60 s
+        rig.clock.now += 1
+        rig.controller.tick(turned_away=rig.clock.now - 0.5)
+        rig.check()
+    assert set(rig.controller.world.attempts) == {aid(2)}
+    assert sum("clients are being turned away" in line for line in caplog.messages) == 1
+    # The control: one lease after the last of it, silence is the end again.
+    last = rig.clock.now - 0.5
+    while rig.clock.now < last + 59:
+        rig.clock.now += 1
+        rig.controller.tick(turned_away=last)
+    assert set(rig.controller.world.attempts) == {aid(2)}
+    rig.clock.now += 2
+    rig.controller.tick(turned_away=last)
+    assert not rig.controller.world.attempts
+
+
 def test_a_controller_that_stood_still_ends_no_lease(rig: Rig) -> None:
     rig.controller.register(aid(2), spec(2))
     beat(rig, 30)
