@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 
 from policies import decide as deciding
 from policies.language import attributes_read
-from policies.model import Address, Attempt, Decision, Outcome, Policy, Site, World
+from policies.model import Address, Attempt, Decision, Node, Outcome, Policy, Site, World
 from policies.wire import (
     AttemptSpec,
     AttemptStatus,
@@ -235,7 +235,7 @@ class Controller:
             self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
         self._world = replace(
             world,
-            host_addresses={name: _host_addresses(row.spec) for name, row in self._nodes.items()},
+            host_addresses={name: self._believed(row) for name, row in self._nodes.items()},
             service_numbers=service_numbers,
             node_numbers=node_numbers,
             identities=identities,
@@ -447,6 +447,14 @@ class Controller:
                     Slug.UNKNOWN_BRIDGE,
                     f"node {name} has bridge {node.bridge} in site.yaml, the agent says {spec.bridge}",
                 )
+            for address in _host_addresses(spec):
+                why = _nobodys_host(self._world, address)
+                if why:
+                    raise Refused(
+                        Slug.BAD_ADDRESS,
+                        f"node {name} says that {address} is an address of its host, but that is {why}: take it off "
+                        "the host, or mend site.yaml or the policy",
+                    )
             old = self._nodes.get(name)
             row = NodeRow(name, spec)
         if old != row:
@@ -621,6 +629,14 @@ class Controller:
     def problems(self) -> list[str]:
         """Why the controller is not ready to serve; empty when it is."""
         return [] if self._fabric is not None else ["the stored state has not been read back yet"]
+
+    def _believed(self, row: NodeRow) -> tuple[Address, ...]:
+        """A stored node's host addresses, without those that site or policy have come to give to somebody else."""
+        found = {address: _nobodys_host(self._world, address) for address in _host_addresses(row.spec)}
+        for address, why in found.items():
+            if why:
+                LOG.error("node=%s: its host address %s is not believed any more: it is %s", row.name, address, why)
+        return tuple(address for address, why in found.items() if not why)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
@@ -1129,6 +1145,35 @@ def _host_addresses(spec: NodeSpec) -> tuple[Address, ...]:
     return tuple(
         sorted({ipaddress.ip_address(text) for text in spec.host_addresses}, key=lambda a: (a.version, int(a)))
     )
+
+
+def _nobodys_host(world: World, address: Address) -> str:
+    """Why no host of a node can have this address; empty if it can. Jobs are cut off from a host's addresses, so a
+    false one would cut them off from what they need."""
+    site = world.site
+    if address.is_unspecified or address.is_loopback or address.is_multicast or str(address) == "255.255.255.255":
+        return "no address that others can reach"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return "an IPv4 address written as IPv6"
+    if address in (site.network.gateway_ipv4, site.network.gateway_ipv6):
+        return "the gateway of the job network"
+    for service in world.policy.services.values():
+        if service.protected and address in service.hosts:
+            return f"a host of the protected service {service.name}"
+    for node in site.nodes.values():
+        if _of_jobs(node, address):
+            return f"in the range of the jobs of node {node.name}"
+    return ""
+
+
+def _of_jobs(node: Node, address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv4Address):
+        return address in node.ipv4
+    if node.ipv6 is None or address not in node.ipv6:
+        return False
+    # A job's address is the prefix and, in the last 32 bits, its IPv4 address; the rest of the prefix is free.
+    low = int(address) & 0xFFFF_FFFF
+    return ipaddress.IPv4Address(low) in node.ipv4 and int(address) == int(node.ipv6.network_address) | low
 
 
 def _gone(ticket: Ticket) -> bool:

@@ -388,6 +388,44 @@ def test_host_addresses_become_standing_flows(rig: Rig) -> None:
     assert rig.desired() == rig.specification()
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("224.0.0.5", "no address that others can reach"),
+        ("ff02::1", "no address that others can reach"),
+        ("127.0.0.1", "no address that others can reach"),
+        ("::1", "no address that others can reach"),
+        ("0.0.0.0", "no address that others can reach"),
+        ("::", "no address that others can reach"),
+        ("::ffff:a14:5", "an IPv4 address written as IPv6"),
+        ("10.20.0.1", "the gateway of the job network"),
+        ("2001:db8:20::1", "the gateway of the job network"),
+        ("10.20.0.5", "a host of the protected service files"),
+        ("2001:db8:20::5", "a host of the protected service files"),
+        ("10.20.2.9", "in the range of the jobs of node wn2"),
+        ("10.20.1.9", "in the range of the jobs of node wn1"),
+        ("2001:db8:20:2::a14:209", "in the range of the jobs of node wn2"),
+    ],
+)
+def test_an_address_that_is_no_hosts_is_refused_as_a_hosts(rig: Rig, address: str, said: str) -> None:
+    before = rig.everything()
+    with pytest.raises(Refused, match=f"says that {address} is an address of its host, but that is {said}") as refused:
+        rig.controller.register_node("wn1", node_spec("wn1", "192.168.7.1", address))
+    assert refused.value.slug is Slug.BAD_ADDRESS
+    assert rig.everything() == before
+    # The control, beside it in the node's own IPv6 prefix, too: that is not where jobs are.
+    rig.controller.register_node("wn1", node_spec("wn1", "192.168.7.2", "2001:db8:20:1::1", "fe80::1"))
+    assert rig.everything() != before
+
+
+def test_a_stored_host_address_that_became_a_service_is_not_believed(rig: Rig) -> None:
+    rig.controller.register_node("wn1", node_spec("wn1", "192.168.7.1", "10.20.0.99"))
+    assert len(rig.controller.world.host_addresses["wn1"]) == 2
+    rig.restart(rig.load(POLICY.replace("hosts: [10.20.0.7]", "hosts: [10.20.0.7, 10.20.0.99]")))
+    assert [str(a) for a in rig.controller.world.host_addresses["wn1"]] == ["192.168.7.1"]
+    rig.check()
+
+
 def test_the_numbers_of_declared_ports_are_followed(rig: Rig) -> None:
     rig.controller.register(aid(), spec())
     ports = rig.fabric.state["br1"].ports
