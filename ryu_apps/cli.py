@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+from ryu_apps.version import version_option
+
 ENGINES = ["os-ken", "ryu"]
 LEVELS = ["debug", "info", "warning", "error"]
 ROLES = ["agent", "viewer", "admin"]
@@ -31,6 +33,7 @@ class Stop(Exception):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option("lark-controller")
 def cli() -> None:
     """Lark's OpenFlow controller: the network as a managed resource of HTCondor."""
 
@@ -47,8 +50,9 @@ config_option = click.option(
 def run(path: Path, engine: str | None, log_level: str) -> None:
     """Run the controller until SIGTERM or SIGINT. SIGHUP reads policy and tokens again."""
     start_log(log_level)
-    os.environ["LARK_ENGINE"] = engine or configured_engine(path)
-    from ryu_apps.engine import EngineError  # isort: skip
+    os.environ["LARK_ENGINE"] = name = engine or configured_engine(path)
+    with engine_faults(name):
+        from ryu_apps.engine import EngineError  # isort: skip
     from ryu_apps.daemon import serve
     from ryu_apps.files import read_files
     from ryu_apps.store.store import StoreError
@@ -63,8 +67,12 @@ def run(path: Path, engine: str | None, log_level: str) -> None:
 
 @cli.command()
 @config_option
-def check(path: Path) -> None:
-    """Check controller.yaml, site, policy and tokens; start nothing."""
+@click.option("--strict", is_flag=True, help="A warning is a failure too (exit code 1).")
+def check(path: Path, strict: bool) -> None:
+    """Check controller.yaml, site, policy and tokens; start nothing.
+
+    What is allowed and probably not meant is a warning, on standard error, with file and line.
+    """
     from ryu_apps.files import read_files
 
     start_log("warning")
@@ -76,6 +84,8 @@ def check(path: Path) -> None:
         f"Policy {policy.digest[:12]} ({policy.mode.value}): {_count(policy.services, 'service')}, "
         f"{_count(policy.groups, 'group')}, {_count(policy.grants, 'grant')}. {_count(files.tokens, 'token')}."
     )
+    if strict and files.warnings:
+        raise Stop(f"{_count(files.warnings, 'warning')}, and --strict takes none", 1)
 
 
 @cli.command()
@@ -94,6 +104,9 @@ def token(path: Path, role: str, node: str | None) -> None:
         raise click.UsageError("--node goes with --role agent, and only with it")
     if node is not None and not re.fullmatch(NAME_PATTERN, node):
         raise click.UsageError(f"{node!r} cannot be a node's name")
+    if not path.parent.is_dir():
+        # Making it would hide a mistyped path, and a token that no controller reads looks like a good one.
+        raise Stop(f"{path.parent} is not a directory; make it, or mend --tokens", 2)
     try:
         with faults_in_files():
             click.echo(new_token(path, TokenRole(role), node))
@@ -112,6 +125,22 @@ def configured_engine(path: Path) -> str:
     except (OSError, ValueError, YAMLError, RecursionError):
         found = None  # what is wrong is said with its line when the file is read as a whole
     return found if found in ENGINES else ENGINES[0]
+
+
+@contextlib.contextmanager
+def engine_faults(name: str) -> Iterator[None]:
+    """One sentence in place of a traceback when the framework cannot be imported."""
+    try:
+        yield
+    except Exception as problem:
+        # The engine's own error type lives in the module that could not be imported, so it is known by name only.
+        if isinstance(problem, ImportError):
+            raise Stop(
+                f"engine {name} cannot be imported: {problem}; docs/engines.md says how to install it", 2
+            ) from problem
+        if type(problem).__name__ == "EngineError":
+            raise Stop(str(problem), 2) from problem
+        raise
 
 
 @contextlib.contextmanager

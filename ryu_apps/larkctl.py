@@ -22,8 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, NodeList, PolicyStatus
+from ryu_apps.version import version_option
 
 Model = TypeVar("Model", bound=BaseModel)
+_SCHEMES = ("http://", "https://")
 _JOB = re.compile(r"^[0-9]{1,10}\.[0-9]{1,10}$")
 
 
@@ -78,6 +80,7 @@ def _read_token(path: Path) -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option("larkctl")
 @click.option(
     "--url", envvar="LARK_URL", default="http://127.0.0.1:8080", show_default=True, help="The controller's API."
 )
@@ -91,6 +94,8 @@ def _read_token(path: Path) -> str:
 @click.pass_context
 def cli(context: click.Context, url: str, token_file: Path) -> None:
     """Ask the Lark controller about jobs, nodes and bridges."""
+    if not url.lower().startswith(_SCHEMES):
+        raise Failure(f"{url!r} is not a URL; write http://{url.rpartition('/')[2] or 'ADDRESS:PORT'}")
     context.obj = Client(url, _read_token(token_file))
 
 
@@ -130,6 +135,11 @@ def attempts(client: Client, job: str | None, node: str | None, as_json: bool) -
     """List the attempts (jobs that run, or are about to) under control."""
     query = {name: value for name, value in (("job", job), ("node", node)) if value is not None}
     found = client.get("/v1/attempts", AttemptList, **query)
+    if node is not None and not found.attempts:
+        # No attempts of a node that does not exist would read as "all is quiet there".
+        known = [one.node for one in client.get("/v1/nodes", NodeList).nodes]
+        if node not in known:
+            raise Failure(f"site.yaml knows no node {node}; it has {', '.join(known) or 'none'}")
 
     def draw(console: Console) -> None:
         table = _table("JOB", "NODE", "PHASE", "ADDRESS", "PORT", "MAY REACH", "BRIDGES", "ATTEMPT")

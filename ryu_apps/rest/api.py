@@ -136,13 +136,14 @@ class Api:
         found: Iterable[bytes] = response(environ, start_response)
         path = environ.get("PATH_INFO", "")
         LOG.info(
-            "%s %s by %s from %s: %d in %.1f ms",
+            "%s %s by %s from %s: %d in %.1f ms%s",
             request.method,
             path[:300].encode("unicode_escape").decode(),
             who or "nobody",
             environ.get("REMOTE_ADDR", "?"),
             response.status_code,
             (time.monotonic() - began) * 1000,
+            _reason(response),
         )
         return found
 
@@ -339,6 +340,13 @@ def _reply(status: int, body: bytes, kind: str = "application/json") -> webob.Re
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+def _reason(response: webob.Response) -> str:
+    """For the log: why, when the answer is a problem document. What a client wrote must not make lines of its own."""
+    if response.content_type != PROBLEM_TYPE:
+        return ""
+    return ": " + str(json.loads(response.body)["detail"])[:500].encode("unicode_escape").decode()
 
 
 def _problem(refused: Refused) -> webob.Response:

@@ -182,6 +182,17 @@ def test_one_line_for_each_request(call: Caller, caplog: pytest.LogCaptureFixtur
     assert ": 400 in " in lines[0]
 
 
+def test_the_log_says_why_a_request_was_refused(call: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="lark.api"):
+        call("GET", "/v1/nodes", who="viewer")
+        call("GET", "/v1/attempts?job=x%0aGET", who="viewer")
+    good, bad = [record.getMessage() for record in caplog.records if record.name == "lark.api"]
+    assert good.endswith(" ms")
+    assert ": 400 in " in bad
+    assert "is not CLUSTER.PROC" in bad
+    assert "\n" not in bad
+
+
 def test_the_openapi_document_names_every_call(call: Caller) -> None:
     document = call("GET", "/v1/openapi.json", who=None).json
     assert document["openapi"] == "3.1.0"
