@@ -110,6 +110,8 @@ class Rig:
     starters: int = 0
     behaviour: dict[str, Any] = field(default_factory=lambda: {"grant": GRANT})
     slots: dict[str, Any] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=lambda: ["LarkGroup"])
+    """STARTD_JOB_ATTRS."""
 
     @classmethod
     def build(cls) -> Rig:
@@ -231,7 +233,7 @@ class Rig:
 
     def write_slots(self) -> None:
         new = self.home / "slots.new"
-        new.write_text(json.dumps({"address": STARTD_ADDRESS, "attributes": ["LarkGroup"], "slots": self.slots}))
+        new.write_text(json.dumps({"address": STARTD_ADDRESS, "attributes": self.sent, "slots": self.slots}))
         new.rename(self.home / "slots")
 
     def ask_startd(self, **command: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ovs_agent.life import Request, State
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.plan import Lane
 from ovs_agent.pool import NoLane, Pool
+from ovs_agent.standing import Standing
 from ovs_agent.startd import NotLiteral, Startd, StartdError
 from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Phase, PortSpec
 
@@ -114,6 +115,7 @@ class Attempts:
         conntrack: Conntrack,
         startd: Startd,
         controller: ControllerClient,
+        standing: Standing,
     ) -> None:
         self._config = config
         self._boot_id = boot_id
@@ -123,6 +125,7 @@ class Attempts:
         self._conntrack = conntrack
         self._startd = startd
         self._controller = controller
+        self._standing = standing
         self._all: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unguarded: set[int] = set()
@@ -331,9 +334,15 @@ class Attempts:
             wait_until = time.monotonic() + wait
             while self._pool.network is None:
                 if attempt.ending or time.monotonic() > wait_until:
-                    raise Unavailable(f"controller {self._controller.url} has not said which addresses this node has")
+                    last = self._standing.registration
+                    raise Unavailable(
+                        f"controller {self._controller.url} has not said which addresses this node has"
+                        + (f"; last error of the registration: {last}" if last else "")
+                    )
                 await asyncio.sleep(0.2)
             wait = max(1.0, wait_until - time.monotonic())
+        if blind := self._standing.blind():  # known only now, where the controller was awaited
+            return hold(HOLD_NETWORK, blind)
         lane = await self._pool.acquire(LANE_WAIT)
         if attempt.ending:
             await self._pool.give_back(lane)

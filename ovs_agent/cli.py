@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Coroutine
@@ -48,7 +50,18 @@ def _need_root() -> None:
         raise click.ClickException("lark-agent manages the network of this machine: run it as root")
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from ovs_agent.main import version  # slow imports: not for --help
+
+        click.echo(f"lark-agent {version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def main() -> None:
     """Gives every HTCondor job on this node a network of its own, under the controller's policy."""
 
@@ -75,6 +88,17 @@ def run(config_file: Path, log_level: str) -> None:
         await Agent(loaded).run(ready)
 
     _run(work())
+
+
+def _is_controller(text: str) -> bool:
+    """Open vSwitch takes anything here, and then has no controller: only what it can connect to replaces one."""
+    found = re.fullmatch(r"(?:tcp|ssl):(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[3]) <= 65535:
+        return False
+    try:
+        return bool(ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(found[2]))
+    except ValueError:
+        return False
 
 
 @main.command("prepare-bridge")
@@ -127,6 +151,12 @@ def prepare_bridge(
             raise click.UsageError(f"--datapath-id {datapath_id} is not hexadecimal") from None
         if len(datapath_id) > 16 or int(datapath_id, 16) == 0:
             raise click.UsageError("--datapath-id is 16 hexadecimal digits, not all zero")
+    for controller in controllers:
+        if not _is_controller(controller):
+            raise click.UsageError(
+                f"--controller {controller}: must be (tcp|ssl):ADDRESS:PORT with an IP address (IPv6 in brackets), "
+                "for example tcp:192.0.2.1:6653"
+            )
     remote = ovsdb or (loaded.bridge.ovsdb if loaded else "unix:/run/openvswitch/db.sock")
     place = rundir or (loaded.bridge.rundir if loaded else Path("/run/openvswitch"))
     kind = datapath_type or (loaded.bridge.datapath_type if loaded else None) or "system"

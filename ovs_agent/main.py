@@ -30,6 +30,7 @@ from ovs_agent.ledger import Ledger
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.pool import Pool
 from ovs_agent.server import Server
+from ovs_agent.standing import Standing
 from ovs_agent.startd import Startd
 from policies.wire import Heartbeat, NodeGrant, NodeSpec
 
@@ -56,8 +57,17 @@ class Agent:
         self._controller = ControllerClient(
             config.node, config.controller.urls, read_token(config.controller.token_file), config.controller.ca_file
         )
+        self._standing = Standing()
         self._attempts = Attempts(
-            config, self._boot_id, self._ledger, self._pool, self._db, self._conntrack, self._startd, self._controller
+            config,
+            self._boot_id,
+            self._ledger,
+            self._pool,
+            self._db,
+            self._conntrack,
+            self._startd,
+            self._controller,
+            self._standing,
         )
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
         self._host_port = HostPortKeeper(
@@ -70,7 +80,8 @@ class Agent:
         self._server = Server(config.socket, self._programs, self._attempts.handle, self._readiness)
         self._lease = 60
         self._addresses: list[str] = []
-        self._wanted: list[str] = []
+        self._grant: NodeGrant | None = None
+        self._registered = False
         self._lock = -1
 
     def _readiness(self) -> Reply:
@@ -78,8 +89,8 @@ class Agent:
             return hold(104, "Open vSwitch does not run on this node")
         if unfit := self._unfit():
             return hold(104, unfit)
-        if not self._pool.ready:
-            return hold(104, self._pool.trouble)
+        if trouble := self._standing.trouble(self._pool.trouble):
+            return hold(104, trouble)
         return OK
 
     def _unfit(self) -> str:
@@ -97,12 +108,13 @@ class Agent:
         if problems:
             raise AgentError("cannot tell who is calling:\n  " + "\n  ".join(problems))
         self._take_lock()
+        await self._read_condor()
         self._ledger.tidy()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._check_attributes(again=True)))
+        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._read_condor_again()))
         tasks: set[asyncio.Task[None]] = set()
 
         def keep(work: Coroutine[Any, Any, None]) -> None:
@@ -213,10 +225,15 @@ class Agent:
         except ValueError as e:
             raise AgentError(f"the controller's grant is not usable: {e}") from None
         self._lease = grant.lease
+        before = self._standing.missing()
+        self._standing.wanted = tuple(grant.attributes)  # before there is a network that a job could be given
+        if self._standing.missing() != before:
+            self._tell_standing()
         await self._pool.set_network(net)
+        self._grant = grant
 
     async def _keep_registered(self) -> None:
-        """PUT the node, then heartbeats; again from the start when the controller has forgotten the node."""
+        """PUT the node, then a heartbeat, in turn: the answer to a PUT says what a new policy reads of jobs."""
         pause = RETRY_FIRST
         said = ""
         while True:
@@ -225,16 +242,21 @@ class Agent:
                 if said:
                     log.info("controller %s is back", self._controller.url)
                 said, pause = "", RETRY_FIRST
+                self._standing.registration, self._standing.refused = "", False
                 await self._beat()
             except AgentError as e:
                 if str(e) != said:
                     log.error("node=%s is not registered: %s", self._config.node, e)
                 said = str(e)
+                self._standing.registration, self._standing.refused = said, isinstance(e, Rejected)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_LONGEST)
 
     async def _register_node(self) -> None:
-        self._addresses = await netlink.in_thread(netlink.host_addresses)
+        addresses = await netlink.in_thread(netlink.host_addresses)
+        if self._addresses and addresses != self._addresses:
+            log.info("addresses of node=%s changed", self._config.node)
+        self._addresses = addresses
         grant = await self._controller.put_node(
             NodeSpec(
                 boot_id=self._boot_id,
@@ -243,50 +265,61 @@ class Agent:
                 agent_version=version(),
             )
         )
-        await self._adopt(grant)
-        await asyncio.to_thread(self._ledger.save_grant, grant)
-        log.info("registered: node=%s controller=%s lease=%d s", grant.node, self._controller.url, grant.lease)
-        self._wanted = grant.attributes
-        await self._check_attributes()
+        if grant != self._grant or not self._registered:
+            await self._adopt(grant)
+            await asyncio.to_thread(self._ledger.save_grant, grant)
+            log.info("registered: node=%s controller=%s lease=%d s", grant.node, self._controller.url, grant.lease)
+            self._registered = True
 
-    async def _check_attributes(self, *, again: bool = False) -> None:
-        """Say which attributes the policy reads in vain. `again`: HTCondor's configuration is read anew first."""
+    async def _read_condor(self, *, again: bool = False) -> None:
+        """Learn STARTD_JOB_ATTRS. Raises AgentError; then nothing is known of it, and no job begins."""
+        path = self._config.condor.config
         try:
-            have = {name.lower() for name in await self._startd.attributes(again=again)}
+            if path is not None:  # HTCondor's library takes a file that is not there for an empty one
+                with path.open("rb"):
+                    pass
+            self._standing.attributes_are(await self._startd.attributes(again=again))
+        except OSError as e:
+            self._standing.attributes_unknown(f"condor.config {path}: {e.strerror}")
         except AgentError as e:
-            log.error("HTCondor's configuration cannot be read: %s", e)
+            self._standing.attributes_unknown(f"condor.config {path or '(not set)'}: {e}")
+        else:
             return
-        if again:
-            log.info("HTCondor's configuration was read again: STARTD_JOB_ATTRS has %d names", len(have))
-        missing = sorted(name for name in self._wanted if name.lower() not in have)
-        if missing:
-            log.error(
-                "the policy reads job attributes that STARTD_JOB_ATTRS of this node does not list, so they are always "
-                "undefined: %s",
-                ", ".join(missing),
-            )
+        raise AgentError(f"{self._standing.blind()}; name HTCondor's main configuration file in condor.config")
+
+    async def _read_condor_again(self) -> None:
+        try:
+            await self._read_condor(again=True)
+        except AgentError as e:
+            log.error("no job begins on node=%s: %s", self._config.node, e)
+            return
+        log.info(
+            "HTCondor's configuration was read again: STARTD_JOB_ATTRS has %d names", len(self._standing.sent or ())
+        )
+        self._tell_standing()
+
+    def _tell_standing(self) -> None:
+        if blind := self._standing.blind():
+            log.error("no job begins on node=%s: %s", self._config.node, blind)
+        else:
+            log.info("node=%s sends all job attributes that the policy reads", self._config.node)
 
     async def _beat(self) -> None:
-        """Heartbeats, until one fails or the host's addresses change."""
-        while True:
-            await asyncio.sleep(max(1.0, self._lease / 3))
-            try:
-                answer = await self._controller.heartbeat(
-                    Heartbeat(boot_id=self._boot_id, attempts=self._attempts.ids())
-                )
-            except Rejected as e:
-                if e.status == 404:
-                    log.warning("controller has forgotten node=%s; registering again", self._config.node)
-                    return
-                raise
-            self._lease = max(1, answer.lease)
-            for attempt in answer.drop:
-                self._attempts.told_to_drop(attempt)
-            for attempt in answer.gone:
-                self._attempts.told_of_stranger(attempt)
-            if await netlink.in_thread(netlink.host_addresses) != self._addresses:
-                log.info("addresses of node=%s changed", self._config.node)
+        """One heartbeat, when it is due."""
+        await asyncio.sleep(max(1.0, self._lease / 3))
+        try:
+            answer = await self._controller.heartbeat(Heartbeat(boot_id=self._boot_id, attempts=self._attempts.ids()))
+        except Rejected as e:
+            self._registered = False
+            if e.status == 404:
+                log.warning("controller has forgotten node=%s; registering again", self._config.node)
                 return
+            raise
+        self._lease = max(1, answer.lease)
+        for attempt in answer.drop:
+            self._attempts.told_to_drop(attempt)
+        for attempt in answer.gone:
+            self._attempts.told_of_stranger(attempt)
 
 
 def configure_logging(level: str) -> None:

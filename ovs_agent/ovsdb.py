@@ -45,6 +45,15 @@ def _decode(value: Any) -> Any:
     return value
 
 
+def _hint(text: str) -> str:
+    """Who is not there, where that is what a failure of ovs-vsctl means."""
+    if "database connection failed" in text:
+        return "; is ovsdb-server running, and is bridge.ovsdb (--ovsdb) its address?"
+    if "Alarm clock" in text or "did not come back" in text:
+        return "; it waited in vain: is ovs-vswitchd running?"
+    return ""
+
+
 class Ovsdb:
     """One OVSDB server."""
 
@@ -57,7 +66,7 @@ class Ovsdb:
         try:
             return await command.run([*self._base, *words], timeout=self._timeout, env=self._env)
         except command.CommandError as e:
-            raise SwitchError(f"{e.text}; is ovsdb-server running, and ovs-vswitchd?", e.where) from e
+            raise SwitchError(e.text + _hint(e.text), e.where) from e
 
     async def table(self, table: str, columns: Iterable[str]) -> list[dict[str, Any]]:
         text = await self.vsctl(["--format=json", f"--columns={','.join(columns)}", "list", table])

@@ -129,7 +129,7 @@ class NodeGrant(Message):
     lease: Annotated[int, Field(ge=1, le=86400)]
     """Seconds within which the node must send a heartbeat."""
     attributes: list[AttributeName]
-    """Job attributes that the policy reads; the agent warns when one is missing from STARTD_JOB_ATTRS."""
+    """Job attributes that the policy reads; while one is missing from STARTD_JOB_ATTRS, no job begins on the node."""
 
 
 class Heartbeat(Message):

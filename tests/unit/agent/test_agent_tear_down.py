@@ -15,6 +15,7 @@ from ovs_agent.attempts import Attempts
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import State
+from ovs_agent.standing import Standing
 
 
 class FakePool:
@@ -80,7 +81,7 @@ def test_a_tear_down_that_dies_is_taken_up_again(
     no_switch = Conntrack(tmp_path, 10)
 
     async def main() -> None:
-        agent = Attempts(config, ledger.boot_id(), book, pool, None, no_switch, None, controller)  # type: ignore[arg-type]
+        agent = Attempts(config, ledger.boot_id(), book, pool, None, no_switch, None, controller, Standing())  # type: ignore[arg-type]
         await agent.restore()
         watching = asyncio.create_task(agent.watch())
         async with asyncio.timeout(5):

@@ -1,0 +1,110 @@
+"""What speaks against giving jobs networks: attributes that are not sent, a controller that refuses the node."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ovs_agent import cli
+from ovs_agent.ovsdb import Ovsdb, SwitchError
+from ovs_agent.server import MAX_REPLY, printable
+from ovs_agent.standing import Standing
+
+
+def test_nothing_is_well_before_it_was_looked_at() -> None:
+    standing = Standing()
+    assert "cannot be read" in standing.trouble("")
+    standing.attributes_are([])
+    assert standing.trouble("") == ""
+
+
+def test_attributes_that_are_not_sent_are_named_and_letter_case_does_not_matter() -> None:
+    standing = Standing(wanted=("larknetwork", "LarkSlice", "user"))
+    standing.attributes_are(["LarkNetwork", "User"])
+    assert standing.missing() == ["LarkSlice"]
+    assert "lacks: LarkSlice;" in standing.blind()
+    assert standing.trouble("") == standing.trouble("no lane") == standing.blind()
+    standing.attributes_are(["LarkNetwork", "User", "LARKSLICE"])
+    assert standing.blind() == standing.trouble("") == ""
+
+
+def test_a_list_that_became_unreadable_is_not_believed_any_more() -> None:
+    standing = Standing()
+    standing.attributes_are(["LarkGroup"])
+    standing.attributes_unknown("condor.config /x: No such file or directory")
+    assert "condor.config /x" in standing.trouble("")
+
+
+def test_many_names_still_leave_room_for_how_to_mend_it() -> None:
+    standing = Standing(wanted=tuple(f"Attribute{n:04d}" for n in range(200)))
+    standing.attributes_are([])
+    reply = printable(f"hold 104 {standing.blind()}").decode()
+    assert len(reply) < MAX_REPLY
+    assert reply.endswith("(SIGHUP)")
+
+
+def test_why_the_registration_failed() -> None:
+    standing = Standing()
+    standing.attributes_are([])
+    standing.registration = "controller http://c cannot be reached: refused"
+    assert standing.trouble("") == "", "running networks are ready, and the controller may be back any moment"
+    assert standing.trouble("no addresses").endswith(standing.registration)
+    standing.registration, standing.refused = "this token is for node wn2 (403 forbidden)", True
+    assert "403 forbidden" in standing.trouble("")
+    assert "403 forbidden" in standing.trouble("no addresses")
+
+
+@pytest.mark.parametrize("text", ["tcp:192.0.2.1:6653", "ssl:192.0.2.1:1", "tcp:[2001:db8::1]:6653"])
+def test_controllers_that_the_switch_can_connect_to(text: str) -> None:
+    assert cli._is_controller(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "192.0.2.1",
+            "tcp:192.0.2.1",
+            "192.0.2.1:6653",
+            "udp:192.0.2.1:6653",
+            "tcp:192.0.2.1:0",
+            "tcp:192.0.2.1:65536",
+        ),
+        *(
+            "tcp:192.0.2:6653",
+            "tcp:2001:db8::1:6653",
+            "tcp:[192.0.2.1]:6653",
+            "tcp:name:6653",
+            "tcp:192.0.2.1:6653 ",
+            "",
+        ),
+    ],
+)
+def test_another_controller_is_refused_before_the_bridge_is_touched(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_need_root", lambda: None)
+    calls: list[tuple[str, ...]] = []
+
+    async def prepare(_db: object, _rundir: Path, wish: cli.BridgeWish) -> list[str]:
+        calls.append(wish.controllers)
+        return []
+
+    monkeypatch.setattr(cli.bridge, "prepare", prepare)
+    words = ["prepare-bridge", "--role", "gate", "--bridge", "br-x", "--controller"]
+    said = CliRunner().invoke(cli.main, [*words, text])
+    assert said.exit_code == 2
+    assert "(tcp|ssl):ADDRESS:PORT" in said.output
+    assert calls == []
+    assert CliRunner().invoke(cli.main, [*words, "tcp:192.0.2.1:6653"]).exit_code == 0, "positive control"
+    assert calls == [("tcp:192.0.2.1:6653",)]
+
+
+def test_only_a_failed_connection_asks_for_the_database_server(tmp_path: Path) -> None:
+    db = Ovsdb(f"unix:{tmp_path}/none.sock", tmp_path, timeout=2)
+    with pytest.raises(SwitchError, match=r"database connection failed.*is ovsdb-server running"):
+        asyncio.run(db.vsctl(["show"]))
+    with pytest.raises(SwitchError, match="unknown command") as other:
+        asyncio.run(db.vsctl(["no-such-command"]))
+    assert "running" not in str(other.value)
