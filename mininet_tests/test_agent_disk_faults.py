@@ -39,7 +39,7 @@ def fail(rig: Rig, call: str, skip: int, times: int) -> None:
 
 def failed(rig: Rig, call: str, times: int) -> bool:
     skip, left = json.loads((rig.home / "faults").read_text())[call]
-    return skip == 0 and left < times
+    return bool(skip == 0 and left < times)
 
 
 @pytest.mark.parametrize("times", [1, FOR_A_WHILE])
