@@ -224,6 +224,13 @@ def _exactly(source: Any, length: int) -> bytes:
     return data
 
 
+def _to_port(number: int) -> Any:
+    """A standing flow that follows from a port's number."""
+    from ryu_apps.openflow.flows import FieldMatch, Flow, Output, match
+
+    return Flow(5, 100 + number, match(FieldMatch("in_port", number)), (Output(number),), 0x4C01_0000_0000_0001)
+
+
 def _serve(descriptor: int) -> None:
     import logging
 
@@ -235,10 +242,19 @@ def _serve(descriptor: int) -> None:
     events: list[tuple[Any, ...]] = []
     _, (bridges, listen, addresses) = _get(channel)
     framework = engine.Framework(listen)
+    follow: list[Callable[[int], Any]] = []
+
+    def on_ports(bridge: str, ports: Mapping[str, int]) -> None:
+        events.append(("ports", bridge, ports))
+        if follow and "p1" in ports:
+            time.sleep(0.5)  # the dump of the flows is here before that is over
+            flow = _to_port(ports["p1"])
+            app.set_desired(bridge, {flow.key: flow})
+
     app = framework.add(
         SwitchApp,
         bridges,
-        on_ports=lambda bridge, ports: events.append(("ports", bridge, ports)),
+        on_ports=on_ports,
         on_connected=lambda bridge: events.append(("connected", bridge)),
         addresses={bridge: ipaddress.ip_address(text) for bridge, text in addresses.items()},
     )
@@ -274,6 +290,7 @@ def _serve(descriptor: int) -> None:
         "bridges": app.bridges,
         "counts": app.counts,
         "events": lambda: list(events),
+        "follow_p1": lambda: follow.append(_to_port),
         "turned_away": lambda: app.turned_away,
     }
 

@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.engine
 
 SERVER = """
-import sys, time
+import signal, sys, time
 from ryu_apps import engine
+signal.signal(signal.SIGUSR1, lambda number, frame: None)
 
 def site(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
@@ -147,6 +148,16 @@ def test_a_signal_ends_it_at_once(server: Server) -> None:
     assert out == "stopped False 0.0"
     assert took < 1.0
     assert server.process.returncode == 0
+
+
+def test_a_signal_that_somebody_else_handles_does_not_end_it(server: Server) -> None:
+    for _ in range(3):
+        server.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.2)
+        assert server.get("/") == (200, b"hello")
+    out, _, took = server.end()
+    assert out == "stopped False 0.0"
+    assert took < 1.0
 
 
 def test_a_request_under_way_is_finished(server: Server) -> None:

@@ -288,6 +288,23 @@ def test_a_bridge_is_taken_only_from_its_own_address(
     assert app.faults() == []
 
 
+def test_a_restarted_switch_gets_no_flow_of_old_port_numbers(switch: DummySwitch, app: Application) -> None:
+    """The port has another number after the restart. What followed from the old one must not be pushed meanwhile."""
+    switch.vsctl("add-port", BRIDGE, "p1", "--", "set", "interface", "p1", "type=dummy", "ofport_request=3")
+    app.call("follow_p1")
+    dumps = app.call("counts", BRIDGE).dumps
+    switch.reconnect(BRIDGE, app.address)
+    wait_until("the flow of port 3 is there", lambda: any("output:3" in line for line in switch.flows(BRIDGE)))
+    assert flow_mods(app) == 1
+    switch.kill_switch()
+    switch.vsctl("--no-wait", "set", "interface", "p1", "ofport_request=7")
+    switch.start_switch()
+    app.until_converged(BRIDGE, dumps + 2)
+    wait_until("the flow of port 7 is there", lambda: any("output:7" in line for line in switch.flows(BRIDGE)))
+    assert len(switch.flows(BRIDGE)) == 1
+    assert flow_mods(app) == 2  # and not the old one first, and its removal
+
+
 def test_nonsense_on_the_listener_disturbs_nobody(switch: DummySwitch, app: Application) -> None:
     assert app.realise("set_desired", BRIDGE, {})[0] == "realised"
     with socket.create_connection(app.address) as silent:

@@ -30,6 +30,7 @@ from ryu_apps.fabric import (
     TicketResult,
 )
 from ryu_apps.openflow import decode, encode, oxm
+from ryu_apps.openflow.decode import Dumped
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
@@ -96,6 +97,9 @@ class _Switch:
         self.tickets: dict[TicketId, SwitchTicket] = {}
         self._call = call
         self._app = app
+        # Parts of the dump that came before the controller has taken note of the ports: its standing flows follow from
+        # their numbers, and the difference to what they were before would be pushed first. None: it has.
+        self._held: list[tuple[int, Sequence[Dumped], bool]] | None = None
         self._in_line = False
         self._since = 0.0
         self._flow_mods = 0
@@ -145,7 +149,7 @@ class _Switch:
                 case machine.Settle(ticket, refused):
                     self._settle(ticket, refused)
                 case machine.PortsChanged(ports):
-                    self._call("on_ports", self.bridge, dict(ports))
+                    self._tell_ports(dict(ports), self.datapath)
                 case machine.Notice(text, serious):
                     LOG.log(logging.WARNING if serious else logging.INFO, "bridge=%s: %s", self.bridge, text)
                 case machine.Disconnect(reason):
@@ -184,10 +188,25 @@ class _Switch:
             self.datapath.close()
             self.gone(self.datapath)
 
+    def dump_part(self, xid: int, entries: Sequence[Dumped], more: bool, now: float) -> list[Output]:
+        if self._held is not None:
+            self._held.append((xid, entries, more))
+            return []
+        return self.machine.dump_part(xid, entries, more, now)
+
+    def _tell_ports(self, ports: dict[str, int], datapath: Any) -> None:
+        self._call(lambda: self.ask(self._heard, datapath), "on_ports", self.bridge, ports)
+
+    def _heard(self, now: float) -> list[Output]:
+        """The controller knows the ports, and what it made of them is in the machine: go on."""
+        held, self._held = self._held or [], None
+        return [output for part in held for output in self.machine.dump_part(*part, now)]
+
     # --- connection; called by the writer
 
     def came(self, datapath: Any) -> list[Output]:
         self.datapath = datapath
+        self._held = []
         self._in_line = False
         self._since = time.monotonic()
         self._flow_mods = self.machine.counts.flow_mods
@@ -197,7 +216,7 @@ class _Switch:
             datapath_text(self.datapath_id),
             *datapath.address[:2],
         )
-        self._call("on_connected", self.bridge)
+        self._call(None, "on_connected", self.bridge)
         return self.machine.connected_to(self._since)
 
     def gone(self, datapath: Any) -> list[Output]:
@@ -345,19 +364,21 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     # ---------------------------------------------------------------------------------------------------- callbacks
 
-    def _call(self, which: str, *args: Any) -> None:
-        self._calls.put((which, args))
+    def _call(self, done: Callable[[], None] | None, which: str, *args: Any) -> None:
+        """Call back, and then call `done`."""
+        self._calls.put((done, which, args))
 
     def _run_calls(self) -> None:
         while True:
-            which, args = self._calls.get()
+            done, which, args = self._calls.get()
             callback = self._on_ports if which == "on_ports" else self._on_connected
-            if callback is None:
-                continue
             try:
-                callback(*args)
+                if callback is not None:
+                    callback(*args)
             except Exception:  # a fault of the controller must not stop the news of other bridges
                 LOG.exception("bridge=%s: %s failed", args[0], which)
+            if done is not None:
+                done()
 
     # ------------------------------------------------------------------------------------- events of the framework
 
@@ -437,7 +458,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             msg.datapath.close()
             return
         if not reply.xid & STATS_XID:
-            one.ask(lambda now: one.machine.dump_part(reply.xid, reply.entries, reply.more, now), msg.datapath)
+            one.ask(lambda now: one.dump_part(reply.xid, reply.entries, reply.more, now), msg.datapath)
             return
         question = self._questions.get(reply.xid)
         if question is not None and question.datapath is msg.datapath:

@@ -352,8 +352,12 @@ def _signals(numbers: Sequence[int]) -> Iterator[Any]:
 
     def watch() -> None:
         # A signal does not wake the hub from its poll; the byte that the interpreter writes here does.
-        eventlet.hubs.trampoline(read, read=True)
-        event.set()
+        # It is the signal's number: one that Python handles for somebody else is no reason to stop.
+        while True:
+            eventlet.hubs.trampoline(read, read=True)
+            if set(os.read(read, 64)) & set(numbers):
+                event.set()
+                return
 
     def note(number: int, frame: FrameType | None) -> None:
         LOG.info("signal %s", signal.Signals(number).name)
