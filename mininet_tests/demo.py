@@ -1,12 +1,14 @@
 """`make demo`: builds a small real site, tells the story with evidence, takes it down, and proves that it is gone.
 
 Invariants: the exit status is 0 only when every claim of every chapter was shown with its evidence and the judge found
-nothing left behind; it can be interrupted at any moment and leaves nothing; what it prints reads well without colour.
+nothing left behind; it can be interrupted at any moment, and again while it cleans up, and leaves nothing; what it
+prints reads well without colour.
 """
 
 from __future__ import annotations
 
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -20,12 +22,14 @@ from rich.text import Text
 
 from mininet_tests.site import campus
 from mininet_tests.site.campus import Check, Site, SiteError
+from mininet_tests.site.lark import ENVIRONMENT
 from mininet_tests.story import CHAPTERS, Chapter
 from mininet_tests.telling import Claim, Telling
 
 LABEL = "lark-demo"
 LIMIT = 180
-"""Seconds within which the whole demo ends, installs apart."""
+"""Seconds within which the whole demo ends on a quiet machine, installs apart. Being slower proves nothing wrong, so it
+is said and does not fail the demo."""
 MOST_LINES = 14
 
 
@@ -95,14 +99,37 @@ def tell(site: Site, chapters: Sequence[Chapter], printer: Printer) -> list[str]
     return missing
 
 
+TRY_A_JOB = (
+    "executable = /usr/bin/sleep",
+    "arguments = 300",
+    "transfer_executable = false",
+    "should_transfer_files = YES",
+    "request_disk = 16384",
+    "queue",
+)
+
+
 def how_to_explore(site: Site) -> list[str]:
-    lines = ["The site stays up. Enter its machines with:"]
-    lines += [f"  {name:7} {' '.join(machine.entry())} /bin/bash" for name, machine in site.machines.items()]
-    path = f"PATH={site.pool.environment['PATH']} CONDOR_CONFIG={site.pool.environment['CONDOR_CONFIG']}"
-    lines.append(f"On wn1, HTCondor's commands need: export {path}")
-    lines.append(f"Files and logs: {site.root}")
-    lines.append("End it with: python -m mininet_tests.demo --clean")
-    return lines
+    """Lines to paste: each was run as it stands here."""
+    access, owner = site.machines["ap"], site.owners[campus.ALICE]
+    larkctl = [*site.machines["ctl"].entry(), "env", f"PYTHONPATH={ENVIRONMENT['PYTHONPATH']}"]
+    larkctl += [*site.larkctl.argv(), "attempts"]
+    settings = (f"{key}={site.pool.environment[key]}" for key in ("PATH", "CONDOR_CONFIG"))
+    as_owner = access.argv([], owner.name, site.pool.environment, owner.home)
+    return [
+        "The site stays up. Enter its machines, as root, with:",
+        *(f"  {name:7} {shlex.join(machine.entry())} /bin/bash" for name, machine in site.machines.items()),
+        "Ask the controller (also: attempt JOB, nodes, bridges, policy):",
+        f"  {shlex.join(larkctl)}",
+        f"Be {owner.name} on the access point, in a directory for submit files:",
+        f"  {shlex.join(as_owner)} /bin/bash",
+        f"Submit a job as {owner.name} from here:",
+        f"  printf '%s\\n' {shlex.join(TRY_A_JOB)} | {shlex.join(as_owner)} condor_submit",
+        "HTCondor's commands work on wn1 (the startd) and on ap (schedd and collector: condor_submit, condor_q).",
+        f"  A root shell there needs: export {shlex.join(settings)}",
+        f"Files and logs: {site.root}",
+        "End it with: make demo ARGS=--clean",
+    ]
 
 
 def plan(engine: str, condor: str, chapters: Sequence[Chapter]) -> list[str]:
@@ -121,7 +148,19 @@ def plan(engine: str, condor: str, chapters: Sequence[Chapter]) -> list[str]:
     ]
 
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _already(number: int, frame: FrameType | None) -> None:
+    """The site is being taken down: an impatient second Ctrl-C must not stop that half-way.
+
+    A function, not SIG_IGN: the commands of the clean-up would inherit that.
+    """
+
+
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    for each in INTERRUPTIONS:
+        signal.signal(each, _already)
     raise KeyboardInterrupt
 
 
@@ -160,7 +199,7 @@ def main(engine: str, condor: str, slugs: tuple[str, ...], keep: bool, clean: bo
         print("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
         return
     # Also SIGINT: started in the background by a script, Python would find it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTIONS:
         signal.signal(number, _interrupted)
     printer = Printer(Console(highlight=False))
     site = Site(engine=engine, condor=condor, label=LABEL, say=printer.step)
@@ -196,12 +235,19 @@ def play(site: Site, chapters: Sequence[Chapter], printer: Printer, keep: bool) 
     printer.line("")
     for problem in missing:
         printer.line(problem, "bold red")
-    if took > LIMIT:
-        missing.append(f"took {took:.0f} s, more than {LIMIT} s")
-        printer.line(missing[-1], "bold red")
-    verdict = "The story is proven" if not missing else f"NOT PROVEN: {len(missing)} problems"
-    printer.line(f"{verdict}: {len(chapters)} chapters, engine {site.engine}, {took:.0f} s.", "bold")
+    printer.line(f"{verdict(missing, took)}: {many(chapters, 'chapter')}, engine {site.engine}, {took:.0f} s.", "bold")
     return 1 if missing else 0
+
+
+def many(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def verdict(missing: Sequence[str], took: float) -> str:
+    """The last word. Slowness is not a failed proof: the machine may have been busy."""
+    if missing:
+        return f"NOT PROVEN ({many(missing, 'problem')})"
+    return "The story is proven" + (", but slower than three minutes" if took > LIMIT else "")
 
 
 if __name__ == "__main__":

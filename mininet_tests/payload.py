@@ -7,14 +7,27 @@ shares with the story: it writes what it sees there, and waits there for the fil
 from __future__ import annotations
 
 PROBE = r'''#!/usr/bin/python3
-"""probe.py NAME=HOST:PORT ...: try all by TCP at once, and tell of each: `open` when connected, else why not."""
-import errno, socket, sys
+"""probe.py NAME=HOST:PORT ...: try all at once, and tell of each: `open` when it answered, else why not.
+
+HOST:PORT is tried by TCP, udp:HOST:PORT by one datagram that should come back, ping:HOST by one echo request.
+"""
+import errno, socket, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 
 def attempt(where):
-    host, _, port = where.rpartition(":")
+    kind, _, rest = where.partition(":")
+    if kind == "ping":
+        done = subprocess.run(["ping", "-c1", "-W3", rest.strip("[]")], capture_output=True, text=True)
+        return {0: "open", 1: "timeout"}.get(done.returncode, "error:" + "_".join(done.stderr.split()))
+    host, _, port = (rest if kind == "udp" else where).rpartition(":")
     host = host.strip("[]")
     try:
+        if kind == "udp":
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.settimeout(3)
+                s.connect((host, int(port)))
+                s.send(b"hello")
+                return "open" if s.recv(100) == b"hello" else "garbled"
         with socket.create_connection((host, int(port)), timeout=3) as s:
             return "open"
     except socket.timeout:
@@ -65,7 +78,7 @@ for argument in sys.argv[1:]:
 '''
 
 LONG_CONNECTION = r'''#!/usr/bin/python3
-"""Open a connection to the file server and hold it, in a process that outlives the job's own."""
+"""Hold a connection to the file server and one to the web server, in a process that outlives the job's own."""
 import os, socket, sys, time
 
 peer = (sys.argv[1], int(sys.argv[2]))
@@ -73,13 +86,17 @@ s = socket.create_connection(peer, timeout=10)
 s.sendall(bytes(12) + (4).to_bytes(4, "big") + (2012).to_bytes(4, "big"))   # xrootd's initial handshake
 answer = s.recv(16)
 print("connected from", s.getsockname()[0], s.getsockname()[1], "server answered", len(answer), "bytes", flush=True)
+web = (sys.argv[3], int(sys.argv[4]))
+w = socket.create_connection(web, timeout=10)
+w.sendall(b"GET / HTTP/1.0\r\n")                       # an unfinished request: the server goes on waiting
+print("connected to the web server from port", w.getsockname()[1], flush=True)
 if os.fork() == 0:
     os.setsid()
     time.sleep(600)
 '''
 
 LISTENER = r'''#!/usr/bin/python3
-"""Serve on this job's own addresses until `go` appears."""
+"""Serve on this job's own addresses, by TCP and by UDP, until `go` appears."""
 import json, os, socket, subprocess, threading, time
 
 def serve(family, address):
@@ -95,12 +112,25 @@ def serve(family, address):
             f.write(peer[0] + "\n")
         c.close()
 
+def echo(family, address):
+    s = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    s.bind((address, 7000))
+    while True:
+        data, peer = s.recvfrom(2048)
+        with open("@HERE@/visitors", "a") as f:
+            f.write(peer[0] + "\n")
+        s.sendto(data, peer)
+
 for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
     threading.Thread(target=serve, args=(family, address), daemon=True).start()
+    threading.Thread(target=echo, args=(family, address), daemon=True).start()
 told = json.loads(subprocess.run(["ip", "-j", "addr"], capture_output=True, text=True).stdout)
 found = [a["local"] for l in told for a in l["addr_info"] if a["scope"] == "global"]
 time.sleep(0.3)
-probe = subprocess.run(["./probe.py", *(f"own=[{a}]:7000" for a in found)], capture_output=True, text=True).stdout
+own = [f"own={kind}[{a}]:7000" for a in found for kind in ("", "udp:")]
+probe = subprocess.run(["./probe.py", *own], capture_output=True, text=True).stdout
 with open("@HERE@/addresses.new", "w") as f:
     f.write("\n".join(found) + "\n")
 with open("@HERE@/live", "w") as f:

@@ -61,10 +61,20 @@ WEB_GREETING = "hello from the open campus web server"
 LIBEXEC = Path("/run/lark-site/libexec")
 POLICY = REPOSITORY / "policies" / "examples" / "demo.yaml"
 SITE = REPOSITORY / "policies" / "examples" / "demo-site.yaml"
-# Lark marks its flows in the cookie: 0x4c, feature, object. 06 is an identity, 07 an attempt.
 GROUP_MAP = "/etc/lark-groups.map"
+NOTED_CHANGES = 3
+ECHO = """
+import socket, sys
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+server.bind(("::", int(sys.argv[1])))
+while True:
+    server.sendto(*server.recvfrom(2048))
+"""
+"""Sends every UDP datagram back, over IPv4 and IPv6."""
 FASTER = "PERIODIC_EXPR_INTERVAL = 3\n"
 """The story does not wait a minute for HTCondor to look at held jobs; nothing else of Lark's files is changed."""
+# Lark marks its flows in the cookie: 0x4c, feature, object. 06 is an identity, 07 an attempt.
 OF_A_JOB = re.compile(r"cookie=0x4c0[67][0-9a-f]{12}\b")
 BAD_LOG = re.compile(r"Traceback \(most recent call last\)|\b(ERROR|CRITICAL)\b|\|(ERR|EMER)\|")
 # The switch notices that the device of an ended job is gone before the port is removed from its database.
@@ -91,6 +101,8 @@ class Site:
     label: str = "lark-demo"
     policy: str | None = None
     """Text of another policy than the demo's."""
+    guard: bool = True
+    """Whether the agent keeps the owners' processes out of the node's network (a test proves that it matters)."""
     say: Callable[[str], None] = lambda text: None
     root: Path = Path()
     machines: dict[str, Machine] = field(default_factory=dict)
@@ -246,19 +258,10 @@ class Site:
         web = campus.root / "www"
         web.mkdir()
         (web / "index.html").write_text(WEB_GREETING + "\n", encoding="utf-8")
-        argv = ["/usr/bin/python3", "-m", "http.server", str(HTTP_PORT), "--bind", "::", "--directory", str(web)]
-        self.helpers.append(campus.spawn("web-server", argv))
-        argv = [
-            "/usr/bin/python3",
-            "-m",
-            "http.server",
-            str(HOST_LISTENER_PORT),
-            "--bind",
-            "::",
-            "--directory",
-            str(web),
-        ]
-        self.helpers.append(self.worker.spawn("host-listener", argv))
+        for machine, port in ((campus, HTTP_PORT), (self.worker, HOST_LISTENER_PORT)):
+            argv = ["/usr/bin/python3", "-m", "http.server", str(port), "--bind", "::", "--directory", str(web)]
+            self.helpers.append(machine.spawn("web-server", argv))
+            self.helpers.append(machine.spawn("udp-echo", ["/usr/bin/python3", "-c", ECHO, str(port)]))
         for machine, port in ((campus, HTTP_PORT), (self.worker, HOST_LISTENER_PORT)):
             wait_until(f"port {port} of {machine.name} listens", lambda m=machine, p=port: _listens(m, p), 10)  # type: ignore[misc]
 
@@ -278,7 +281,7 @@ class Site:
             "up0",
             LIBEXEC,
             self.prefix / "usr" / "sbin",
-            JOB_UIDS,
+            JOB_UIDS if self.guard else None,
             (f"{ACCESS_POINT}:{CONDOR_PORT}",),
         )
         self._agent.write(controller.token("agent", NODE))
@@ -449,6 +452,7 @@ class Site:
         checks = [Check("no process is left in a namespace of the site", tuple(f"{p}: {c}" for p, c in left.items()))]
         now = Snapshot.take()
         found = differences(self.before, now)
+        changed = [str(difference) for difference in found if not difference.leak]
         checks.append(
             Check(
                 "links, addresses, routes, nftables, mounts, accounts, namespaces, sysctls as before",
@@ -456,7 +460,9 @@ class Site:
                 (
                     "before: " + self.before.counts(),
                     "after:  " + now.counts(),
-                    *(f"changed meanwhile, not by this site: {d}" for d in found if not d.leak),
+                    *([f"changed meanwhile, not by this site: {len(changed)}"] if changed else []),
+                    *changed[:NOTED_CHANGES],
+                    *(["…"] if len(changed) > NOTED_CHANGES else []),
                 ),
             )
         )
@@ -516,7 +522,8 @@ def _start_time(pid: int) -> int | None:
 
 
 def _listens(machine: Machine, port: int) -> bool:
-    return bool(re.search(rf":{port}\b", machine.need("ss", "-Hltn")))
+    """Both by TCP and by UDP."""
+    return all(re.search(rf":{port}\b", machine.need("ss", "-Hln", kind)) for kind in ("-t", "-u"))
 
 
 def _there(part: T | None, name: str) -> T:

@@ -109,7 +109,8 @@ class Agent:
     uplink: str
     libexec: Path
     condor_sbin: Path
-    guarded: range
+    guarded: range | None
+    """Uids of job owners that the guard keeps out of the node's network; None: no guard."""
     pool: tuple[str, ...]
     """Daemons that the guard lets the owners' uids reach: the access point's shared port."""
     wait: int = 8
@@ -130,7 +131,10 @@ class Agent:
         secret = self.home / "agent.token"
         secret.touch(mode=0o600)
         secret.write_text(token + "\n", encoding="utf-8")
-        daemons = ", ".join(f'"{daemon}"' for daemon in self.pool)
+        guard = ""
+        if self.guarded is not None:
+            daemons = ", ".join(f'"{daemon}"' for daemon in self.pool)
+            guard = f'guard: {{uids: ["{self.guarded[0]}-{self.guarded[-1]}"], pool: [{daemons}]}}\n'
         self.config.write_text(
             f"node: {self.node}\n"
             f'controller: {{urls: ["http://{API}"], token-file: agent.token, allow-plaintext: true, '
@@ -140,8 +144,7 @@ class Agent:
             'ovsdb: "unix:/run/openvswitch/db.sock", rundir: /run/openvswitch}\n'
             f"condor: {{config: /etc/condor/condor_config, sbin: {self.condor_sbin}}}\n"
             f"libexec: {self.libexec}\n"
-            "pool: {warm: 6}\n"
-            f'guard: {{uids: ["{self.guarded[0]}-{self.guarded[-1]}"], pool: [{daemons}]}}\n',
+            "pool: {warm: 6}\n" + guard,
             encoding="utf-8",
         )
 

@@ -250,7 +250,8 @@ class Machine:
             if stream is not None:
                 stream.close()
         try:
-            self.process.wait(5)
+            # A kept machine no longer listens to its owner.
+            self.process.wait(0 if self.kept else 5)
         except subprocess.TimeoutExpired:
             os.kill(self.init_pid, signal.SIGKILL)
             self.process.wait(5)
