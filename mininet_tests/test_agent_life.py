@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mininet_tests.agent_rig import LIBEXEC, Rig, Starter, lane_number
-from mininet_tests.site.namespaces import wait_until
+from mininet_tests.site.namespaces import SiteError, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,36 @@ def test_what_runs_on_in_the_namespace_is_killed(rig: Rig, starter: Starter) -> 
     starter.kill()
     rig.gone(spec["port"]["name"], lane_number(spec))
     wait_until("the left-over is dead", lambda: rig.machine.run(["pgrep", "-f", "sleep 300"]).code != 0, 2)
+
+
+def stray(seconds: int) -> str:
+    """A shell line that leaves a process in a network namespace of its own making, in a session of its own."""
+    return f"env -i /usr/bin/setsid /usr/bin/unshare -Urn /bin/sleep {seconds} & sleep 0.5; echo left"
+
+
+def test_what_left_the_namespace_for_one_of_its_own_is_killed(rig: Rig, starter: Starter) -> None:
+    other_user = rig.machine.spawn("other", ["setpriv", "--reuid=21002", "unshare", "-Urn", "sleep", "4343"])
+    at_home = rig.machine.spawn("home", ["setpriv", "--reuid=21001", "sleep", "4344"])
+    starter.begin()
+    starter.wait(starter.job("/bin/sh", "-c", stray(4345)), timeout=2)  # it keeps the pipe open
+    sibling = rig.starter()
+    sibling.begin()
+    spec = rig.attempt_of(starter)
+    assert rig.machine.run(["pgrep", "-fc", "^/bin/sleep 4345"]).out.strip() == "1", "positive control"
+    inside = rig.machine.need("pgrep", "-f", "^/bin/sleep 4345").strip()
+    network = rig.machine.need("readlink", f"/proc/{inside}/ns/net")
+    assert network not in {rig.machine.need("readlink", f"/proc/{pid}/ns/net") for pid in ("self", str(starter.pid))}
+    starter.kill()
+    rig.gone(spec["port"]["name"], lane_number(spec))
+    time.sleep(0.3)
+    assert rig.machine.run(["pgrep", "-f", "^/bin/sleep 4345"]).code == 0, "put off: it might be the other attempt's"
+    number = lane_number(rig.attempt_of(sibling))
+    sibling.kill()
+    rig.gone(f"lj{number}", number)
+    wait_until("the stray is dead", lambda: rig.machine.run(["pgrep", "-f", "^/bin/sleep 4345"]).code != 0, 2)
+    for innocent in (other_user, at_home):
+        assert innocent.entry.poll() is None, "another user's, or in the host's own network"
+        innocent.stop()
 
 
 def test_plugin_and_second_entry_share_the_namespace(rig: Rig, starter: Starter) -> None:
@@ -293,7 +323,14 @@ def test_switch_killed_and_restarted(rig: Rig, starter: Starter) -> None:
     spec = rig.attempt_of(starter)
     rig.ovs.kill_switch()
     rig.ovs.start_switch()
-    wait_until("table 0 is back", lambda: len(rig.ovs.flows("br-lark", "table=0")) == 5, 1.5, 0.05)
+
+    def lanes() -> int:
+        try:
+            return len(rig.ovs.flows("br-lark", "table=0"))
+        except SiteError:  # it does not listen yet
+            return 0
+
+    wait_until("table 0 is back", lambda: lanes() == 5, 1.5, 0.05)
     wait_until("the port is back", lambda: spec["port"]["name"] in rig.job_ports(), 3)
     number = rig.ovs.vsctl("get", "Interface", spec["port"]["name"], "ofport").strip()
     assert number == str(spec["port"]["ofport"])

@@ -421,8 +421,16 @@ class Attempts:
         if attempt.record.lane and not attempt.ending:
             self._see_to(attempt)
 
+    def _guarded(self, uid: int) -> bool:
+        return any(low <= uid <= high for low, high in self._config.guard.uids)
+
+    def _alone(self, ended: Attempt) -> bool:
+        """Whether an attempt was the last of its uid, and the uid is one that does nothing on this node but jobs."""
+        others = (a for a in list(self._all.values()) if a.record.uid == ended.record.uid and not a.ending)
+        return ended.ending and self._guarded(ended.record.uid) and not any(others)
+
     def _warn_unguarded(self, uid: int) -> None:
-        if uid in self._unguarded or any(low <= uid <= high for low, high in self._config.guard.uids):
+        if uid in self._unguarded or self._guarded(uid):
             return
         self._unguarded.add(uid)
         log.warning("job uid %d is not among guard.uids: its code outside job networks is not stopped", uid)
@@ -579,6 +587,11 @@ class Attempts:
             except (AgentError, OSError) as e:
                 log.error("not yet torn down: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
                 await asyncio.sleep(1)
+        if self._alone(attempt):
+            prefix = plan.namespace_prefix(self._config.node)
+            killed += await netlink.in_thread(
+                lambda: netlink.kill_strays(record.uid, prefix, lambda: self._alone(attempt))
+            )
         await self._forget_connections(attempt, record.zone)
         log.info(
             "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",

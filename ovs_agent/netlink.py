@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -28,7 +29,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ovs_agent.errors import AgentError
 from ovs_agent.plan import INNER_DEVICE, Lane, Network, lane_number_of_port
 
+log = logging.getLogger(__name__)
 NETNS_DIR = Path("/run/netns")
+KILL_ROUNDS, KILL_PAUSE = 20, 0.005
+KILL_LATER_PAUSE = 0.5
 CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 4096, 16384, 1 << 20, 2
 SIOCETHTOOL = 0x8946
@@ -180,28 +184,88 @@ def kill_inside(name: str) -> list[int]:
     inode = namespace_inode(name)
     if inode is None:
         return []
+    killed, left = _kill(lambda: pids_in(inode))
+    if left:
+        log.error("namespace %s: processes outlive SIGKILL: %s; going on", name, ",".join(map(str, left)))
+        fd = open_namespace(name)  # as long as it is open, no other namespace gets this inode
+        threading.Thread(target=_kill_on, args=(name, inode, fd), name="kill-on", daemon=True).start()
+    return killed
+
+
+def kill_strays(uid: int, prefix: str, still: Callable[[], bool]) -> list[int]:
+    """SIGKILL the processes of a uid whose network is neither the host's nor one whose name begins with `prefix`.
+
+    So go those that left a job's namespace for one of their own making, which no other mark of the job need follow.
+    `still` is asked before each round whether the uid has nothing else to do here. Returns their pids.
+    """
+
+    def strays() -> Iterator[int]:
+        if not still():
+            return
+        known = {os.stat("/proc/self/ns/net").st_ino, *(namespace_inode(name) for name in namespaces(prefix))}
+        for pid, inode in _networks():
+            if inode not in known and _has_uid(pid, uid):
+                yield pid
+
+    killed, left = _kill(strays)
+    if left:
+        log.error("processes of uid %d outlive SIGKILL: %s", uid, ",".join(map(str, left)))
+    return killed
+
+
+def _kill(find: Callable[[], Iterable[int]]) -> tuple[list[int], list[int]]:
+    """SIGKILL what is found until nothing is. Returns whom it hit, and who was still there at the end."""
     killed: list[int] = []
-    for _ in range(20):  # a process may fork while we look; each round finds the children of the last
-        found = [pid for pid in pids_in(inode) if pid != os.getpid()]
+    found: list[int] = []
+    for _ in range(KILL_ROUNDS):  # a process may fork while we look; each round finds the children of the last
+        found = [pid for pid in find() if pid != os.getpid()]
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         killed += [pid for pid in found if pid not in killed]
         if not found:
             break
-        time.sleep(0.005)
-    return killed
+        time.sleep(KILL_PAUSE)
+    return killed, found
+
+
+def _kill_on(name: str, inode: int, fd: int) -> None:
+    """Until nobody is left: who waits for a dead disk dies when the disk is back, who forks all the time in the end."""
+    try:
+        while _kill(lambda: pids_in(inode))[1]:
+            time.sleep(KILL_LATER_PAUSE)
+        log.warning("namespace %s: its last processes are dead", name)
+    finally:
+        os.close(fd)
 
 
 def pids_in(inode: int) -> Iterator[int]:
     """Living processes whose network is the namespace of this inode."""
+    return (pid for pid, network in _networks() if network == inode)
+
+
+def _networks() -> Iterator[tuple[int, int]]:
+    """Living processes, each with the inode of its network namespace."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             try:
-                if os.stat(f"/proc/{entry}/ns/net").st_ino == inode and not _is_zombie(entry):
-                    yield int(entry)
+                inode = os.stat(f"/proc/{entry}/ns/net").st_ino
+                if not _is_zombie(entry):
+                    yield int(entry), inode
             except OSError:
                 continue
+
+
+def _has_uid(pid: int, uid: int) -> bool:
+    """By the real, effective or saved uid. (Not by the owner of /proc/PID, which is root for who is not dumpable.)"""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as f:
+            for line in f:
+                if line.startswith(b"Uid:"):
+                    return str(uid).encode() in line.split()[1:]
+    except OSError:
+        pass
+    return False
 
 
 def _is_zombie(pid: str) -> bool:
