@@ -672,7 +672,12 @@ def test_a_slice_of_a_job_without_a_user_holds_it(rig: Rig) -> None:
         rig.controller.register(aid(2), spec(2, LarkSlice="dag"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    # too_slow measures real time: on a machine under load it fails whatever the code does.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(steps=st.lists(STEPS, max_size=30))
 def test_after_any_history_the_increments_equal_the_specification(
     make_rig: Callable[[], Rig], load: Callable[[str], Policy], steps: list[tuple[Any, ...]]
