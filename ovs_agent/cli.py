@@ -70,7 +70,7 @@ def main() -> None:
 @CONFIG
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(config_file: Path, log_level: str) -> None:
-    """Run the agent in the foreground until SIGTERM. Running jobs keep their networks when it stops.
+    """Run the agent in the foreground until SIGTERM. Running jobs keep their networks for the lease (60 s) then.
 
     SIGHUP reads HTCondor's configuration (STARTD_JOB_ATTRS) again.
     """
