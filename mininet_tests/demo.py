@@ -208,6 +208,9 @@ def main(engine: str, condor: str, slugs: tuple[str, ...], keep: bool, clean: bo
     except KeyboardInterrupt:
         printer.line("interrupted: taking the site down", "bold")
         site.abandon(keep_logs=False)
+        # Python takes its own handlers away while it ends, but leaves what is ignored.
+        for number in INTERRUPTIONS:
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(130)
     except SiteError as error:
         printer.line(f"failed: {error}", "bold red")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mininet_tests.demo import LABEL
+from mininet_tests.demo import LABEL, LIMIT, verdict
 from mininet_tests.site.campus import MACHINES, Site, SiteError, sweep
 from mininet_tests.site.lark import REPOSITORY
 from mininet_tests.site.leaks import processes_in
@@ -67,6 +69,51 @@ def test_interrupted_it_leaves_nothing(number: signal.Signals, until: str) -> No
         assert demo.returncode == 130
         assert not root.exists()
         wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+
+
+@pytest.mark.parametrize("until", ["file server", "1. A job"], ids=["building", "telling"])
+def test_interrupted_again_and_again_it_leaves_nothing(until: str) -> None:
+    with started(until) as (demo, root, held):
+        sent = 0
+        while demo.poll() is None and sent < 300:
+            demo.send_signal((signal.SIGINT, signal.SIGTERM)[sent % 2])
+            sent += 1
+            time.sleep(0.05)
+        demo.communicate(timeout=60)
+        assert sent >= 2
+        assert demo.returncode == 130
+        assert not root.exists()
+        wait_until("the machines' processes end", lambda: not processes_in(held), 10)
+
+
+def test_slowness_is_said_and_is_no_failure() -> None:
+    assert verdict([], LIMIT) == "The story is proven"
+    assert verdict([], LIMIT + 1) == "The story is proven, but slower than three minutes"
+    assert verdict(["granted: not shown"], LIMIT + 1) == "NOT PROVEN (1 problem)"
+
+
+def test_a_kept_site_is_used_by_the_lines_it_prints_and_removed_by_the_last() -> None:
+    argv = [*DEMO, "--chapter", "granted", "--keep"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=120)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    root = Path(next(line for line in lines if line.startswith("Files and logs: ")).removeprefix("Files and logs: "))
+    try:
+        assert "End it with: make demo ARGS=--clean" in lines
+
+        def pasted(heading: str, given: str | None = None) -> str:
+            command = lines[next(n for n, line in enumerate(lines) if line.startswith(heading)) + 1]
+            return subprocess.run(
+                ["/bin/sh", "-c", command], input=given, capture_output=True, text=True, timeout=30, check=True
+            ).stdout
+
+        assert "submitted to cluster 2" in pasted("Submit a job as")
+        wait_until("the job is under control", lambda: re.search(r"(?m)^2\.0 ", pasted("Ask the controller")), 30, 0.5)
+        said = pasted("Be lark-alice", "id -un; condor_q -af ClusterId Owner\n")
+        assert said.split() == ["lark-alice", "2", "lark-alice"]
+    finally:
+        cleaned = subprocess.run([*DEMO, "--clean"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert f"removed {root}" in cleaned.stdout
+    assert not root.exists()
 
 
 def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files() -> None:
