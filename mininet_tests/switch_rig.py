@@ -226,9 +226,9 @@ def _exactly(source: Any, length: int) -> bytes:
 
 def _to_port(number: int) -> Any:
     """A standing flow that follows from a port's number."""
-    from ryu_apps.openflow.flows import FieldMatch, Flow, Output, match
+    from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, Output, match
 
-    return Flow(5, 100 + number, match(FieldMatch("in_port", number)), (Output(number),), 0x4C01_0000_0000_0001)
+    return Flow(5, 100 + number, match(FieldMatch("in_port", number)), (Output(number),), Cookie(0x4C01_0000_0000_0001))
 
 
 def _serve(descriptor: int) -> None:
