@@ -41,6 +41,7 @@ from mininet_tests.site.namespaces import Machine, Output, SiteError, wait_until
 from mininet_tests.site.pool import AdValue, Job, JobStatus
 from mininet_tests.site.xrootd import FILE, PORT
 from mininet_tests.telling import Telling
+from ryu_apps.openflow.pipeline import Table
 
 FS = f"fs={FILE_SERVER}:{PORT}"
 FS6 = f"fs6=[{FILE_SERVER_6}]:{PORT}"
@@ -172,12 +173,13 @@ def larkctl_tells(site: Site, job: Job) -> list[str]:
 
 
 def gate_drops(site: Site) -> tuple[int, list[str]]:
-    """Packets that the gate dropped in front of the services it guards; the flows that count them (feature 05)."""
-    flows = [
-        flow
-        for flow in site.switches["gate"].flows(GATE_BRIDGE)
-        if "cookie=0x4c05" in flow and flow.endswith("actions=drop")
-    ]
+    """Packets towards the services it guards that the gate dropped; the flows that count them (feature 05).
+
+    Only the way in: a server's last words to a job that has ended are dropped on the way out at any time.
+    """
+    inwards = "|".join(str(int(table)) for table in (Table.GATE_SERVICE, Table.GATE_GRANT))
+    wanted = re.compile(rf"cookie=0x4c05.* table=({inwards}), .*actions=drop$")
+    flows = [flow for flow in site.switches["gate"].flows(GATE_BRIDGE) if wanted.search(flow)]
     packets = sum(int(found[1]) for flow in flows if (found := re.search(r"n_packets=(\d+)", flow)))
     return packets, [flow for flow in flows if "n_packets=0," not in flow]
 
