@@ -28,6 +28,8 @@ LOCKS := $(BUILD_LOCK) requirements.lock
 VENV := $(LARK_CACHE)/venv-$(shell cat $(LOCKS:%=$(ROOT)/%) $(ROOT)/scripts/make-venv | sha256sum | cut -c1-12)
 PYTHON := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest --quiet --no-skips
+# A system test that fails is run once more, alone, and told as flaky if it passes then.
+SYSTEM_TESTS := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system-tests $(VENV)/bin/python -m pytest --quiet --no-skips
 REPORTS := $(ROOT)/build/reports
 
 # What `make check` needs, and what the demo and the system tests need besides.
@@ -94,9 +96,9 @@ test: need-root packages python condor condor-25
 	@$(MAKE) check
 	@mkdir -p $(REPORTS)
 	@echo '==> system tests, engine os-ken'
-	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(PYTEST) --durations=5 --junitxml=$(REPORTS)/os-ken.xml mininet_tests $(ARGS)
+	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(SYSTEM_TESTS) --durations=5 --junitxml=$(REPORTS)/os-ken.xml mininet_tests $(ARGS)
 	@echo '==> main system tests, engine ryu'
-	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(PYTEST) --durations=5 --junitxml=$(REPORTS)/ryu.xml -m engine mininet_tests $(ARGS) \
+	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(SYSTEM_TESTS) --durations=5 --junitxml=$(REPORTS)/ryu.xml -m engine mininet_tests $(ARGS) \
 	    $(if $(strip $(ARGS)),|| [ $$? -eq 5 ])
 
 test-full: need-root packages python condor condor-25
