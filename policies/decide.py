@@ -7,16 +7,28 @@ An ERROR in any condition, or a declared attribute that does not fit, holds the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 from policies import expressions
-from policies.model import Attribute, AttributeType, Decision, Outcome, Place, Policy, Slice
+from policies.model import (
+    EXPOSED_PREFIX,
+    Attribute,
+    AttributeType,
+    Decision,
+    Outcome,
+    Place,
+    Policy,
+    Rate,
+    Slice,
+    node_matches,
+)
 from policies.wire import Phase
 
 HOLD_SUBCODE = 101
 """HoldReasonSubCode of a job whose description the policy refuses (docs/interfaces.md section 3)."""
 
 MAX_SLICE_NAME = 128
+MAX_RATE = 10**15
+"""Bits a second beyond which a rate is a mistake."""
 
 
 class Held(Exception):
@@ -51,20 +63,60 @@ def decide(policy: Policy, node: str, ad: Mapping[str, object], slot: Mapping[st
         if member[seal.group]:
             sealed = True
             trail.append((seal.place, f"sealed, as a member of group {seal.group}"))
-    services = set()
-    for grant in policy.grants:
-        if sealed or not member[grant.group] or phase not in grant.during or not node_matches(grant.nodes, node):
-            continue
-        services.add(grant.service)
-        trail.append((grant.place, f"may reach service {grant.service}, as a member of group {grant.group}"))
     groups = tuple(name for name, is_member in member.items() if is_member)
+    if sealed:
+        return Decision(Outcome(sealed=True, services=frozenset()), groups, tuple(trail))
+    services, audited = set(), set()
+    for grant in policy.grants:
+        if not member[grant.group] or phase not in grant.during or not node_matches(grant.nodes, node):
+            continue
+        if grant.audit:
+            audited.add(grant.service)
+            said = "is let on to"
+        else:
+            services.add(grant.service)
+            said = "may reach"
+        trail.append((grant.place, f"{said} service {grant.service}, as a member of group {grant.group}"))
     slice_name = None
-    if not sealed:
-        rule = next((s for s in policy.slices if member[s.group]), None)
-        if rule is not None:
-            slice_name = _slice_name(rule, scope)
-            trail.append((rule.place, f"in slice {slice_name}, as a member of group {rule.group}"))
-    return Decision(Outcome(sealed, frozenset(services)), groups, tuple(trail), slice_name)
+    rule = next((s for s in policy.slices if member[s.group]), None)
+    if rule is not None:
+        slice_name = _slice_name(rule, scope)
+        trail.append((rule.place, f"in slice {slice_name}, as a member of group {rule.group}"))
+    for exposure in policy.exposes:
+        if member[exposure.group]:
+            ports = ", ".join(str(p) for p in exposure.ports)
+            trail.append((exposure.place, f"serves {ports}, as a member of group {exposure.group}"))
+    rate = _rate([r for r in policy.rates if r.group is None or member[r.group]], scope, trail)
+    scitag = next((tag for tag in policy.scitags if member[tag.group]), None)
+    if scitag is not None:
+        text = f"marked as experiment {scitag.experiment}, activity {scitag.activity}"
+        trail.append((scitag.place, f"{text}, as a member of group {scitag.group}"))
+    outcome = Outcome(
+        sealed=False,
+        services=frozenset(services),
+        audited=frozenset(audited - services),
+        groups=frozenset(name for name in policy.marking_groups if member[name]),
+    )
+    marks = None if scitag is None else (scitag.experiment, scitag.activity)
+    return Decision(outcome, groups, tuple(trail), slice_name, rate, marks)
+
+
+def _rate(rules: list[Rate], scope: expressions.Scope, trail: list[tuple[Place, str]]) -> int | None:
+    """The lowest of the limits, in bits a second; None: no limit. Raises Held."""
+    limits: list[tuple[int, Place]] = []
+    for rule in rules:
+        value = scope.evaluate(rule.expression.text)
+        if value is expressions.UNDEFINED:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value * rule.unit < MAX_RATE:
+            said = value.value.upper() if isinstance(value, expressions.State) else repr(value)
+            raise Held(f"the rate of this job ({rule.expression.text}) is {said}, not a number above 0", rule.place)
+        limits.append((max(1, int(value * rule.unit)), rule.place))
+    if not limits:
+        return None
+    lowest, place = min(limits)
+    trail.append((place, f"at most {lowest} bit/s"))
+    return lowest
 
 
 def _slice_name(rule: Slice, scope: expressions.Scope) -> str:
@@ -75,13 +127,14 @@ def _slice_name(rule: Slice, scope: expressions.Scope) -> str:
         raise Held(f"the name of this job's slice ({rule.name.text}) is {said}, not a string", rule.place)
     if not 1 <= len(value) <= MAX_SLICE_NAME or not value.isprintable():
         raise Held(f"the name of a slice has 1 to {MAX_SLICE_NAME} printable characters", rule.place)
+    kind = EXPOSED_PREFIX if rule.exposed_only else ""
     if rule.site_wide:
-        return f"site/{value}"
+        return f"{kind}site/{value}"
     user = scope.evaluate("User")
     if not isinstance(user, str):
         raise Held("the job's slice is its user's own, and the job has no User; is it in STARTD_JOB_ATTRS?", rule.place)
     # The length keeps two different pairs of user and name apart, whatever characters they hold.
-    return f"user/{len(user)}/{user}/{value}"
+    return f"{kind}user/{len(user)}/{user}/{value}"
 
 
 def _described(policy: Policy, ad: Mapping[str, object]) -> dict[str, object]:
@@ -128,11 +181,3 @@ def misfit(attribute: Attribute, value: object) -> str | None:
             if attribute.max is not None and value > attribute.max:
                 return f"must be at most {attribute.max:g}, not {shown}"
     return None
-
-
-def node_matches(patterns: tuple[str, ...], node: str) -> bool:
-    """Whether a node's authenticated name fits `nodes:`; a pattern with `!` excludes, whatever else fits."""
-    if any(fnmatchcase(node, p[1:]) for p in patterns if p.startswith("!")):
-        return False
-    positive = [p for p in patterns if not p.startswith("!")]
-    return not positive or any(fnmatchcase(node, p) for p in positive)

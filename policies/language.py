@@ -23,7 +23,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from policies import expressions, trust
-from policies.decide import misfit, node_matches
+from policies.decide import misfit
 from policies.model import (
     Address,
     Attribute,
@@ -48,6 +48,7 @@ from policies.model import (
     Site,
     Slice,
     Verdict,
+    node_matches,
 )
 from policies.wire import ATTRIBUTE_PATTERN, NAME_PATTERN, Phase
 

@@ -10,6 +10,7 @@ import enum
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from policies.wire import Phase
 
@@ -66,17 +67,21 @@ NEVER_OPENED_BY_AUDIT = frozenset({Reason.SPOOFED, Reason.SEALED, Reason.NODE, R
 class Protocol(enum.StrEnum):
     TCP = "tcp"
     UDP = "udp"
+    ICMP = "icmp"
+    """ICMP and ICMPv6, neighbour discovery apart (that is plumbing)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PortRange:
-    """Ports of one protocol, both ends included."""
+    """Ports of one protocol, both ends included. ICMP has none: 0 to 0."""
 
     protocol: Protocol
     first: int
     last: int
 
     def __str__(self) -> str:
+        if self.protocol is Protocol.ICMP:
+            return "icmp"
         return f"{self.protocol}/{self.first}" + (f"-{self.last}" if self.last != self.first else "")
 
 
@@ -90,6 +95,8 @@ class Service:
     protected: bool
     open_to: tuple[Network, ...]
     place: Place
+    audit: bool = False
+    """What its protection refuses is counted and let on."""
 
 
 class AttributeType(enum.StrEnum):
@@ -137,6 +144,8 @@ class Grant:
     nodes: tuple[str, ...]
     """Shell patterns of authenticated node names; one with a leading `!` excludes. Empty: every node."""
     place: Place
+    audit: bool = False
+    """It gives nothing: what its members do as if they had it is counted as refused, and let on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,86 @@ class Slice:
     name: Expression
     site_wide: bool
     place: Place
+    exposed_only: bool = False
+    """Members reach each other only at ports that an `expose` rule opens to the slice."""
+
+
+EXPOSED_PREFIX = "exposed-"
+"""How the qualified name of a slice begins whose members reach only exposed ports: it is another slice than an open
+one of the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMode:
+    """Mode of the nodes that fit the patterns; the first that fits decides."""
+
+    nodes: tuple[str, ...]
+    mode: Mode
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Part of a link (`percent`, 0 to 100) or an amount (`bits` a second): one of them is set."""
+
+    percent: float | None = None
+    bits: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.percent is not None else f"{self.bits} bit/s"
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficClass:
+    """A class of traffic. Its rank is its position in `Policy.classes`: the first is the most important."""
+
+    name: str
+    dscp: int
+    """0 to 63 (RFC 2474)."""
+    guarantee: Bandwidth | None
+    ceiling: Bandwidth | None
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """Traffic of a job of `group`, with `service` at the far end, is of this class. None: of any; both must hold."""
+
+    group: str | None
+    service: str | None
+    traffic_class: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A limit for a job. `expression` gives a number, in `unit` bits a second; UNDEFINED: no limit by this rule."""
+
+    group: str | None
+    expression: Expression
+    unit: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Expose:
+    """Ports of the group's jobs that members of their slice (`to_slice`) or `networks` may reach; one of the two."""
+
+    group: str
+    ports: tuple[PortRange, ...]
+    to_slice: bool
+    networks: tuple[Network, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Scitag:
+    """Experiment (9 bits) and activity (6 bits) that packets of the group's jobs are marked with (scitags.org)."""
+
+    group: str
+    experiment: int
+    activity: int
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +250,8 @@ class Defaults:
     ingress: Verdict
     between_jobs: Verdict
     place: Place
+    audited: frozenset[Reason] = frozenset()
+    """Of EGRESS, INGRESS and BETWEEN_JOBS those that are counted and let on (`audit` in the file, DROP above)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +269,48 @@ class Policy:
     digest: str
     files: tuple[str, ...]
     mode_place: Place
+    node_modes: tuple[NodeMode, ...] = ()
+    classes: tuple[TrafficClass, ...] = ()
+    """Most important first. The last takes what no rule of `classify` names."""
+    classify: tuple[Classify, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    exposes: tuple[Expose, ...] = ()
+    scitags: tuple[Scitag, ...] = ()
+
+    def mode_of(self, node: str) -> NodeMode | None:
+        """The rule that sets the mode of a node; None: `mode` does."""
+        return next((rule for rule in self.node_modes if node_matches(rule.nodes, node)), None)
+
+    def audits(self, node: str) -> bool:
+        """Whether refusals are let on for the jobs of a node."""
+        rule = self.mode_of(node)
+        return (self.mode if rule is None else rule.mode) is Mode.AUDIT
+
+    @property
+    def marking_groups(self) -> tuple[str, ...]:
+        """Groups on whose membership the treatment of single packets depends (`classify`, `expose`), sorted.
+
+        A job's memberships among them are carried as bits in a register: bit n for the n-th name.
+        """
+        named = {rule.group for rule in self.classify if rule.group is not None}
+        return tuple(sorted(named | {rule.group for rule in self.exposes}))
+
+    @property
+    def classified_services(self) -> tuple[str, ...]:
+        """Services that `classify` names, sorted: bit n of a packet's register for the n-th name."""
+        return tuple(sorted({rule.service for rule in self.classify if rule.service is not None}))
+
+
+MAX_BITS = 32
+"""Most groups named in `classify` and `expose`, and most services named in `classify`: a register has 32 bits."""
+
+
+def node_matches(patterns: tuple[str, ...], node: str) -> bool:
+    """Whether a node's authenticated name fits `nodes:`; a pattern with `!` excludes, whatever else fits."""
+    if any(fnmatchcase(node, p[1:]) for p in patterns if p.startswith("!")):
+        return False
+    positive = [p for p in patterns if not p.startswith("!")]
+    return not positive or any(fnmatchcase(node, p) for p in positive)
 
 
 class Role(enum.StrEnum):
@@ -248,20 +381,32 @@ class Outcome:
     sealed: bool
     services: frozenset[str]
     """Protected services granted in the present phase."""
+    audited: frozenset[str] = frozenset()
+    """Protected services, not granted, for which a grant in audit mode lets the job on."""
+    groups: frozenset[str] = frozenset()
+    """The job's groups among `Policy.marking_groups`."""
+
+    @property
+    def known_services(self) -> frozenset[str]:
+        """Services about which a gate must know this outcome."""
+        return self.services | self.audited
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer of `policies.decide.decide`. `trail`: every rule that mattered, with what it gave.
 
-    `slice`: qualified name of the job's slice, or None. It is apart from the outcome, so that jobs of different slices
-    share one identity.
+    `slice`: qualified name of the job's slice, or None. `rate`: bits a second, or None for no limit. `scitag`:
+    experiment and activity, or None. They are apart from the outcome, so that jobs that differ in them share one
+    identity.
     """
 
     outcome: Outcome
     groups: tuple[str, ...]
     trail: tuple[tuple[Place, str], ...]
     slice: str | None = None
+    rate: int | None = None
+    scitag: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +426,11 @@ class Attempt:
     phase: Phase
     outcome: Outcome
     slice: str | None = None
+
+    @property
+    def exposed_only(self) -> bool:
+        """Whether members of its slice reach only exposed ports."""
+        return self.slice is not None and self.slice.startswith(EXPOSED_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

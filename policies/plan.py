@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from policies.decide import Held, decide, node_matches
-from policies.model import Outcome, Place, Policy
+from policies.decide import Held, decide
+from policies.model import Outcome, Place, Policy, node_matches
 from policies.wire import Phase
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.decide import node_matches
-from policies.model import Attempt, Decision, Mode, Place, Policy, Verdict, World
+from policies.model import Attempt, Decision, Mode, Place, Policy, Verdict, World, node_matches
 from policies.semantics import INWARD, OUTWARD, Judgement, Packet, Step, judge
 
 

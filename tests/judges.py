@@ -94,7 +94,7 @@ def services(draw: st.DrawFn) -> dict[str, Service]:
         four = draw(st.lists(st.sampled_from(SERVERS4), max_size=2, unique=True))
         six = draw(st.lists(st.sampled_from(SERVERS6), max_size=2, unique=True))
         hosts: tuple[Address, ...] = (*four, *six) or (SERVERS4[0],)
-        protocol = draw(st.sampled_from(Protocol))
+        protocol = draw(st.sampled_from((Protocol.TCP, Protocol.UDP)))
         nets: list[Network] = [ipaddress.ip_network(t) for t in ("10.9.0.0/16", "2001:db8:9::/48", "10.0.0.0/8")]
         protected = draw(st.sampled_from((True, True, True, False)))
         open_to = tuple(draw(st.lists(st.sampled_from(nets), max_size=2, unique=True))) if protected else ()
