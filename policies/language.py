@@ -6,8 +6,8 @@ found are reported together. Unknown and repeated keys are errors. Nothing is re
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import ipaddress
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,14 +22,18 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from policies import expressions, trust
+from policies import expressions, trust, values
 from policies.decide import misfit
 from policies.model import (
+    MAX_BITS,
     Address,
     Attribute,
     AttributeType,
+    Bandwidth,
     Bridge,
+    Classify,
     Defaults,
+    Expose,
     Expression,
     Grant,
     Group,
@@ -37,19 +41,25 @@ from policies.model import (
     Mode,
     Network,
     Node,
+    NodeMode,
     Place,
     Policy,
     PortKind,
     PortRange,
     Protocol,
+    Rate,
+    Reason,
     Role,
+    Scitag,
     Seal,
     Service,
     Site,
     Slice,
+    TrafficClass,
     Verdict,
     node_matches,
 )
+from policies.values import did_you_mean
 from policies.wire import ATTRIBUTE_PATTERN, NAME_PATTERN, Phase
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -129,6 +139,11 @@ def _read(path: Path) -> tuple[_Document, bytes]:
         raise PolicyError(
             [Problem(start, f"cannot read {path}: {exc.strerror}", "check path and permissions")]
         ) from exc
+    return _document(file, raw), raw
+
+
+def _document(file: str, raw: bytes) -> _Document:
+    start = Place(file, 1, 1)
     if len(raw) > MAX_FILE_BYTES:
         raise PolicyError([Problem(start, f"larger than {MAX_FILE_BYTES} bytes", "split it or name networks once")])
     try:
@@ -156,7 +171,7 @@ def _read(path: Path) -> tuple[_Document, bytes]:
         data = CommentedMap()
     if not isinstance(data, CommentedMap):
         raise PolicyError([Problem(start, "a mapping of sections is expected", "start with `services:` or the like")])
-    return _Document(file, data), raw
+    return _Document(file, data)
 
 
 def _refuse_aliases(file: str, text: str) -> None:
@@ -192,6 +207,7 @@ class _ServiceIn(_Section):
     ports: list[_Text] = Field(min_length=1)
     protected: bool = False
     open_to: list[_Text] = Field(default_factory=list, alias="open-to")
+    mode: Literal["enforce", "audit"] = "enforce"
 
 
 class _AttributeIn(_Section):
@@ -209,6 +225,7 @@ class _GrantIn(_Section):
     to: _Name
     during: list[Literal["stage-in", "run", "stage-out"]] | None = Field(default=None, min_length=1)
     nodes: list[_Text] = Field(default_factory=list)
+    mode: Literal["enforce", "audit"] = "enforce"
     trust_user: bool = Field(default=False, alias="trust-user")
 
 
@@ -216,13 +233,53 @@ class _SliceIn(_Section):
     for_: _Name = Field(alias="for")
     name: _Text
     scope: Literal["user", "site"] = "user"
+    between: Literal["open", "exposed"] = "open"
+    trust_user: bool = Field(default=False, alias="trust-user")
+
+
+class _NodeModeIn(_Section):
+    nodes: list[_Text] = Field(min_length=1)
+    mode: Literal["enforce", "audit"]
+
+
+class _ClassIn(_Section):
+    name: _Name
+    dscp: object
+    guarantee: object = None
+    ceiling: object = None
+
+
+class _ClassifyIn(_Section):
+    for_: _Name | None = Field(default=None, alias="for")
+    service: _Name | None = None
+    class_: _Name = Field(alias="class")
+    trust_user: bool = Field(default=False, alias="trust-user")
+
+
+class _RateIn(_Section):
+    for_: _Name | None = Field(default=None, alias="for")
+    rate: _Text | int | float
+    unit: _Text
+
+
+class _ExposeIn(_Section):
+    for_: _Name = Field(alias="for")
+    ports: list[_Text] = Field(min_length=1)
+    to: Literal["slice"] | Annotated[list[_Name], Field(min_length=1)]
+    trust_user: bool = Field(default=False, alias="trust-user")
+
+
+class _ScitagIn(_Section):
+    for_: _Name = Field(alias="for")
+    experiment: object
+    activity: object
     trust_user: bool = Field(default=False, alias="trust-user")
 
 
 class _DefaultsIn(_Section):
-    egress: Literal["allow", "deny"] = "allow"
-    ingress: Literal["allow", "deny"] = "deny"
-    between_jobs: Literal["allow", "deny"] = Field(default="deny", alias="between-jobs")
+    egress: Literal["allow", "deny", "audit"] = "allow"
+    ingress: Literal["allow", "deny", "audit"] = "deny"
+    between_jobs: Literal["allow", "deny", "audit"] = Field(default="deny", alias="between-jobs")
 
 
 class _PolicyIn(_Section):
@@ -232,7 +289,13 @@ class _PolicyIn(_Section):
     attributes: dict[_AttributeName, _AttributeIn] = Field(default_factory=dict)
     groups: dict[_Name, _Text] = Field(default_factory=dict)
     grants: list[_GrantIn] = Field(default_factory=list)
+    classes: list[_ClassIn] = Field(default_factory=list)
+    classify: list[_ClassifyIn] = Field(default_factory=list)
     slices: list[_SliceIn] = Field(default_factory=list)
+    rates: list[_RateIn] = Field(default_factory=list)
+    expose: list[_ExposeIn] = Field(default_factory=list)
+    scitags: list[_ScitagIn] = Field(default_factory=list)
+    node_modes: list[_NodeModeIn] = Field(default_factory=list, alias="node-modes")
     seal: list[_Name] = Field(default_factory=list)
     defaults: _DefaultsIn = Field(default_factory=_DefaultsIn)
 
@@ -281,6 +344,7 @@ _TYPE_WORDS = {
 
 _S = TypeVar("_S", bound=_Section)
 _V = TypeVar("_V")
+_T = TypeVar("_T")
 
 
 def _validate(document: _Document, schema: type[_S]) -> _S:
@@ -352,10 +416,10 @@ class _Collector:
     def add(self, path: _Path, message: str, fix: str = "") -> None:
         self.problems.append(Problem(self.document.place(path), message, fix))
 
-    def convert(self, path: _Path, text: str, parse: Callable[[str], _V]) -> _V | None:
+    def convert(self, path: _Path, text: _T, parse: Callable[[_T], _V]) -> _V | None:
         try:
             return parse(text)
-        except _Bad as exc:
+        except values.Bad as exc:
             self.add(path, exc.message, exc.fix)
             return None
 
@@ -364,51 +428,22 @@ class _Collector:
             raise PolicyError(self.problems)
 
 
-class _Bad(ValueError):
-    def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.fix = fix
-
-
-def _parse_address(text: str) -> Address:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        raise _Bad(
-            f"{text!r} is not an IP address", "write a host's address, such as 10.20.0.5 or 2001:db8::5"
-        ) from None
-
-
-def _parse_network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as exc:
-        if "host bits" in str(exc):
-            right = ipaddress.ip_network(text, strict=False)
-            raise _Bad(f"{text!r} has bits set beyond its prefix", f"write {right}") from None
-        raise _Bad(f"{text!r} is not a network", "write it as 10.0.0.0/8 or 2001:db8::/32") from None
-
-
-def _parse_ports(text: str) -> PortRange:
-    found = re.fullmatch(r"([a-z0-9]+)/([0-9]{1,6})(?:-([0-9]{1,6}))?", text)
-    if not found or found.group(1) not in ("tcp", "udp"):
-        raise _Bad(f"{text!r} is not a port or range of ports", "write tcp/1094, udp/53 or tcp/27000-27009")
-    first = int(found.group(2))
-    last = int(found.group(3) or first)
-    if first > last:
-        raise _Bad(f"port range {text!r} is reversed", f"write {found.group(1)}/{last}-{first}")
-    if not 1 <= first <= last <= 65535:
-        raise _Bad(f"{text!r}: ports go from 1 to 65535")
-    return PortRange(Protocol(found.group(1)), first, last)
-
-
 # --- policy -----------------------------------------------------------------------------------------------------------
 
 
 def load_policy(path: Path) -> Policy:
     """Read, validate and return a policy file. Raises PolicyError with every problem found."""
     document, raw = _read(Path(path))
+    return _policy(document, raw, str(path))
+
+
+def policy_from_text(text: str, file: str = "policy.yaml") -> Policy:
+    """The policy that a text means, as `load_policy` would give it. `file`: the name that places carry."""
+    raw = text.encode()
+    return _policy(_document(file, raw), raw, file)
+
+
+def _policy(document: _Document, raw: bytes, file: str) -> Policy:
     if not document.data:
         # A file cut short by a full disk must not open the site.
         raise PolicyError([Problem(document.place(()), "the policy is empty", "write at least `defaults: {…}`")])
@@ -417,7 +452,7 @@ def load_policy(path: Path) -> Policy:
     place = document.place
     networks: dict[str, tuple[Network, ...]] = {}
     for name, texts in source.networks.items():
-        parsed = [collect.convert(("networks", name, n), t, _parse_network) for n, t in enumerate(texts)]
+        parsed = [collect.convert(("networks", name, n), t, values.network) for n, t in enumerate(texts)]
         networks[name] = tuple(p for p in parsed if p is not None)
     services = {name: _service(collect, name, s, networks) for name, s in source.services.items()}
     _refuse_overlaps(collect, services)
@@ -442,15 +477,24 @@ def load_policy(path: Path) -> Policy:
     believed = trust.SET_BY_SCHEDD | trust.SET_BY_LARK_ACCESS_POINT
     believed |= {n.lower() for n, a in source.attributes.items() if a.set_by == "access-point"}
     slices = _slices(collect, source)
+    node_modes = tuple(
+        NodeMode(tuple(rule.nodes), Mode(rule.mode), place(("node-modes", n)))
+        for n, rule in enumerate(source.node_modes)
+    )
+    classes = _classes(collect, source)
+    classify = _classify(collect, source)
+    rates = _rates(collect, source)
+    exposes = _exposes(collect, source, networks)
+    scitags = _scitags(collect, source)
+    _check_bits(collect, source)
     _check_trust(collect, source, groups, slices, believed, lowered)
     seals = []
     for position, name in enumerate(source.seal):
         if name not in source.groups:
-            collect.add(("seal", position), f"group `{name}` is not defined", _did_you_mean(name, source.groups))
+            collect.add(("seal", position), f"group `{name}` is not defined", did_you_mean(name, source.groups))
         else:
             seals.append(Seal(name, place(("seal", position))))
     collect.finish()
-    defaults = source.defaults
     return Policy(
         mode=Mode(source.mode),
         services=MappingProxyType(services),
@@ -459,44 +503,183 @@ def load_policy(path: Path) -> Policy:
         grants=tuple(grants),
         seals=tuple(seals),
         slices=tuple(s for s in slices if s is not None),
-        defaults=Defaults(
-            Verdict(_verdict(defaults.egress)),
-            Verdict(_verdict(defaults.ingress)),
-            Verdict(_verdict(defaults.between_jobs)),
-            place(("defaults",)),
-        ),
+        defaults=_defaults(source.defaults, place(("defaults",))),
         digest=hashlib.sha256(raw).hexdigest(),
-        files=(str(path),),
+        files=(file,),
         mode_place=place(("mode",)),
+        node_modes=node_modes,
+        classes=classes,
+        classify=classify,
+        rates=rates,
+        exposes=exposes,
+        scitags=scitags,
     )
 
 
-def _verdict(word: str) -> str:
-    return {"allow": "allow", "deny": "drop"}[word]
+def _defaults(source: _DefaultsIn, place: Place) -> Defaults:
+    words = {
+        Reason.EGRESS: source.egress,
+        Reason.INGRESS: source.ingress,
+        Reason.BETWEEN_JOBS: source.between_jobs,
+    }
+    egress, ingress, between_jobs = (Verdict.ALLOW if w == "allow" else Verdict.DROP for w in words.values())
+    audited = frozenset(reason for reason, word in words.items() if word == "audit")
+    return Defaults(egress, ingress, between_jobs, place, audited)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    return f"defined: {', '.join(names)}" if names else "define it first"
+def _classes(collect: _Collector, source: _PolicyIn) -> tuple[TrafficClass, ...]:
+    found: dict[str, TrafficClass] = {}
+    shares = 0.0
+    for position, rule in enumerate(source.classes):
+        at: _Path = ("classes", position)
+        place = collect.document.place(at)
+        dscp = collect.convert((*at, "dscp"), rule.dscp, values.dscp)
+        bounds = [
+            None if v is None else collect.convert((*at, k), v, values.bandwidth)
+            for k, v in (("guarantee", rule.guarantee), ("ceiling", rule.ceiling))
+        ]
+        guarantee, ceiling = bounds
+        if rule.name in found:
+            message = f"class `{rule.name}` is defined twice (first at {found[rule.name].place})"
+            collect.add((*at, "name"), message, "keep one")
+        if guarantee is not None and guarantee.percent is not None:
+            shares += guarantee.percent
+            if shares > 100:
+                message = f"the guarantees up to here are {shares:g}% of the link"
+                collect.add((*at, "guarantee"), message, "let them be 100% in sum at most")
+        if guarantee is not None and ceiling is not None and _less(ceiling, guarantee):
+            message = f"the ceiling {ceiling} is below the guarantee {guarantee}"
+            collect.add((*at, "ceiling"), message, "raise the ceiling, or lower the guarantee")
+        found.setdefault(rule.name, TrafficClass(rule.name, dscp or 0, guarantee, ceiling, place))
+    if source.classes and not source.classify:
+        fix = "add `classify: [{class: …}]`; what no rule names is of the last class"
+        collect.add(("classes",), "there are classes, and no `classify` that puts anything into them", fix)
+    return tuple(found.values())
+
+
+def _less(one: Bandwidth, other: Bandwidth) -> bool:
+    """Whether one is known to be less than the other: a part and an amount cannot be compared before the link is."""
+    if one.percent is not None and other.percent is not None:
+        return one.percent < other.percent
+    return one.bits is not None and other.bits is not None and one.bits < other.bits
+
+
+def _classify(collect: _Collector, source: _PolicyIn) -> tuple[Classify, ...]:
+    classes = {c.name for c in source.classes}
+    found = []
+    for position, rule in enumerate(source.classify):
+        at: _Path = ("classify", position)
+        _known_group(collect, (*at, "for"), rule.for_, source)
+        if rule.service is not None and rule.service not in source.services:
+            fix = did_you_mean(rule.service, source.services)
+            collect.add((*at, "service"), f"service `{rule.service}` is not defined", fix)
+        if rule.class_ not in classes:
+            collect.add((*at, "class"), f"class `{rule.class_}` is not defined", did_you_mean(rule.class_, classes))
+        found.append(Classify(rule.for_, rule.service, rule.class_, collect.document.place(at)))
+    return tuple(found)
+
+
+def _known_group(collect: _Collector, path: _Path, name: str | None, source: _PolicyIn) -> None:
+    if name is not None and name not in source.groups:
+        collect.add(path, f"group `{name}` is not defined", did_you_mean(name, source.groups))
+
+
+def _rates(collect: _Collector, source: _PolicyIn) -> tuple[Rate, ...]:
+    found = []
+    for position, rule in enumerate(source.rates):
+        at: _Path = ("rates", position)
+        _known_group(collect, (*at, "for"), rule.for_, source)
+        unit = collect.convert((*at, "unit"), rule.unit, values.unit)
+        text = str(rule.rate)
+        try:
+            expression = Expression(text, expressions.references(text), collect.document.place((*at, "rate")))
+        except expressions.BadExpression as exc:
+            collect.add((*at, "rate"), f"rate: {exc}", "write a ClassAd expression in quotes")
+            continue
+        found.append(Rate(rule.for_, expression, unit or 1, collect.document.place(at)))
+    return tuple(found)
+
+
+def _exposes(collect: _Collector, source: _PolicyIn, networks: Mapping[str, tuple[Network, ...]]) -> tuple[Expose, ...]:
+    found = []
+    to_networks = 0
+    for position, rule in enumerate(source.expose):
+        at: _Path = ("expose", position)
+        _known_group(collect, (*at, "for"), rule.for_, source)
+        ports = [collect.convert((*at, "ports", n), t, values.ports) for n, t in enumerate(rule.ports)]
+        opened: list[Network] = []
+        if rule.to != "slice":
+            to_networks += 1
+            for n, name in enumerate(rule.to):
+                opened.extend(networks.get(name, ()))
+                if name not in networks:
+                    fix = did_you_mean(name, networks)
+                    collect.add((*at, "to", n), f"network `{name}` is not defined", fix)
+            if to_networks == MAX_BITS + 1:
+                message = f"more than {MAX_BITS} `expose` rules name networks"
+                collect.add(at, message, "join rules of one group, or networks under one name")
+        found.append(
+            Expose(
+                rule.for_,
+                tuple(p for p in ports if p is not None),
+                rule.to == "slice",
+                tuple(opened),
+                collect.document.place(at),
+            )
+        )
+    return tuple(found)
+
+
+def _scitags(collect: _Collector, source: _PolicyIn) -> tuple[Scitag, ...]:
+    found = []
+    for position, rule in enumerate(source.scitags):
+        at: _Path = ("scitags", position)
+        _known_group(collect, (*at, "for"), rule.for_, source)
+        experiment = collect.convert((*at, "experiment"), rule.experiment, values.experiment)
+        if experiment is None:
+            continue
+        activity = collect.convert(
+            (*at, "activity"), rule.activity, functools.partial(values.activity, of_experiment=experiment)
+        )
+        if activity is not None:
+            found.append(Scitag(rule.for_, experiment, activity, collect.document.place(at)))
+    return tuple(found)
+
+
+def _check_bits(collect: _Collector, source: _PolicyIn) -> None:
+    groups = {r.for_ for r in source.classify if r.for_ is not None} | {r.for_ for r in source.expose}
+    section = "classify" if source.classify else "expose"
+    if len(groups) > MAX_BITS:
+        message = f"`classify` and `expose` name {len(groups)} groups"
+        collect.add((section,), message, f"name {MAX_BITS} at most: join groups with || in one condition")
+    services = {r.service for r in source.classify if r.service is not None}
+    if len(services) > MAX_BITS:
+        message = f"`classify` names {len(services)} services"
+        collect.add((section,), message, f"name {MAX_BITS} at most: join services of one class")
+    if source.classify and not source.classes:
+        collect.add(("classify",), "`classify` without `classes`", "define `classes:`, or drop `classify:`")
 
 
 def _service(
     collect: _Collector, name: str, source: _ServiceIn, networks: Mapping[str, tuple[Network, ...]]
 ) -> Service:
     at: _Path = ("services", name)
-    hosts = [collect.convert((*at, "hosts", n), t, _parse_address) for n, t in enumerate(source.hosts)]
-    ports = [collect.convert((*at, "ports", n), t, _parse_ports) for n, t in enumerate(source.ports)]
+    hosts = [collect.convert((*at, "hosts", n), t, values.address) for n, t in enumerate(source.hosts)]
+    ports = [collect.convert((*at, "ports", n), t, values.ports) for n, t in enumerate(source.ports)]
     open_to: list[Network] = []
     for position, network in enumerate(source.open_to):
         if network in networks:
             open_to.extend(networks[network])
         else:
             where = (*at, "open-to", position)
-            collect.add(where, f"network `{network}` is not defined", _did_you_mean(network, networks))
+            collect.add(where, f"network `{network}` is not defined", did_you_mean(network, networks))
     if source.protected and not source.hosts:
         collect.add(at, f"service `{name}` is protected but names no hosts", "add `hosts: […]`")
     if source.open_to and not source.protected:
         collect.add(at, f"service `{name}` has open-to but is not protected", "add `protected: true`, or drop open-to")
+    if source.mode == "audit" and not source.protected:
+        message = f"service `{name}` is in audit mode but is not protected: it refuses nothing"
+        collect.add((*at, "mode"), message, "add `protected: true`, or drop mode")
     return Service(
         name=name,
         hosts=tuple(h for h in hosts if h is not None),
@@ -504,6 +687,7 @@ def _service(
         protected=source.protected,
         open_to=tuple(open_to),
         place=collect.document.place(at),
+        audit=source.mode == "audit",
     )
 
 
@@ -564,14 +748,15 @@ def _grants(
     for position, grant in enumerate(source.grants):
         at: _Path = ("grants", position)
         if grant.for_ not in source.groups:
-            collect.add((*at, "for"), f"group `{grant.for_}` is not defined", _did_you_mean(grant.for_, source.groups))
+            collect.add((*at, "for"), f"group `{grant.for_}` is not defined", did_you_mean(grant.for_, source.groups))
         if grant.to not in services:
-            collect.add((*at, "to"), f"service `{grant.to}` is not defined", _did_you_mean(grant.to, services))
+            collect.add((*at, "to"), f"service `{grant.to}` is not defined", did_you_mean(grant.to, services))
         elif not services[grant.to].protected:
             message = f"service `{grant.to}` is not protected: every job reaches it, a grant gives nothing"
             collect.add((*at, "to"), message, "add `protected: true` to the service, or drop the grant")
         during = frozenset(Phase(p) for p in grant.during) if grant.during else frozenset(Phase)
-        grants.append(Grant(grant.for_, grant.to, during, tuple(grant.nodes), collect.document.place(at)))
+        place = collect.document.place(at)
+        grants.append(Grant(grant.for_, grant.to, during, tuple(grant.nodes), place, grant.mode == "audit"))
     return grants
 
 
@@ -582,7 +767,7 @@ def _slices(collect: _Collector, source: _PolicyIn) -> list[Slice | None]:
         at: _Path = ("slices", position)
         known = rule.for_ in source.groups
         if not known:
-            collect.add((*at, "for"), f"group `{rule.for_}` is not defined", _did_you_mean(rule.for_, source.groups))
+            collect.add((*at, "for"), f"group `{rule.for_}` is not defined", did_you_mean(rule.for_, source.groups))
         place = collect.document.place(at)
         try:
             name = Expression(rule.name, expressions.references(rule.name), collect.document.place((*at, "name")))
@@ -590,7 +775,7 @@ def _slices(collect: _Collector, source: _PolicyIn) -> list[Slice | None]:
             collect.add((*at, "name"), f"name of a slice: {exc}", "a constant name is written '\"name\"'")
             found.append(None)
             continue
-        found.append(Slice(rule.for_, name, rule.scope == "site", place) if known else None)
+        found.append(Slice(rule.for_, name, rule.scope == "site", place, rule.between == "exposed") if known else None)
     return found
 
 
@@ -621,27 +806,46 @@ def _check_trust(
                 f"this slice rests on `{', '.join(sorted(read - known))}`, not declared here",
                 "declare it under `attributes:` with its type",
             )
-    for position, grant in enumerate(source.grants):
-        group = groups.get(grant.for_)
-        if group is None or grant.trust_user:
+    opening: list[tuple[_Path, str, str | None, bool]] = [
+        *((("grants", n), "grant", r.for_, r.trust_user) for n, r in enumerate(source.grants)),
+        *((("classify", n), "class", r.for_, r.trust_user) for n, r in enumerate(source.classify)),
+        *(
+            (("expose", n), "exposure to networks", r.for_, r.trust_user)
+            for n, r in enumerate(source.expose)
+            if r.to != "slice"
+        ),
+        *((("scitags", n), "mark", r.for_, r.trust_user) for n, r in enumerate(source.scitags)),
+    ]
+    for at, what, name, trusting in opening:
+        group = groups.get(name) if name is not None else None
+        if group is None or trusting:
             continue
         doubtful = sorted(n for n in group.condition.references if not n.startswith("target.") and n not in believed)
         if doubtful:
             collect.add(
-                ("grants", position),
-                f"this grant rests on `{', '.join(doubtful)}`, which the job's owner can set to anything",
+                at,
+                f"this {what} rests on `{', '.join(doubtful)}`, which the job's owner can set to anything",
                 "use an attribute that the schedd sets, or one that a JOB_TRANSFORM sets and IMMUTABLE_JOB_ATTRS lists"
                 " (declare it with `set-by: access-point`), or say `trust-user: true`",
             )
-    for position, name in enumerate(source.seal):
-        group = groups.get(name)
-        if group is None:
-            continue
-        loose = sorted(n for n in group.condition.references if not n.startswith("target.") and n not in known)
+    restricting: list[tuple[_Path, str, str | None, frozenset[str]]] = [
+        *((("seal", n), "restriction", name, frozenset()) for n, name in enumerate(source.seal)),
+        *((("expose", n), "exposure", r.for_, frozenset()) for n, r in enumerate(source.expose) if r.to == "slice"),
+    ]
+    for position, rate in enumerate(source.rates):
+        try:
+            read_by_rate = expressions.references(str(rate.rate))
+        except expressions.BadExpression:
+            continue  # told already
+        restricting.append((("rates", position), "restriction", rate.for_, read_by_rate))
+    for at, what, name, also in restricting:
+        group = groups.get(name) if name is not None else None
+        references = also | (group.condition.references if group is not None else frozenset())
+        loose = sorted(n for n in references if not n.startswith("target.") and n not in known)
         if loose:
             collect.add(
-                ("seal", position),
-                f"this restriction rests on `{', '.join(loose)}`, not declared here: a typing mistake would lift it",
+                at,
+                f"this {what} rests on `{', '.join(loose)}`, not declared here: a typing mistake would lift it",
                 "declare it under `attributes:` with its type",
             )
 
@@ -649,6 +853,7 @@ def _check_trust(
 def attributes_read(policy: Policy) -> frozenset[str]:
     """Job attributes that the policy reads (lower case): each must be in STARTD_JOB_ATTRS."""
     expressions_ = [g.condition for g in policy.groups.values()] + [s.name for s in policy.slices]
+    expressions_ += [r.expression for r in policy.rates]
     read = {n for e in expressions_ for n in e.references if not n.startswith("target.")}
     own = {"user"} if any(not s.site_wide for s in policy.slices) else set()
     return frozenset(read | own | {n.lower() for n in policy.attributes})
@@ -664,7 +869,7 @@ def load_site(path: Path) -> Site:
     collect = _Collector(document)
     network = _job_network(collect, source.network)
     infrastructure = [
-        collect.convert(("infrastructure", n), t, _parse_network) for n, t in enumerate(source.infrastructure)
+        collect.convert(("infrastructure", n), t, values.network) for n, t in enumerate(source.infrastructure)
     ]
     nodes = {name: _node(collect, name, n, source, network) for name, n in source.nodes.items()}
     _refuse_node_overlaps(collect, {k: v for k, v in nodes.items() if v is not None})
@@ -688,7 +893,7 @@ def load_site(path: Path) -> Site:
 
 
 def _family(collect: _Collector, path: _Path, text: str, version: int) -> Any:
-    net = collect.convert(path, text, _parse_network)
+    net = collect.convert(path, text, values.network)
     if net is not None and net.version != version:
         collect.add(path, f"{text!r} is not an IPv{version} network")
         return None
@@ -698,7 +903,7 @@ def _family(collect: _Collector, path: _Path, text: str, version: int) -> Any:
 def _gateway(collect: _Collector, path: _Path, text: str | None, net: Any) -> Any:
     if text is None:
         return None
-    address = collect.convert(path, text, _parse_address)
+    address = collect.convert(path, text, values.address)
     if address is not None and net is not None and address not in net:
         collect.add(path, f"gateway {address} is not in {net}", "give the router's address on the job network")
         return None
@@ -742,14 +947,14 @@ def _node(collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, networ
     bridge = site.bridges.get(source.bridge)
     if bridge is None:
         message = f"bridge `{source.bridge}` is not declared"
-        collect.add((*at, "bridge"), message, _did_you_mean(source.bridge, site.bridges))
+        collect.add((*at, "bridge"), message, did_you_mean(source.bridge, site.bridges))
     elif "worker" not in bridge.roles:
         collect.add((*at, "bridge"), f"bridge `{source.bridge}` does not have the role worker", "add it to its roles")
     sharing = [n for n, other in site.nodes.items() if other.bridge == source.bridge and n != name]
     if sharing and sharing[0] < name:
         collect.add((*at, "bridge"), f"bridge `{source.bridge}` already belongs to node `{sharing[0]}`")
     hosts = [
-        collect.convert((*at, "host-addresses", n), text, _parse_network)
+        collect.convert((*at, "host-addresses", n), text, values.network)
         for n, text in enumerate(source.host_addresses)
     ]
     if ipv4 is None:
@@ -791,7 +996,7 @@ def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) ->
                 collect.add((*at, "ports"), f"a gate needs a {kind} port", f"ports: {{{kind}: [NAME], …}}")
     elif source.guards:
         collect.add((*at, "guards"), "only a gate guards services", "add `gate` to its roles, or drop guards")
-    address = collect.convert((*at, "address"), source.address, _parse_address) if source.address else None
+    address = collect.convert((*at, "address"), source.address, values.address) if source.address else None
     if address is not None and (address.is_unspecified or address.is_multicast or "%" in str(address)):
         fix = "give the management address that its OpenFlow connection comes from"
         collect.add((*at, "address"), f"{address} is nobody's address", fix)
@@ -813,7 +1018,7 @@ def check_together(policy: Policy, site: Site) -> None:
         for name in bridge.guards:
             service = policy.services.get(name)
             if service is None:
-                fix = _did_you_mean(name, policy.services)
+                fix = did_you_mean(name, policy.services)
                 problems.append(
                     Problem(bridge.place, f"gate `{bridge.name}` guards `{name}`, which no policy defines", fix)
                 )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from policies.language import PolicyError, attributes_read, check_together, load_policy, load_site
-from policies.model import Mode, Verdict
+from policies.language import PolicyError, attributes_read, check_together, load_policy, load_site, policy_from_text
+from policies.model import Bandwidth, Mode, Reason, Verdict
 from policies.wire import Phase
 from tests.worlds import EXAMPLES, demo_site
 
@@ -37,6 +37,65 @@ def test_a_policy_that_says_little_is_closed_between_jobs_and_inward(tmp_path: P
     assert policy.defaults.between_jobs is Verdict.DROP
 
 
+WHOLE = """
+mode: enforce
+node-modes: [{nodes: ["wn-canary*", "!wn-canary9"], mode: audit}]
+networks: {campus: [10.0.0.0/8, "2001:db8::/32"]}
+services:
+  fileserver: {hosts: [10.20.0.5], ports: [tcp/1094, udp/5000-5009, icmp], protected: true, mode: audit}
+  xrootd: {ports: [tcp/1094-1095]}
+attributes: {RequestNetworkMbps: {type: number, min: 0}, Serves: {type: boolean}}
+groups:
+  cms: 'x509UserProxyVOName =?= "cms"'
+  serves: 'Serves'
+grants: [{for: cms, to: fileserver, mode: audit}]
+classes:
+  - {name: production, dscp: af41, guarantee: 50%}
+  - {name: osg, dscp: 8, guarantee: 10 Mbit/s, ceiling: 80%}
+classify: [{for: cms, service: xrootd, class: production}, {service: fileserver, class: production}, {class: osg}]
+slices: [{for: serves, name: '"mine"', between: exposed}]
+rates: [{rate: RequestNetworkMbps, unit: Mbit/s, for: cms}, {rate: 1.5, unit: Gbit/s}]
+expose: [{for: serves, ports: [tcp/8000-8999], to: slice}, {for: cms, ports: [icmp], to: [campus]}]
+scitags: [{for: cms, experiment: cms, activity: production-input}, {for: cms, experiment: 9, activity: 1}]
+defaults: {egress: audit, ingress: deny, between-jobs: allow}
+"""
+
+
+def test_every_key_gives_its_value() -> None:
+    policy = policy_from_text(WHOLE)
+    (node_mode,) = policy.node_modes
+    assert (node_mode.nodes, node_mode.mode) == (("wn-canary*", "!wn-canary9"), Mode.AUDIT)
+    assert policy.audits("wn-canary1")
+    assert not policy.audits("wn-canary9")
+    assert policy.services["fileserver"].audit
+    assert not policy.services["xrootd"].audit
+    assert [str(p) for p in policy.services["fileserver"].ports] == ["tcp/1094", "udp/5000-5009", "icmp"]
+    assert policy.grants[0].audit
+    assert [(c.name, c.dscp, c.guarantee, c.ceiling) for c in policy.classes] == [
+        ("production", 34, Bandwidth(percent=50), None),
+        ("osg", 8, Bandwidth(bits=10_000_000), Bandwidth(percent=80)),
+    ]
+    assert [(r.group, r.service, r.traffic_class) for r in policy.classify] == [
+        ("cms", "xrootd", "production"),
+        (None, "fileserver", "production"),
+        (None, None, "osg"),
+    ]
+    assert policy.slices[0].exposed_only
+    assert [(r.group, r.expression.text, r.unit) for r in policy.rates] == [
+        ("cms", "RequestNetworkMbps", 10**6),
+        (None, "1.5", 10**9),
+    ]
+    assert [(e.to_slice, [str(n) for n in e.networks]) for e in policy.exposes] == [
+        (True, []),
+        (False, ["10.0.0.0/8", "2001:db8::/32"]),
+    ]
+    assert [(t.experiment, t.activity) for t in policy.scitags] == [(3, 11), (9, 1)]
+    assert policy.defaults.egress is Verdict.DROP
+    assert policy.defaults.audited == {Reason.EGRESS}
+    assert policy.defaults.between_jobs is Verdict.ALLOW
+    assert policy.exposes[1].place.line == 19
+
+
 BAD_POLICIES = [
     ("", "policy.yaml:1:1: the policy is empty; write at least `defaults: {…}`"),
     ("# nothing but a comment\n", "policy.yaml:1:1: the policy is empty; write at least `defaults: {…}`"),
@@ -44,7 +103,7 @@ BAD_POLICIES = [
     (
         "modes: audit\n",
         "policy.yaml:1:1: unknown key `modes`; known here: mode, networks, services, attributes, groups, grants,"
-        " slices, seal, defaults",
+        " classes, classify, slices, rates, expose, scitags, node-modes, seal, defaults",
     ),
     ("mode: audit\nmode: audit\n", "policy.yaml:2:1: key `mode` is given twice; keep one of them"),
     ("- a\n", "policy.yaml:1:1: a mapping of sections is expected; start with `services:` or the like"),
@@ -64,7 +123,7 @@ BAD_POLICIES = [
     ),
     (
         "services:\n  fs: {hosts: [10.0.0.1], ports: [sctp/5]}\n",
-        "policy.yaml:2:35: 'sctp/5' is not a port or range of ports; write tcp/1094, udp/53 or tcp/27000-27009",
+        "policy.yaml:2:35: 'sctp/5' is not a port or range of ports; write tcp/1094, udp/53, tcp/27000-27009 or icmp",
     ),
     (
         "services:\n  fs: {hosts: [10.0.0.1], ports: [tcp/70000]}\n",
@@ -76,7 +135,7 @@ BAD_POLICIES = [
     ),
     (
         "services:\n  fs: {hosts: [10.0.0.1], ports: [tcp/5], protected: true, port: 1}\n",
-        "policy.yaml:2:60: unknown key `port`; known here: hosts, ports, protected, open-to",
+        "policy.yaml:2:60: unknown key `port`; known here: hosts, ports, protected, open-to, mode",
     ),
     (
         "services:\n  fs: {hosts: [10.0.0.1], ports: [tcp/5], protected: true, open-to: [staff]}\n",
@@ -163,7 +222,10 @@ BAD_POLICIES = [
         "grants: [{for: g, to: a}]\n",
         "policy.yaml:4:19: service `a` is not protected: every job reaches it, a grant gives nothing",
     ),
-    ("defaults: {egress: yes}\n", "policy.yaml:1:12: `defaults.egress`: 'yes' is not known; one of 'allow' or 'deny'"),
+    (
+        "defaults: {egress: yes}\n",
+        "policy.yaml:1:12: `defaults.egress`: 'yes' is not known; one of 'allow', 'deny' or 'audit'",
+    ),
     ("a: " + "[" * 40 + "]" * 40 + "\n", "policy.yaml:1:20: nested deeper than 16 levels; flatten it"),
     ("#" + "x" * 1024 * 1024, "policy.yaml:1:1: larger than 1048576 bytes; split it or name networks once"),
 ]
