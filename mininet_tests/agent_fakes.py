@@ -249,9 +249,13 @@ def controller(home: str) -> None:
                     return self.answer(200, behaviour["grant"])
                 if kind == "nodes":
                     beat = wire.Heartbeat.model_validate_json(body)
+                    lease = behaviour["grant"]["lease"]
+                    if beat.attempts is None:
+                        agree = beat.digest == wire.attempts_digest(attempts)
+                        return self.answer(200, {"lease": lease, "agree": agree, "drop": [], "gone": []})
                     drop = [a for a in beat.attempts if a not in attempts]
                     gone = [a for a in attempts if a not in beat.attempts]
-                    return self.answer(200, {"lease": behaviour["grant"]["lease"], "drop": drop, "gone": gone})
+                    return self.answer(200, {"lease": lease, "drop": drop, "gone": gone})
                 return self.attempt(name, body, behaviour)
 
         def attempt(self, name: str, body: bytes, behaviour: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from ovs_agent.pool import Pool
 from ovs_agent.server import Server
 from ovs_agent.standing import Standing
 from ovs_agent.startd import Startd
-from policies.wire import Heartbeat, NodeGrant, NodeSpec
+from policies.wire import Heartbeat, NodeGrant, NodeSpec, attempts_digest
 
 log = logging.getLogger(__name__)
 RETRY_FIRST, RETRY_LONGEST = 0.5, 5.0
@@ -308,7 +308,12 @@ class Agent:
         """One heartbeat, when it is due."""
         await asyncio.sleep(max(1.0, self._lease / 3))
         try:
-            answer = await self._controller.heartbeat(Heartbeat(boot_id=self._boot_id, attempts=self._attempts.ids()))
+            ids = self._attempts.ids()
+            beat = Heartbeat(boot_id=self._boot_id, digest=attempts_digest(ids))
+            answer = await self._controller.heartbeat(beat)
+            if not answer.agree:
+                beat = Heartbeat(boot_id=self._boot_id, attempts=self._attempts.ids())
+                answer = await self._controller.heartbeat(beat)
         except Rejected as e:
             self._registered = False
             if e.status == 404:

@@ -7,11 +7,13 @@ type (`strict` where JSON allows it). Field docs give units. `docs/interfaces.md
 from __future__ import annotations
 
 import enum
+import hashlib
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 ATTEMPT_ID_PATTERN = r"^[A-Za-z0-9._~@-]{1,200}$"
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
@@ -132,13 +134,43 @@ class NodeGrant(Message):
     """Job attributes that the policy reads; while one is missing from STARTD_JOB_ATTRS, no job begins on the node."""
 
 
+def attempts_digest(ids: Iterable[str]) -> str:
+    """What a heartbeat says instead of naming all attempts: equal for equal sets of ids, in any order.
+
+    32 hexadecimal digits: the sum, modulo 2^128, of the first 128 bits of each id's SHA-256. A sum can be kept up to
+    date as attempts come and go. It finds what was lost by accident; it is no proof against a forger, who could as well
+    name the attempts.
+    """
+    return f"{sum(attempt_summand(id) for id in ids) & DIGEST_MASK:032x}"
+
+
+def attempt_summand(id: str) -> int:
+    """What one attempt adds to the sum of `attempts_digest`."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:16], "big")
+
+
+DIGEST_MASK = (1 << 128) - 1
+
+
 class Heartbeat(Message):
+    """A node's sign of life. `digest` is enough while both sides agree; with `attempts` they compare by name."""
+
     boot_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{8,64}$")]
-    attempts: Annotated[list[AttemptId], Field(max_length=100_000)]
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """`attempts_digest` of the attempts that the agent has told the controller of."""
+    attempts: Annotated[list[AttemptId], Field(max_length=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Heartbeat:
+        if self.digest is None and self.attempts is None:
+            raise ValueError("a heartbeat carries `digest`, or `attempts`, or both")
+        return self
 
 
 class HeartbeatAnswer(Message):
     lease: int
+    agree: bool = True
+    """False: the digest was of other attempts than the controller knows; send a heartbeat that names them."""
     drop: list[AttemptId]
     """The agent named these; the controller does not know them: PUT again if they still run, else forget them."""
     gone: list[AttemptId]

@@ -29,6 +29,7 @@ from policies import decide as deciding
 from policies.language import attributes_read
 from policies.model import Address, Attempt, Decision, Node, Outcome, Policy, Site, World
 from policies.wire import (
+    DIGEST_MASK,
     AttemptSpec,
     AttemptStatus,
     BridgeRealisation,
@@ -36,12 +37,14 @@ from policies.wire import (
     Counters,
     DecisionView,
     Deleted,
+    Heartbeat,
     HeartbeatAnswer,
     NodeGrant,
     NodeSpec,
     NodeStatus,
     Phase,
     PolicyStatus,
+    attempt_summand,
 )
 from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
@@ -141,6 +144,28 @@ class _Later:
 
 
 @dataclass(slots=True)
+class _OnNode:
+    """The living attempts of a node, and the sum that `wire.attempts_digest` is made of."""
+
+    ids: set[str] = field(default_factory=set)
+    sum: int = 0
+
+    def add(self, id: str) -> None:
+        if id not in self.ids:
+            self.ids.add(id)
+            self.sum += attempt_summand(id)
+
+    def remove(self, id: str) -> None:
+        if id in self.ids:
+            self.ids.remove(id)
+            self.sum -= attempt_summand(id)
+
+    @property
+    def digest(self) -> str:
+        return f"{self.sum & DIGEST_MASK:032x}"
+
+
+@dataclass(slots=True)
 class _Turn:
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: int = 0
@@ -170,6 +195,7 @@ class Controller:
         self._world = World(site=site, policy=policy)
         self._rows: dict[str, AttemptRow] = {}
         self._leaving: dict[str, _Leaving] = {}
+        self._on_node = {name: _OnNode() for name in site.nodes}
         self._claims: dict[Claim, str] = {}
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in site.bridges}
         self._members: dict[str, dict[str, Attempt]] = {}
@@ -231,6 +257,7 @@ class Controller:
                 row = replace(row, identity=identities[outcome], slice_number=slice_number)
                 changes.append(PutAttempt(row))
             self._rows[row.id] = row
+            self._on_node[row.spec.node].add(row.id)
             attempts[row.id] = _attempt(row)
             self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
         self._world = replace(
@@ -471,7 +498,8 @@ class Controller:
                 # Not waited for: on each bridge these flows go before those of any job registered from now on.
                 self._follow_base(site.bridges)
         if old is not None and old.spec.boot_id != spec.boot_id:
-            lost = [id for id, row in list(self._rows.items()) if row.spec.node == name]
+            with self._lock:
+                lost = sorted(self._on_node[name].ids)
             LOG.warning("node=%s has rebooted (boot id %s): %d attempts are over", name, spec.boot_id, len(lost))
             for id in lost:
                 self._end_quietly(id)
@@ -491,33 +519,43 @@ class Controller:
             attributes=sorted(attributes_read(self._world.policy)),
         )
 
-    def heartbeat(self, name: str, boot_id: str, named: Sequence[str]) -> HeartbeatAnswer:
+    def heartbeat(self, name: str, beat: Heartbeat) -> HeartbeatAnswer:
         """Renew a node's lease and compare what both sides know. Raises Refused."""
         with self._lock:
             node = self._nodes.get(name)
             if node is None:
                 raise Refused(Slug.NO_SUCH_NODE, f"node {name} has not registered; PUT /v1/nodes/{name} first")
-            if node.spec.boot_id != boot_id:
+            if node.spec.boot_id != beat.boot_id:
                 raise Refused(
                     Slug.CONFLICT,
                     f"node {name} registered with boot id {node.spec.boot_id}; PUT /v1/nodes/{name} again",
                 )
             self._leases[name] = self._clock() + self._lease
-            mine = {id for id, row in self._rows.items() if row.spec.node == name}
-        theirs = set(named)
+            agreed = beat.attempts is None and beat.digest == self._on_node[name].digest
+            mine = set() if agreed else set(self._on_node[name].ids)
+        if agreed:
+            return HeartbeatAnswer(lease=self._lease, drop=[], gone=[])
+        if beat.attempts is None:
+            LOG.info("node=%s knows other attempts than the controller: it is asked which", name)
+            return HeartbeatAnswer(lease=self._lease, agree=False, drop=[], gone=[])
+        theirs = set(beat.attempts)
         return HeartbeatAnswer(lease=self._lease, drop=sorted(theirs - mine), gone=sorted(mine - theirs))
 
     def nodes(self) -> list[NodeStatus]:
         """Every node of the site, registered or not."""
         with self._lock:
-            count = Counter(row.spec.node for row in self._rows.values())
             now = self._clock()
             found = []
             for name in sorted(self._world.site.nodes):
                 row = self._nodes.get(name)
                 left = None if row is None else max(0.0, round(self._leases.get(name, now) - now, 1))
                 found.append(
-                    NodeStatus(node=name, spec=row.spec if row else None, attempts=count[name], lease_left=left)
+                    NodeStatus(
+                        node=name,
+                        spec=row.spec if row else None,
+                        attempts=len(self._on_node[name].ids),
+                        lease_left=left,
+                    )
                 )
             return found
 
@@ -541,7 +579,7 @@ class Controller:
             for name in over:
                 del self._leases[name]
             ended = set(self._nodes) - set(self._leases)
-            orphans = [id for id, row in self._rows.items() if row.spec.node in ended]
+            orphans = [id for name in ended for id in sorted(self._on_node[name].ids)]
             leaving = list(self._leaving)
             self._insist()
         for name in over:
@@ -898,12 +936,14 @@ class Controller:
 
     def _keep(self, row: AttemptRow) -> AttemptRow:
         self._rows[row.id] = row
+        self._on_node[row.spec.node].add(row.id)
         self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
         return row
 
     def _leave(self, id: str) -> None:
         """Take an attempt out of the world; its claims stay until every bridge has confirmed."""
         row = self._rows.pop(id)
+        self._on_node[row.spec.node].remove(id)
         told = self._shift(self._world.attempts[id], None)
         # Its peers' bridges would let its address pass: that is not given to another before they know.
         self._leaving[id] = _Leaving(row, {**told.peers, **told.concerned})

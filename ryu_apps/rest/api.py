@@ -49,7 +49,7 @@ _EVERYONE = frozenset(TokenRole)
 _PEOPLE = frozenset({_VIEWER, _ADMIN})
 _JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
 MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024
-"""A heartbeat names all attempts of a node; every other body is a few kilobytes."""
+"""A heartbeat may name all attempts of a node; every other body is a few kilobytes."""
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -232,7 +232,7 @@ class Api:
     def _heartbeat(self, call: Call) -> Answer:
         _own(call.principal, call.name)
         beat = _parse(Heartbeat, call.read(MAX_HEARTBEAT_BYTES))
-        return Answer(200, self._controller.heartbeat(call.name, beat.boot_id, beat.attempts))
+        return Answer(200, self._controller.heartbeat(call.name, beat))
 
     def _put_attempt(self, call: Call) -> Answer:
         spec = _parse(AttemptSpec, call.read(MAX_BODY_BYTES))

@@ -77,6 +77,7 @@ def test_the_calls_of_the_contract(call: Caller) -> None:
     assert call("GET", "/v1/attempts?job=3.0", who="admin").json == {"attempts": []}
     assert call("POST", "/v1/nodes/wn1/heartbeat", {"boot_id": BOOT, "attempts": [aid()]}).json == {
         "lease": 60,
+        "agree": True,
         "drop": [],
         "gone": [],
     }

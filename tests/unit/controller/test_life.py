@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.model import Policy
-from policies.wire import AttemptSpec, BridgeRealisation, Phase
+from policies.wire import AttemptSpec, BridgeRealisation, Heartbeat, Phase, attempts_digest
 from ryu_apps.openflow.cookies import Feature, explain
 from ryu_apps.openflow.pipeline import Table
 from ryu_apps.refusals import Refused, Slug
@@ -448,13 +448,17 @@ def test_refused_standing_flows_are_sent_again(rig: Rig) -> None:
     rig.check()
 
 
+def named(*ids: str) -> Heartbeat:
+    return Heartbeat(boot_id=BOOT, attempts=list(ids))
+
+
 def beat(rig: Rig, seconds: float, *nodes: str) -> None:
     """Time passes as it does: a tick each second; these nodes send heartbeats."""
     until = rig.clock.now + seconds
     while rig.clock.now < until:
         rig.clock.now += 1
         for node in nodes:
-            rig.controller.heartbeat(node, BOOT, [])
+            rig.controller.heartbeat(node, named())
         rig.controller.tick()
 
 
@@ -468,7 +472,7 @@ def test_a_lease_that_ends_takes_the_attempts_with_it(rig: Rig) -> None:
     assert owned(rig, "br1", Feature.ATTEMPT) == 0
     rig.controller.tick()
     rig.check()
-    answer = rig.controller.heartbeat("wn1", BOOT, [aid(2)])
+    answer = rig.controller.heartbeat("wn1", named(aid(2)))
     assert answer.drop == [aid(2)]
     lease = {node.node: node.lease_left for node in rig.controller.nodes()}
     assert lease == {"wn1": 60.0, "wn2": 60.0}
@@ -516,10 +520,37 @@ def test_a_controller_that_stood_still_ends_no_lease(rig: Rig) -> None:
 
 def test_heartbeats_say_who_knows_what(rig: Rig) -> None:
     rig.controller.register(aid(2), spec(2))
-    answer = rig.controller.heartbeat("wn1", BOOT, [aid(9)])
+    answer = rig.controller.heartbeat("wn1", named(aid(9)))
     assert (answer.drop, answer.gone) == ([aid(9)], [aid(2)])
-    assert refusal(lambda: rig.controller.heartbeat("wn9", BOOT, [])).slug is Slug.NO_SUCH_NODE
-    assert refusal(lambda: rig.controller.heartbeat("wn1", "0" * 8, [])).slug is Slug.CONFLICT
+    assert refusal(lambda: rig.controller.heartbeat("wn9", named())).slug is Slug.NO_SUCH_NODE
+    other_boot = Heartbeat(boot_id="0" * 8, attempts=[])
+    assert refusal(lambda: rig.controller.heartbeat("wn1", other_boot)).slug is Slug.CONFLICT
+
+
+def test_a_digest_is_enough_while_both_sides_agree_also_after_a_restart(rig: Rig) -> None:
+    def agree(*ids: str) -> bool:
+        return rig.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=attempts_digest(ids))).agree
+
+    assert agree()
+    for n in (2, 3, 4):
+        rig.controller.register(aid(n), spec(n))
+    rig.controller.register(aid(2, "wn2"), spec(2, "wn2"))
+    rig.controller.advance(aid(3), Phase.RUN)
+    rig.controller.delete(aid(2))
+    assert agree(aid(4), aid(3))
+    assert not agree(aid(4))
+    assert not agree(aid(4), aid(3), aid(2))
+    rig.restart()
+    assert agree(aid(3), aid(4))
+
+
+def test_a_heartbeat_with_a_digest_renews_the_lease_also_when_it_differs(rig: Rig) -> None:
+    rig.controller.register(aid(2), spec(2))
+    for _ in range(200):
+        rig.clock.now += 1
+        rig.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest="0" * 32))
+        rig.controller.tick()
+    assert set(rig.controller.world.attempts) == {aid(2)}
 
 
 def test_a_reboot_ends_the_node_s_attempts(rig: Rig) -> None:
