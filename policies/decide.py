@@ -6,18 +6,25 @@ An ERROR in any condition, or a declared attribute that does not fit, holds the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 from policies import expressions
+from policies.conditions import MAX_KEPT, Conditions
 from policies.model import (
     EXPOSED_PREFIX,
     Attribute,
     AttributeType,
     Decision,
+    Expose,
+    Grant,
     Outcome,
     Place,
     Policy,
     Rate,
+    Scitag,
+    Seal,
     Slice,
     node_matches,
 )
@@ -47,61 +54,148 @@ def decide(policy: Policy, node: str, ad: Mapping[str, object], slot: Mapping[st
     `ad`: the job's attributes, literals only; UNDEFINED ones are absent. `slot`: the slot's. `node`: its authenticated
     name. Raises Held.
     """
-    described = _described(policy, ad)
-    scope = expressions.Scope(described, slot)
-    member = {}
-    for group in policy.groups.values():
-        value = scope.evaluate(group.condition.text)
-        if value is expressions.ERROR:
-            raise Held(f"the condition of group `{group.name}` is an ERROR for this job", group.place)
-        if not isinstance(value, bool) and value is not expressions.UNDEFINED:
+    return _decider(policy).decide(node, ad, slot, phase)
+
+
+class Decider:
+    """One policy, prepared: what follows from it alone is worked out once, and answers are kept (see `conditions`)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._groups = tuple(policy.groups.values())
+        self._conditions = Conditions([(g.condition.text, g.condition.references) for g in self._groups])
+        self._seals = _by_group(policy.seals)
+        self._grants = _by_group(policy.grants)
+        self._slices = _by_group(policy.slices)
+        self._exposes = _by_group(policy.exposes)
+        self._scitags = _by_group(policy.scitags)
+        self._marking = frozenset(policy.marking_groups)
+        self._given: dict[tuple[tuple[int, ...], str, Phase], _Given] = {}
+
+    def decide(self, node: str, ad: Mapping[str, object], slot: Mapping[str, object], phase: Phase) -> Decision:
+        """As the function `decide`."""
+        policy = self.policy
+        described = _described(policy, ad)
+        scope = expressions.Scope(described, slot)
+        lowered = {name.lower(): value for name, value in described.items()}
+        answers = self._conditions.answer(lowered, {n.lower(): v for n, v in slot.items()}, scope)
+        if answers.wrong:
+            group = self._groups[answers.wrong[0]]
+            value = scope.evaluate(group.condition.text)
+            if value is expressions.ERROR:
+                raise Held(f"the condition of group `{group.name}` is an ERROR for this job", group.place)
             raise Held(f"the condition of group `{group.name}` gives {value!r}, not true or false", group.place)
-        member[group.name] = value is True
-    trail: list[tuple[Place, str]] = []
-    sealed = False
-    for seal in policy.seals:
-        if member[seal.group]:
-            sealed = True
-            trail.append((seal.place, f"sealed, as a member of group {seal.group}"))
-    groups = tuple(name for name, is_member in member.items() if is_member)
-    if sealed:
-        return Decision(Outcome(sealed=True, services=frozenset()), groups, tuple(trail))
-    services, audited = set(), set()
-    for grant in policy.grants:
-        if not member[grant.group] or phase not in grant.during or not node_matches(grant.nodes, node):
-            continue
-        if grant.audit:
-            audited.add(grant.service)
-            said = "is let on to"
-        else:
-            services.add(grant.service)
-            said = "may reach"
-        trail.append((grant.place, f"{said} service {grant.service}, as a member of group {grant.group}"))
-    slice_name = None
-    rule = next((s for s in policy.slices if member[s.group]), None)
-    if rule is not None:
-        slice_name = _slice_name(rule, scope)
-        trail.append((rule.place, f"in slice {slice_name}, as a member of group {rule.group}"))
-    for exposure in policy.exposes:
-        if member[exposure.group]:
+        key = (answers.true, node, phase)
+        given = self._given.get(key)
+        if given is None:
+            given = self._what_groups_give(answers.true, node, phase)
+            if len(self._given) >= MAX_KEPT:
+                self._given.clear()
+            self._given[key] = given
+        if given.outcome.sealed:
+            return Decision(given.outcome, given.groups, given.first)
+        trail = list(given.first)
+        slice_name = None
+        if given.slice is not None:
+            slice_name = _slice_name(given.slice, scope)
+            trail.append((given.slice.place, f"in slice {slice_name}, as a member of group {given.slice.group}"))
+        trail += given.exposed
+        rate = _rate(given.rates, scope, trail)
+        trail += given.marked
+        return Decision(given.outcome, given.groups, tuple(trail), slice_name, rate, given.scitag)
+
+    def _what_groups_give(self, members: tuple[int, ...], node: str, phase: Phase) -> _Given:
+        """What membership in these groups gives on a node in a phase."""
+        policy = self.policy
+        groups = tuple(self._groups[n].name for n in members)
+        first: list[tuple[Place, str]] = []
+        for seal in _of(self._seals, groups):
+            first.append((seal.place, f"sealed, as a member of group {seal.group}"))
+        if first:
+            return _Given(Outcome(sealed=True, services=frozenset()), groups, tuple(first))
+        services, audited = set(), set()
+        for grant in _of(self._grants, groups):
+            if phase not in grant.during or not node_matches(grant.nodes, node):
+                continue
+            if grant.audit:
+                audited.add(grant.service)
+                said = "is let on to"
+            else:
+                services.add(grant.service)
+                said = "may reach"
+            first.append((grant.place, f"{said} service {grant.service}, as a member of group {grant.group}"))
+        exposed = []
+        for exposure in _of(self._exposes, groups):
             ports = ", ".join(str(p) for p in exposure.ports)
-            trail.append((exposure.place, f"serves {ports}, as a member of group {exposure.group}"))
-    rate = _rate([r for r in policy.rates if r.group is None or member[r.group]], scope, trail)
-    scitag = next((tag for tag in policy.scitags if member[tag.group]), None)
-    if scitag is not None:
-        text = f"marked as experiment {scitag.experiment}, activity {scitag.activity}"
-        trail.append((scitag.place, f"{text}, as a member of group {scitag.group}"))
-    outcome = Outcome(
-        sealed=False,
-        services=frozenset(services),
-        audited=frozenset(audited - services),
-        groups=frozenset(name for name in policy.marking_groups if member[name]),
-    )
-    marks = None if scitag is None else (scitag.experiment, scitag.activity)
-    return Decision(outcome, groups, tuple(trail), slice_name, rate, marks)
+            exposed.append((exposure.place, f"serves {ports}, as a member of group {exposure.group}"))
+        scitag = next(iter(_of(self._scitags, groups)), None)
+        marked: list[tuple[Place, str]] = []
+        if scitag is not None:
+            text = f"marked as experiment {scitag.experiment}, activity {scitag.activity}"
+            marked.append((scitag.place, f"{text}, as a member of group {scitag.group}"))
+        outcome = Outcome(
+            sealed=False,
+            services=frozenset(services),
+            audited=frozenset(audited - services),
+            groups=self._marking.intersection(groups),
+        )
+        return _Given(
+            outcome,
+            groups,
+            tuple(first),
+            slice=next(iter(_of(self._slices, groups)), None),
+            exposed=tuple(exposed),
+            rates=tuple(r for r in policy.rates if r.group is None or r.group in groups),
+            marked=tuple(marked),
+            scitag=None if scitag is None else (scitag.experiment, scitag.activity),
+        )
 
 
-def _rate(rules: list[Rate], scope: expressions.Scope, trail: list[tuple[Place, str]]) -> int | None:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What follows from a job's groups, node and phase, whatever its attributes. Kept: jobs with the same share it."""
+
+    outcome: Outcome
+    groups: tuple[str, ...]
+    first: tuple[tuple[Place, str], ...]
+    slice: Slice | None = None
+    exposed: tuple[tuple[Place, str], ...] = ()
+    rates: tuple[Rate, ...] = ()
+    marked: tuple[tuple[Place, str], ...] = ()
+    scitag: tuple[int, int] | None = None
+
+
+_Rule = TypeVar("_Rule", Grant, Seal, Slice, Expose, Scitag)
+
+
+def _by_group(rules: Iterable[_Rule]) -> dict[str, list[tuple[int, _Rule]]]:
+    found: dict[str, list[tuple[int, _Rule]]] = {}
+    for position, rule in enumerate(rules):
+        found.setdefault(rule.group, []).append((position, rule))
+    return found
+
+
+def _of(rules: Mapping[str, list[tuple[int, _Rule]]], groups: Iterable[str]) -> list[_Rule]:
+    """The rules of these groups, in the order of the policy."""
+    return [rule for _, rule in sorted((r for g in groups for r in rules.get(g, ())), key=lambda found: found[0])]
+
+
+_DECIDERS: list[Decider] = []
+_MAX_DECIDERS = 8
+
+
+def _decider(policy: Policy) -> Decider:
+    """The policy's decider. A few are kept: a policy is decided with ten thousand times, and replaced seldom."""
+    for known in _DECIDERS:
+        if known.policy is policy:
+            return known
+    made = Decider(policy)
+    _DECIDERS.insert(0, made)
+    del _DECIDERS[_MAX_DECIDERS:]
+    return made
+
+
+def _rate(rules: tuple[Rate, ...], scope: expressions.Scope, trail: list[tuple[Place, str]]) -> int | None:
     """The lowest of the limits, in bits a second; None: no limit. Raises Held."""
     limits: list[tuple[int, Place]] = []
     for rule in rules:

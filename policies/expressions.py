@@ -29,7 +29,7 @@ class BadExpression(ValueError):
     """The text is not a ClassAd expression, or not one that a policy may use."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16_384)
 def _parse(text: str) -> classad2.ExprTree:
     return classad2.ExprTree(text)
 
@@ -55,11 +55,16 @@ class Scope:
     """A job's literals (MY) and a slot's (TARGET). Attribute names ignore case, as in HTCondor."""
 
     def __init__(self, ad: Mapping[str, object], slot: Mapping[str, object]) -> None:
-        self._my = classad2.ClassAd(dict(ad))
-        self._target = classad2.ClassAd(dict(slot))
+        self._ad = ad
+        self._slot = slot
+
+    @functools.cached_property
+    def _ads(self) -> tuple[classad2.ClassAd, classad2.ClassAd]:
+        # Made when the first expression is evaluated: many decisions need none.
+        return classad2.ClassAd(dict(self._ad)), classad2.ClassAd(dict(self._slot))
 
     def evaluate(self, text: str) -> Result:
-        value = _parse(text).eval(self._my, self._target)
+        value = _parse(text).eval(*self._ads)
         if isinstance(value, classad2.Value):
             return ERROR if value == classad2.Value.Error else UNDEFINED
         if isinstance(value, bool | int | float | str | list):
