@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from mininet_tests.agent_rig import LIBEXEC, Rig, Starter, lane_number
+from mininet_tests.agent_rig import GRANT, LIBEXEC, Rig, Starter, lane_number
 from mininet_tests.site.namespaces import SiteError, wait_until
 
 
@@ -334,6 +335,28 @@ def test_switch_killed_and_restarted(rig: Rig, starter: Starter) -> None:
     wait_until("the port is back", lambda: spec["port"]["name"] in rig.job_ports(), 3)
     number = rig.ovs.vsctl("get", "Interface", spec["port"]["name"], "ofport").strip()
     assert number == str(spec["port"]["ofport"])
+
+
+def test_what_agent_and_controller_disagree_on_is_mended_with_the_next_heartbeat(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    starter.job("/bin/sleep", "60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    (mine,) = (name for name in rig.attempts() if f"~{starter.slot}~{starter.pid}~" in name)
+    rig.stop_controller()
+    file = rig.home / "attempts"
+    known = json.loads(file.read_text())
+    stranger = "lkag~3f2a9c1e~slot1_99~99~99"
+    known[stranger] = known.pop(mine)
+    file.write_text(json.dumps(known))
+    rig.start_controller()
+    wait_until("each has what the other has", lambda: set(rig.attempts()) == {mine}, 2 * GRANT["lease"] / 3 + 5)
+    assert rig.requests("DELETE", stranger)
+    # While they agree, nobody is named.
+    before = len(rig.requests("POST", "heartbeat"))
+    wait_until("two more", lambda: len(rig.requests("POST", "heartbeat")) >= before + 2, GRANT["lease"] + 5)
+    beats = [json.loads(r["body"]) for r in rig.requests("POST", "heartbeat")]
+    assert any(beat["attempts"] for beat in beats), "the control: named where they differed"
+    assert [beat["attempts"] for beat in beats[before + 1 :]] == [None] * (len(beats) - before - 1)
 
 
 def test_a_second_agent_is_refused_and_sigterm_is_clean(rig: Rig, starter: Starter) -> None:
