@@ -29,7 +29,8 @@ SBIN = "/run/condor/sbin"
 STARTD_ADDRESS = "<127.0.0.1:9618?addrs=127.0.0.1-9618&noUDP&sock=startd_7_ab12>"
 JOB_UID = 21001
 OTHER_UID = 21002
-GRANT = {
+LEASE = 6
+GRANT: dict[str, object] = {
     "node": "lkag",
     "ipv4_range": "10.77.1.0/28",
     "ipv4_prefix_length": 16,
@@ -38,7 +39,7 @@ GRANT = {
     "ipv6_prefix_length": 64,
     "ipv6_gateway": "fd00:77::fe",
     "mtu": 1500,
-    "lease": 6,
+    "lease": LEASE,
     "attributes": ["LarkGroup"],
 }
 

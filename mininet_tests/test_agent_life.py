@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mininet_tests.agent_rig import GRANT, LIBEXEC, Rig, Starter, lane_number
+from mininet_tests.agent_rig import LEASE, LIBEXEC, Rig, Starter, lane_number
 from mininet_tests.site.namespaces import SiteError, wait_until
 
 
@@ -349,11 +349,11 @@ def test_what_agent_and_controller_disagree_on_is_mended_with_the_next_heartbeat
     known[stranger] = known.pop(mine)
     file.write_text(json.dumps(known))
     rig.start_controller()
-    wait_until("each has what the other has", lambda: set(rig.attempts()) == {mine}, 2 * GRANT["lease"] / 3 + 5)
+    wait_until("each has what the other has", lambda: set(rig.attempts()) == {mine}, 2 * LEASE / 3 + 5)
     assert rig.requests("DELETE", stranger)
     # While they agree, nobody is named.
     before = len(rig.requests("POST", "heartbeat"))
-    wait_until("two more", lambda: len(rig.requests("POST", "heartbeat")) >= before + 2, GRANT["lease"] + 5)
+    wait_until("two more", lambda: len(rig.requests("POST", "heartbeat")) >= before + 2, LEASE + 5)
     beats = [json.loads(r["body"]) for r in rig.requests("POST", "heartbeat")]
     assert any(beat["attempts"] for beat in beats), "the control: named where they differed"
     assert [beat["attempts"] for beat in beats[before + 1 :]] == [None] * (len(beats) - before - 1)

@@ -332,19 +332,20 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         finally:
             del self._questions[xid]
 
+    def bridge(self, bridge: str) -> BridgeState:
+        one = self._by_name[bridge]
+        return BridgeState(
+            bridge=bridge,
+            datapath_id=one.datapath_id,
+            connected=one.machine.connected,
+            converged=one.machine.converged,
+            flows=one.machine.flows,
+            ports=dict(one.machine.ports) if one.machine.connected else {},
+            detail=one.machine.detail,
+        )
+
     def bridges(self) -> list[BridgeState]:
-        return [
-            BridgeState(
-                bridge=name,
-                datapath_id=one.datapath_id,
-                connected=one.machine.connected,
-                converged=one.machine.converged,
-                flows=one.machine.flows,
-                ports=dict(one.machine.ports) if one.machine.connected else {},
-                detail=one.machine.detail,
-            )
-            for name, one in sorted(self._by_name.items())
-        ]
+        return [self.bridge(bridge) for bridge in sorted(self._by_name)]
 
     def counts(self, bridge: str) -> Counts:
         """What was sent to a bridge since the controller started."""

@@ -325,7 +325,7 @@ class Controller:
             if known is not None:
                 return self._again(known, spec, deadline), False
             # A try that was taken back a moment ago may still be on its way out.
-            self._settle(id, deadline)
+            self._settle([id], deadline)
             self._await_port(spec)
             self._top_up()
             with self._lock:
@@ -357,7 +357,7 @@ class Controller:
                 with self._lock:
                     self._leave(id)
                     self._say(failure.refused_by)
-                self._settle(id, self._clock() + 1)
+                self._settle([id], self._clock() + 1)
                 raise failure.answer
             LOG.info(
                 "attempt=%s job=%s node=%s bridge=%s port=%s number=%d identity=%d rules=%s in force on %s",
@@ -422,7 +422,7 @@ class Controller:
                     raise _no_such_attempt(id)
                 leaving = self._leaving[id]
                 tickets = dict(leaving.tickets)
-            self._settle(id, self._clock() + self._deadline)
+            self._settle([id], self._clock() + self._deadline)
             answer = {
                 bridge: BridgeRealisation.REALISED if _gone(ticket) else BridgeRealisation.PENDING
                 for bridge, ticket in tickets.items()
@@ -501,8 +501,7 @@ class Controller:
             with self._lock:
                 lost = sorted(self._on_node[name].ids)
             LOG.warning("node=%s has rebooted (boot id %s): %d attempts are over", name, spec.boot_id, len(lost))
-            for id in lost:
-                self._end_quietly(id)
+            self._end_quietly(lost)
         elif old != row:
             LOG.info("node=%s registered: bridge=%s, %d host addresses", name, spec.bridge, len(addresses))
         network = site.network
@@ -584,12 +583,9 @@ class Controller:
             self._insist()
         for name in over:
             LOG.warning("node=%s: its lease is over; its attempts are torn down", name)
-        for id in orphans:
-            self._end_quietly(id)
-        for id in leaving:
-            with self._turn(id, wait=False) as mine:
-                if mine:
-                    self._settle(id, now)
+        self._end_quietly(orphans)
+        with contextlib.ExitStack() as turns:
+            self._settle([id for id in leaving if turns.enter_context(self._turn(id, wait=False))], now)
 
     def _hold_leases(self, until: float, now: float) -> None:
         """Whoever is silent when clients are turned away may not be dead; the caller holds the lock."""
@@ -979,52 +975,64 @@ class Controller:
         LOG.error("attempt=%s not realised: %s", id, detail)
         return _Failure(Refused(Slug.NOT_REALISED, f"{detail}; try again", {"bridges": sorted(failed)}), refused_by)
 
-    def _settle(self, id: str, deadline: float) -> None:
-        """Finish a leaving attempt as far as its bridges have confirmed. Unreachable ones are not waited for."""
-        with self._lock:
-            leaving = self._leaving.get(id)
-        if leaving is None:
-            return
-        connected = {state.bridge for state in self._switches().bridges() if state.connected}
-        for bridge, ticket in list(leaving.tickets.items()):
-            result = ticket.wait(deadline) if bridge in connected else ticket.result()
-            if result is not None and result.outcome is Settled.REFUSED:
-                LOG.error("attempt=%s bridge=%s refused to let it go (%s); saying all anew", id, bridge, result.reason)
-                with self._lock:
-                    leaving.tickets.update(self._say([bridge]))
-        waits = tuple(sorted(bridge for bridge, ticket in leaving.tickets.items() if not _gone(ticket)))
-        if waits == leaving.stored:
-            return
-        change: Change = PutAttempt(replace(leaving.row, leaving=waits)) if waits else DropAttempt(id)
-        try:
-            self._store.write([change]).wait(max(deadline, self._clock() + STORE_PATIENCE))
-        except StoreError as problem:
-            LOG.error("attempt=%s has ended, but its row is still stored: %s", id, problem)
-            return
-        leaving.stored = waits
-        if waits:
-            LOG.warning(
-                "attempt=%s has ended; its address is in quarantine until confirmed by %s", id, ", ".join(waits)
-            )
-            return
-        with self._lock:
-            del self._leaving[id]
-            for claim in _claims(leaving.row.spec):
-                if self._claims.get(claim) == id:
-                    del self._claims[claim]
+    def _settle(self, ids: Sequence[str], deadline: float) -> None:
+        """Finish leaving attempts as far as their bridges have confirmed, with one durable write for all of them.
 
-    def _end_quietly(self, id: str) -> None:
-        """End an attempt without waiting; `tick` finishes it."""
-        with self._turn(id, wait=False) as mine:
-            if not mine:
-                return  # a request about it is under way; the next tick comes back
+        Unreachable bridges are not waited for. The caller has the turn of each attempt.
+        """
+        with self._lock:
+            found = {id: self._leaving[id] for id in ids if id in self._leaving}
+        news: dict[str, tuple[str, ...]] = {}
+        for id, leaving in found.items():
+            for bridge, ticket in list(leaving.tickets.items()):
+                result = ticket.wait(deadline) if self._state(bridge).connected else ticket.result()
+                if result is not None and result.outcome is Settled.REFUSED:
+                    LOG.error(
+                        "attempt=%s bridge=%s refused to let it go (%s); saying all anew", id, bridge, result.reason
+                    )
+                    with self._lock:
+                        leaving.tickets.update(self._say([bridge]))
+            waits = tuple(sorted(bridge for bridge, ticket in leaving.tickets.items() if not _gone(ticket)))
+            if waits != leaving.stored:
+                news[id] = waits
+        if not news:
+            return
+        changes: list[Change] = [
+            PutAttempt(replace(found[id].row, leaving=waits)) if waits else DropAttempt(id)
+            for id, waits in news.items()
+        ]
+        try:
+            self._store.write(changes).wait(max(deadline, self._clock() + STORE_PATIENCE))
+        except StoreError as problem:
+            LOG.error("attempt=%s has ended, but its row is still stored: %s", ",".join(news), problem)
+            return
+        for id, waits in news.items():
+            found[id].stored = waits
+            if waits:
+                LOG.warning(
+                    "attempt=%s has ended; its address is in quarantine until confirmed by %s", id, ", ".join(waits)
+                )
+                continue
             with self._lock:
-                if id not in self._rows:
-                    return
-                row = self._rows[id]
-                self._leave(id)
-            LOG.warning("attempt=%s job=%s node=%s torn down without its agent", id, row.spec.job, row.spec.node)
-            self._settle(id, self._clock())
+                del self._leaving[id]
+                for claim in _claims(found[id].row.spec):
+                    if self._claims.get(claim) == id:
+                        del self._claims[claim]
+
+    def _end_quietly(self, ids: Iterable[str]) -> None:
+        """End attempts without waiting; `tick` finishes them. One that a request is about is left to the next tick."""
+        with contextlib.ExitStack() as turns:
+            mine = [id for id in ids if turns.enter_context(self._turn(id, wait=False))]
+            ended = []
+            for id in mine:
+                with self._lock:
+                    if id not in self._rows:
+                        continue
+                    row = self._rows[id]
+                    self._leave(id)
+                ended.append(id)
+                LOG.warning("attempt=%s job=%s node=%s torn down without its agent", id, row.spec.job, row.spec.node)
+            self._settle(ended, self._clock())
 
     @contextlib.contextmanager
     def _turn(self, id: str, *, wait: bool = True) -> Iterator[bool]:
@@ -1099,7 +1107,7 @@ class Controller:
             return _FailedWrite(str(problem))
 
     def _state(self, bridge: str) -> BridgeState:
-        return next(state for state in self._switches().bridges() if state.bridge == bridge)
+        return self._switches().bridge(bridge)
 
     def _bridges_of(self, row: AttemptRow) -> tuple[str, ...]:
         return compiler.bridges_of(self._world, _attempt(row))

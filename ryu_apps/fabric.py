@@ -82,6 +82,9 @@ class Fabric(Protocol):
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         """Counters of the entries whose cookie equals `cookie` under `mask`. Raises FabricError."""
 
+    def bridge(self, bridge: str) -> BridgeState:
+        """One bridge."""
+
     def bridges(self) -> list[BridgeState]:
         """Every bridge of the site, in the order of their names."""
 
@@ -176,19 +179,20 @@ class FakeFabric:
             if flow.cookie & mask == cookie & mask
         ]
 
+    def bridge(self, bridge: str) -> BridgeState:
+        fake = self.state[bridge]
+        return BridgeState(
+            bridge=bridge,
+            datapath_id=fake.datapath_id,
+            connected=fake.connected,
+            converged=fake.connected and fake.desired is not None and fake.actual == fake.desired,
+            flows=len(fake.actual) if fake.connected else 0,
+            ports=dict(fake.ports),
+            detail="" if fake.connected else "not connected",
+        )
+
     def bridges(self) -> list[BridgeState]:
-        return [
-            BridgeState(
-                bridge=name,
-                datapath_id=state.datapath_id,
-                connected=state.connected,
-                converged=state.connected and state.desired is not None and state.actual == state.desired,
-                flows=len(state.actual) if state.connected else 0,
-                ports=dict(state.ports),
-                detail="" if state.connected else "not connected",
-            )
-            for name, state in sorted(self.state.items())
-        ]
+        return [self.bridge(bridge) for bridge in sorted(self.state)]
 
     # --- what a test does to it
 

@@ -781,3 +781,14 @@ def test_one_address_at_once_goes_to_one(rig: Rig) -> None:
     refused = [one for one in found if isinstance(one, Refused)]
     assert [one.slug for one in refused] == [Slug.CONFLICT] * 7
     rig.check()
+
+
+def test_a_lost_node_costs_two_durable_writes_however_many_attempts_it_had(rig: Rig) -> None:
+    for n in range(2, 42):
+        rig.controller.register(aid(n), spec(n))
+    before = rig.store.writes
+    beat(rig, 62, "wn2")
+    assert rig.controller.attempts() == []
+    assert rig.store.attempts == {}
+    assert rig.store.writes - before <= 2
+    rig.check()
