@@ -201,6 +201,33 @@ class Counters(Message):
     denied: list[Denial]
 
 
+class ExposureView(Message):
+    """Ports of a job that others may call."""
+
+    ports: list[str]
+    """As the policy writes them: `tcp/8000-8999`, `icmp`."""
+    to: list[str]
+    """`slice`, or networks as CIDR."""
+    rule: str
+    """`file:line`."""
+
+
+class ClassView(Message):
+    """A rule of `classify` that can decide the class of the job's packets."""
+
+    name: str
+    dscp: Annotated[int, Field(ge=0, le=63)]
+    service: str | None = None
+    """Only packets to and from this service; None: all that no rule before decided."""
+    rule: str
+    """`file:line`."""
+
+
+class ScitagView(Message):
+    experiment: Annotated[int, Field(ge=0, le=511)]
+    activity: Annotated[int, Field(ge=0, le=63)]
+
+
 class DecisionView(Message):
     identity: int
     sealed: bool
@@ -211,6 +238,19 @@ class DecisionView(Message):
     """Qualified name of the slice whose members may talk to each other."""
     trail: list[str]
     """Each rule that mattered, as `file:line: what it gave`."""
+    mode: str = "enforce"
+    """Of its node: `audit` lets on what is refused, but for what audit never opens."""
+    audited: list[str] = Field(default_factory=list)
+    """Services without a grant whose refusals are counted and let on, by a rule in audit mode."""
+    audited_defaults: list[str] = Field(default_factory=list)
+    """Of `egress`, `ingress` and `between-jobs` those whose refusals are counted and let on."""
+    rate: int | None = None
+    """Bits a second; None: no limit. Decided, not enforced yet."""
+    scitag: ScitagView | None = None
+    """Decided, not sent yet."""
+    exposes: list[ExposureView] = Field(default_factory=list)
+    classes: list[ClassView] = Field(default_factory=list)
+    """First match wins; empty when the policy has no classes."""
 
 
 class AttemptStatus(Message):
@@ -261,7 +301,11 @@ class Deleted(Message):
 class PolicyStatus(Message):
     digest: str
     mode: str
+    """Of nodes that no rule of `node-modes` names."""
     files: list[str]
+    """Every file that was read, in reading order."""
+    audits: list[str] = Field(default_factory=list)
+    """What is in audit mode, as `file:line: what`; empty when everything is enforced."""
 
 
 class Problem(BaseModel):

@@ -74,15 +74,32 @@ class SwitchTicket:
 class _Question:
     """A request for counters that waits for its answer."""
 
-    def __init__(self, datapath: Any) -> None:
+    def __init__(self, bridge: str, datapath: Any, forget: Callable[[], object]) -> None:
+        self.bridge = bridge
         self.datapath = datapath
         self.event = engine.Event()
         self.found: list[FlowStats] = []
         self.failure: str | None = None
+        self._forget = forget
 
     def end(self, failure: str | None = None) -> None:
+        self._forget()
         self.failure = failure
         self.event.set()
+
+    def wait(self, timeout: float) -> list[FlowStats]:
+        if not self.event.is_set() and not self.event.wait(timeout):
+            self._forget()
+            raise FabricError(f"bridge {self.bridge} did not answer within {timeout:g} s")
+        return self._answer()
+
+    def result(self) -> list[FlowStats] | None:
+        return self._answer() if self.event.is_set() else None
+
+    def _answer(self) -> list[FlowStats]:
+        if self.failure is not None:
+            raise FabricError(f"bridge {self.bridge}: {self.failure}")
+        return self.found
 
 
 class _Switch:
@@ -137,15 +154,15 @@ class _Switch:
         for output in outputs:
             match output:
                 case machine.RequestPorts(xid):
-                    self._send([encode.port_desc_request(xid)])
+                    self.send([encode.port_desc_request(xid)])
                 case machine.RequestDump(xid):
-                    self._send([encode.flow_stats_request(xid)])
+                    self.send([encode.flow_stats_request(xid)])
                 case machine.Stage():
                     self._stage(output)
                 case machine.Commit(bundle, xid, barrier):
-                    self._send([encode.bundle_commit(bundle, xid), encode.barrier(barrier)])
+                    self.send([encode.bundle_commit(bundle, xid), encode.barrier(barrier)])
                 case machine.Discard(bundle, xid, barrier):
-                    self._send([encode.bundle_discard(bundle, xid), encode.barrier(barrier)])
+                    self.send([encode.bundle_discard(bundle, xid), encode.barrier(barrier)])
                 case machine.Settle(ticket, refused):
                     self._settle(ticket, refused)
                 case machine.PortsChanged(ports):
@@ -165,12 +182,12 @@ class _Switch:
                 # A flow that cannot be written is refused as if the switch had refused it.
                 self._carry_out(self.machine.error(xid, f"cannot be written: {error}", time.monotonic()))
             if len(messages) >= CHUNK:
-                self._send(messages)
+                self.send(messages)
                 messages = []
                 engine.sleep(0)
-        self._send([*messages, encode.barrier(stage.barrier)])
+        self.send([*messages, encode.barrier(stage.barrier)])
 
-    def _send(self, messages: Sequence[bytes]) -> None:
+    def send(self, messages: Sequence[bytes]) -> None:
         # A connection that was lost meanwhile is found out by its event, which waits in the inbox.
         if self.datapath is not None:
             self.datapath.send(b"".join(messages))
@@ -297,7 +314,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             engine.kill(greenlet)
         for datapath in list(self._up.values()):
             datapath.close()
-        for question in self._questions.values():
+        for question in list(self._questions.values()):
             question.end("the controller stops")
         super().stop()
 
@@ -316,21 +333,30 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         return ticket
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
+        question, request = self._question(bridge, cookie, mask)
+        question.datapath.send(request)
+        return question.wait(timeout)
+
+    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> _Question:
+        question, request = self._question(bridge, cookie, mask)
         one = self._by_name[bridge]
-        datapath = one.datapath
+
+        def send(now: float) -> list[Output]:
+            one.send([request])
+            return []
+
+        # By way of the writer: a connection that is stuck makes it wait, not the caller, and order is kept.
+        one.ask(send, question.datapath)
+        return question
+
+    def _question(self, bridge: str, cookie: int, mask: int) -> tuple[_Question, bytes]:
+        datapath = self._by_name[bridge].datapath
         if datapath is None:
             raise FabricError(f"bridge {bridge} is not connected")
         xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
-        question = self._questions[xid] = _Question(datapath)
-        try:
-            datapath.send(encode.flow_stats_request(xid, cookie & mask, mask))
-            if not question.event.wait(timeout):
-                raise FabricError(f"bridge {bridge} did not answer within {timeout:g} s")
-            if question.failure is not None:
-                raise FabricError(f"bridge {bridge}: {question.failure}")
-            return question.found
-        finally:
-            del self._questions[xid]
+        question = _Question(bridge, datapath, lambda: self._questions.pop(xid, None))
+        self._questions[xid] = question
+        return question, encode.flow_stats_request(xid, cookie & mask, mask)
 
     def bridge(self, bridge: str) -> BridgeState:
         one = self._by_name[bridge]
@@ -353,7 +379,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     def forget(self, datapath: Any) -> None:
         """A connection is gone: nobody will answer questions put to it."""
-        for question in self._questions.values():
+        for question in list(self._questions.values()):
             if question.datapath is datapath:
                 question.end("disconnected")
 

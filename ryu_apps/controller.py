@@ -35,7 +35,6 @@ from policies.wire import (
     BridgeRealisation,
     BridgeStatus,
     Counters,
-    DecisionView,
     Deleted,
     Heartbeat,
     HeartbeatAnswer,
@@ -49,8 +48,9 @@ from policies.wire import (
 from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.cookies import FULL_MASK, Feature, cookie
+from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, Feature, cookie
 from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.refusal_log import Ended, RefusalLog, told_apart, words
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.store.blocks import NumberBlock
 from ryu_apps.store.store import (
@@ -66,6 +66,7 @@ from ryu_apps.store.store import (
     Store,
     StoreError,
 )
+from ryu_apps.views import decision_view, policy_status
 
 LOG = logging.getLogger("lark.controller")
 ZONE_BASE = 1000
@@ -207,6 +208,7 @@ class Controller:
         self._last_tick = 0.0
         self._leases_held = False
         self._turns: dict[str, _Turn] = {}
+        self._refusals = RefusalLog(clock)
         self._numbers = {kind: NumberBlock(store, kind) for kind in Kind}
 
     # --- start ------------------------------------------------------------------------------------------------------
@@ -417,6 +419,7 @@ class Controller:
         with self._turn(id):
             with self._lock:
                 if id in self._rows:
+                    self._count_last(id)
                     self._leave(id)
                 elif id not in self._leaving:
                     raise _no_such_attempt(id)
@@ -586,6 +589,7 @@ class Controller:
         self._end_quietly(orphans)
         with contextlib.ExitStack() as turns:
             self._settle([id for id in leaving if turns.enter_context(self._turn(id, wait=False))], now)
+        self._refusals.report()
 
     def _hold_leases(self, until: float, now: float) -> None:
         """Whoever is silent when clients are turned away may not be dead; the caller holds the lock."""
@@ -614,8 +618,7 @@ class Controller:
         ]
 
     def policy(self) -> PolicyStatus:
-        policy = self._world.policy
-        return PolicyStatus(digest=policy.digest, mode=policy.mode.value, files=list(policy.files))
+        return policy_status(self._world.policy)
 
     def reload(self, policy: Policy) -> None:
         """Put another policy in force, also for the attempts there are. Raises StoreError; then the old one stays."""
@@ -627,6 +630,7 @@ class Controller:
             self._store.write(fresh).wait(self._clock() + self._deadline)
         with self._lock:
             before = self._world.policy.digest
+            self._count_until_now(policy)
             rows = {id: self._decide_anew(row, policy) for id, row in self._rows.items()}
             identities = {
                 outcome: self._world.identities.get(outcome) or self._numbers[Kind.IDENTITY].take()
@@ -944,6 +948,39 @@ class Controller:
         # Its peers' bridges would let its address pass: that is not given to another before they know.
         self._leaving[id] = _Leaving(row, {**told.peers, **told.concerned})
 
+    def _count_last(self, id: str) -> None:
+        """Ask what was refused to an attempt whose flows are about to go; `tick` says it in the log."""
+        about = self._to_tell(self._rows[id])
+        attempt = about.attempt
+        try:
+            if self._refusals.full:
+                raise FabricError("too many answers are waited for")
+            asked = self._switches().ask_flow_stats(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
+        except FabricError:
+            self._refusals.uncounted(attempt.number)
+        else:
+            self._refusals.ended(about, asked)
+
+    def _count_until_now(self, policy: Policy) -> None:
+        """Ask what was refused so far on nodes where another policy treats refusals otherwise."""
+        world = self._world
+        present: dict[str, list[Ended]] = {}
+        for row in self._rows.values():
+            present.setdefault(row.spec.node, []).append(self._to_tell(row))
+        for node in told_apart(world.policy, policy, present):
+            bridge = world.site.nodes[node].bridge
+            try:
+                asked = self._switches().ask_flow_stats(bridge, cookie(Feature.ATTEMPT, 0), FEATURE_MASK)
+            except FabricError as problem:
+                LOG.warning("node=%s: what was refused until now is not told: %s", node, problem)
+            else:
+                self._refusals.mode_changes(node, words(policy, node), present[node], asked)
+
+    def _to_tell(self, row: AttemptRow) -> Ended:
+        policy = self._world.policy
+        protected = tuple(service.name for service in policy.services.values() if service.protected)
+        return Ended(self._world.attempts[row.id], row.spec.job, protected, words(policy, row.spec.node))
+
     def _switches(self) -> Fabric:
         if self._fabric is None:
             raise Refused(Slug.STARTING, "the controller is starting; try again")
@@ -1029,6 +1066,7 @@ class Controller:
                     if id not in self._rows:
                         continue
                     row = self._rows[id]
+                    self._count_last(id)
                     self._leave(id)
                 ended.append(id)
                 LOG.warning("attempt=%s job=%s node=%s torn down without its agent", id, row.spec.job, row.spec.node)
@@ -1132,18 +1170,10 @@ class Controller:
     def _status(
         self, row: AttemptRow, bridges: Mapping[str, BridgeRealisation], counters: Counters | None = None
     ) -> AttemptStatus:
-        decision = row.decision
         return AttemptStatus(
             id=row.id,
             spec=row.spec,
-            decision=DecisionView(
-                identity=row.identity,
-                sealed=decision.outcome.sealed,
-                groups=list(decision.groups),
-                grants=sorted(decision.outcome.services),
-                slice=decision.slice,
-                trail=[f"{place}: {text}" for place, text in decision.trail],
-            ),
+            decision=decision_view(self._world.policy, row.spec.node, row.identity, row.decision),
             bridges=dict(bridges),
             counters=counters,
         )

@@ -70,6 +70,13 @@ class BridgeState:
     """What is wrong or under way, in a sentence; empty when all is well."""
 
 
+class Question(Protocol):
+    """Counters that a switch was asked for."""
+
+    def result(self) -> list[FlowStats] | None:
+        """The answer if it has come; never waits. Raises FabricError when none will come."""
+
+
 class Fabric(Protocol):
     """All bridges under control. An unknown bridge name is a KeyError everywhere: the caller checks names first."""
 
@@ -84,6 +91,12 @@ class Fabric(Protocol):
 
     def bridge(self, bridge: str) -> BridgeState:
         """One bridge."""
+
+    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> Question:
+        """Ask, and never wait: the switch counts before it takes up what is changed after this call.
+
+        Raises FabricError when the bridge is not connected.
+        """
 
     def bridges(self) -> list[BridgeState]:
         """Every bridge of the site, in the order of their names."""
@@ -104,6 +117,16 @@ class FakeTicket:
 
     def result(self) -> TicketResult | None:
         return self._result
+
+
+@dataclass(frozen=True, slots=True)
+class FakeQuestion:
+    """A question that is answered at once, or (None) not yet."""
+
+    found: list[FlowStats] | None
+
+    def result(self) -> list[FlowStats] | None:
+        return self.found
 
 
 @dataclass
@@ -173,6 +196,15 @@ class FakeFabric:
             raise FabricError(f"{bridge}: not connected")
         if state.silent:
             raise FabricError(f"{bridge}: no answer within {timeout} s")
+        return self._counted(state, cookie, mask)
+
+    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> FakeQuestion:
+        state = self.state[bridge]
+        if not state.connected:
+            raise FabricError(f"{bridge}: not connected")
+        return FakeQuestion(None if state.silent else self._counted(state, cookie, mask))
+
+    def _counted(self, state: FakeBridge, cookie: int, mask: int) -> list[FlowStats]:
         return [
             FlowStats(key, Cookie(flow.cookie), *state.counters.get(key, (0, 0)))
             for key, flow in sorted(state.actual.items(), key=lambda item: item[0])

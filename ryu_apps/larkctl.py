@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, NodeList, PolicyStatus
+from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, DecisionView, NodeList, PolicyStatus
 from ryu_apps.version import version_option
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -146,6 +146,8 @@ def attempts(client: Client, job: str | None, node: str | None, as_json: bool) -
         for one in found.attempts:
             spec, decision = one.spec, one.decision
             reach = "nothing (sealed)" if decision.sealed else ", ".join(decision.grants) or "-"
+            if decision.mode == "audit" and not decision.sealed:
+                reach += " (audit: refusals are let on)"
             waits = [name for name, state in one.bridges.items() if state != "realised"]
             state = f"waiting for {', '.join(waits)}" if waits else "all confirmed"
             _row(table, spec.job or "-", spec.node, spec.phase, spec.ipv4, spec.port.name, reach, state, one.id)
@@ -186,6 +188,8 @@ def _tell(console: Console, found: AttemptStatus) -> None:
         "may reach",
         "nothing: sealed" if decision.sealed else ", ".join(decision.grants) or "no protected service",
     )
+    for what, said in _given(decision):
+        _row(facts, what, said)
     for line in decision.trail:
         _row(facts, "because", line)
     for bridge, state in found.bridges.items():
@@ -194,22 +198,56 @@ def _tell(console: Console, found: AttemptStatus) -> None:
     if found.counters is None:
         console.print("No counters: the switch cannot be asked now.")
         return
-    for sentence in sentences(found.counters):
+    for sentence in sentences(found.counters, decision):
         console.print(_text(sentence))
 
 
-def sentences(counters: Counters) -> list[str]:
-    """Counters as sentences; refusals that never happened are left out."""
+def _given(decision: DecisionView) -> Iterator[tuple[str, str]]:
+    """What else a decision gives, as name and text; what it does not give is left out."""
+    if decision.mode == "audit":
+        yield "mode", "audit: what is refused is counted and let on, but for what audit never opens"
+    if decision.audited:
+        yield "let on to", f"{', '.join(decision.audited)} (a rule in audit mode: counted as refused)"
+    if decision.audited_defaults:
+        yield "let on as", f"{', '.join(decision.audited_defaults)} (defaults in audit mode: counted as refused)"
+    if decision.slice is not None:
+        yield "slice", decision.slice
+    for one in decision.exposes:
+        yield "serves", f"{', '.join(one.ports)} to {', '.join(one.to)} ({one.rule})"
+    for rule in decision.classes:
+        what = "all else" if rule.service is None else f"service {rule.service}"
+        yield "class", f"{rule.name} (DSCP {rule.dscp}) for {what} ({rule.rule})"
+    if decision.rate is not None:
+        yield "rate", f"{_rate(decision.rate)} (decided, not enforced yet)"
+    if decision.scitag is not None:
+        tag = decision.scitag
+        yield "scitag", f"experiment {tag.experiment}, activity {tag.activity} (decided, not sent yet)"
+
+
+def _rate(bits: int) -> str:
+    for unit, name in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
+        if bits >= unit:
+            return f"{bits / unit:g} {name}"
+    return f"{bits} bit/s"
+
+
+def sentences(counters: Counters, decision: DecisionView | None = None) -> list[str]:
+    """Counters as sentences; refusals that never happened are left out.
+
+    With audit mode about, a count does not tell which packets were dropped and which were let on: then neither is said.
+    """
+    audit = decision is not None and (decision.mode == "audit" or decision.audited or decision.audited_defaults)
+    word = "Refused, dropped unless audit mode let it on" if audit else "Dropped"
     said = [
         f"It has sent {_packets(counters.admitted_packets, counters.admitted_bytes)} as itself "
         f"and been sent {_packets(counters.delivered_packets, counters.delivered_bytes)}."
     ]
     said += [
-        f"Dropped ({denial.reason}): {_packets(denial.packets, denial.bytes)}: {denial.text}."
+        f"{word} ({denial.reason}): {_packets(denial.packets, denial.bytes)}: {denial.text}."
         for denial in counters.denied
         if denial.packets
     ]
-    return said if len(said) > 1 else [*said, "Nothing of it was dropped."]
+    return said if len(said) > 1 else [*said, "Nothing of it was refused." if audit else "Nothing of it was dropped."]
 
 
 def _packets(packets: int, octets: int) -> str:
@@ -269,6 +307,8 @@ def policy(client: Client, as_json: bool) -> None:
 
     def draw(console: Console) -> None:
         console.print(_text(f"policy {found.digest[:12]}, mode {found.mode}, from {', '.join(found.files)}"))
+        for line in found.audits:
+            console.print(_text(f"in audit mode: {line}"))
 
     _show(found, as_json, draw)
 

@@ -110,28 +110,53 @@ class Store(Protocol):
 
 
 def decision_to_text(decision: Decision) -> str:
-    """A decision in the compact JSON of column `decision`; equal decisions give equal text."""
+    """A decision in the compact JSON of column `decision`; equal decisions give equal text.
+
+    What most jobs do not have is left out, so that a row stays small.
+    """
+    outcome = decision.outcome
+    rare: dict[str, object] = {
+        "a": sorted(outcome.audited),
+        "m": sorted(outcome.groups),
+        "r": decision.rate,
+        "c": list(decision.scitag or ()),
+    }
     return json.dumps(
         {
-            "s": decision.outcome.sealed,
-            "v": sorted(decision.outcome.services),
+            "s": outcome.sealed,
+            "v": sorted(outcome.services),
             "g": list(decision.groups),
             "t": [[place.file, place.line, place.column, text] for place, text in decision.trail],
             "l": decision.slice,
+            **{key: value for key, value in rare.items() if value},
         },
         separators=(",", ":"),
     )
 
 
 def decision_from_text(text: str) -> Decision:
-    """The decision of column `decision`. Raises StoreError when the text is not one."""
+    """The decision of column `decision`, also as it was written before it had all of its keys. Raises StoreError."""
     try:
         value = json.loads(text)
         return Decision(
-            outcome=Outcome(sealed=bool(value["s"]), services=frozenset(value["v"])),
+            outcome=Outcome(
+                sealed=bool(value["s"]),
+                services=frozenset(value["v"]),
+                audited=frozenset(value.get("a", ())),
+                groups=frozenset(value.get("m", ())),
+            ),
             groups=tuple(value["g"]),
             trail=tuple((Place(file, line, column), what) for file, line, column, what in value["t"]),
             slice=value.get("l"),
+            rate=value.get("r"),
+            scitag=_scitag(value.get("c")),
         )
     except (ValueError, KeyError, TypeError) as problem:
         raise StoreError(f"a stored decision cannot be read ({problem}); text: {text[:200]}") from problem
+
+
+def _scitag(stored: Sequence[int] | None) -> tuple[int, int] | None:
+    if stored is None:
+        return None
+    experiment, activity = stored
+    return experiment, activity
