@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from policies.model import Address, Attempt, PortRange, Protocol, World
+from policies.model import Address, Attempt, Expose, PortRange, Protocol, World
 from policies.semantics import Fragment, Transport
 from policies.wire import Phase
 from tests.cases import Case, Job, Sent, world_of
@@ -42,10 +42,13 @@ GROUPS = {
     "science": 'identicalMember(LarkGroup, {"physics", "bio"})',
     "alice": 'User =?= "alice@site"',
     "bob": 'Owner =?= "bob"',
+    "everybody": "Owner =!= undefined",
     "asks": "LarkSlice =!= undefined",
     "hermits": 'LarkNetwork =?= "none"',
     "wn1-slots": 'TARGET.Fast =?= true || Owner =?= "carol"',
 }
+BELIEVED = ("physics", "bio", "science", "alice")
+"""Groups with many members: named more often."""
 OWNERS_WORD = frozenset({"asks", "hermits"})
 """Groups that rest on what the job's owner says: whatever they are given needs `trust-user`."""
 SLICE_NAMES = ("LarkSlice", '"fixed"', 'ifThenElse(isUndefined(LarkGroup), "none", LarkGroup)')
@@ -149,11 +152,11 @@ def _section(name: str, rules: Sequence[str]) -> list[str]:
 def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
     """A policy's text, and its protected services. `nodes`: those of the site, for `nodes:`."""
     services, protected = draw_services(dice)
-    lines = [f"mode: {dice.pick(('enforce', 'enforce', 'enforce', 'audit'))}"]
+    lines = [f"mode: {dice.pick(('enforce', 'enforce', 'enforce', 'enforce', 'enforce', 'audit'))}"]
     patterns = [["wn1"], ["*"], ["*", "!wn1"]] if len(nodes) > 1 else [["wn1"], ["*"]]
     modes = [
         _rule(nodes=_listed(dice.pick(patterns)), mode=dice.pick(("audit", "enforce")))
-        for _ in range(dice.pick((0, 0, 1, 2)))
+        for _ in range(dice.pick((0, 0, 0, 1, 2)))
     ]
     lines += _section("node-modes", modes)
     lines += ["networks:", *(f"  {name}: {_listed(nets)}" for name, nets in NETWORKS.items())]
@@ -165,9 +168,9 @@ def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
         "groups:",
         *(f"  {name}: '{condition}'" for name, condition in GROUPS.items()),
     ]
-    groups = tuple(GROUPS)
+    groups = (*GROUPS, *BELIEVED)
     grants = []
-    for _ in range(dice.upto(4) if protected else 0):
+    for _ in range(dice.pick((1, 2, 3, 4, 5, 0)) if protected else 0):
         group, during = dice.pick(groups), dice.some(tuple(Phase), 0, 2)
         grants.append(
             _rule(
@@ -182,9 +185,9 @@ def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
     lines += _section("grants", grants)
     lines += _draw_classes(dice, tuple(services))
     slices = []
-    for _ in range(dice.pick((0, 1, 2))):
+    for _ in range(dice.pick((1, 2, 0))):
         name = dice.pick(SLICE_NAMES)
-        group = "asks" if name == "LarkSlice" else dice.pick(groups)
+        group = "asks" if name == "LarkSlice" else dice.pick((*groups, "everybody"))
         site_wide = dice.chance(2)
         slices.append(
             _rule(
@@ -198,7 +201,7 @@ def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
     lines += _section("slices", slices)
     exposes = []
     for _ in range(dice.pick((0, 1, 2, 3))):
-        group, to_slice = dice.pick(groups), dice.chance(2)
+        group, to_slice = dice.pick((*groups, "everybody")), dice.chance(2)
         exposes.append(
             _rule(
                 for_=group,
@@ -215,9 +218,9 @@ def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
     if dice.chance(8):
         lines += _section("scitags", [_rule(for_="alice", experiment="cms", activity="production-input")])
     egress, ingress, between = (
-        dice.pick(("allow", "deny", "audit")),
-        dice.pick(("deny", "deny", "allow", "audit")),
+        dice.pick(("allow", "deny", "deny", "audit")),
         dice.pick(("deny", "deny", "deny", "allow", "audit")),
+        dice.pick(("deny", "deny", "deny", "deny", "allow", "audit")),
     )
     lines.append("defaults: " + _rule(egress=egress, ingress=ingress, between_jobs=between))
     return "\n".join(lines) + "\n", protected
@@ -267,13 +270,13 @@ def site_text(nodes: Sequence[str], guards: Sequence[str], six: bool) -> str:
 def draw_ad(dice: Dice) -> dict[str, object]:
     owner = dice.pick(("alice", "bob", "carol"))
     ad: dict[str, object] = {"Owner": owner, "User": f"{owner}@site"}
-    group = dice.pick((None, "physics", "bio", "Physics"))
+    group = dice.pick((None, "physics", "physics", "bio", "Physics"))
     if group is not None:
         ad["LarkGroup"] = group
     asked = dice.pick((None, "one", "two", "fixed"))
     if asked is not None:
         ad["LarkSlice"] = asked
-    network = dice.pick((None, None, None, None, None, None, "none", 5))
+    network = dice.pick((*[None] * 14, "none", 5))
     if network is not None:
         ad["LarkNetwork"] = network  # 5 does not fit: such a job is held
     return ad
@@ -326,12 +329,24 @@ class Table:
         for service in world.policy.services.values():
             for host in service.hosts or map(ipaddress.ip_address, ("8.8.8.8", "2a00::1")):
                 self.offers[host.version] += [(host, block) for block in service.ports]
+        self.guarded: dict[int, list[tuple[Address, PortRange]]] = {4: [], 6: []}
+        for name in {name for bridge in world.site.bridges.values() for name in bridge.guards}:
+            for host in world.policy.services[name].hosts:
+                self.guarded[host.version] += [(host, block) for block in world.policy.services[name].ports]
         self.exposed = [b for rule in world.policy.exposes for b in rule.ports] or [_port(EXPOSED[0])]
         self.between = [(a, b) for a in self.jobs for b in self.jobs if a is not b]
+        self.mates = [(a, b) for a, b in self.between if a.slice is not None and a.slice == b.slice]
+        self.served = [
+            (job, rule) for rule in world.policy.exposes for job in self.jobs if rule.networks and _has(job, rule)
+        ]
         for job in self.jobs:
             self.anybody[4].append(job.ipv4)
             if job.ipv6 is not None:
                 self.anybody[6].append(job.ipv6)
+
+
+def _has(job: Attempt, rule: Expose) -> bool:
+    return rule.group in job.outcome.groups
 
 
 def _near(dice: Dice, block: PortRange) -> tuple[Transport, int]:
@@ -380,7 +395,7 @@ def _own(dice: Dice, job: Attempt) -> Address:
 
 def _from_job(dice: Dice, table: Table) -> Sent:
     if table.between and dice.chance(3):
-        job, peer = dice.pick(table.between)
+        job, peer = dice.pick(table.mates if table.mates and not dice.chance(3) else table.between)
         mine = _own(dice, job)
         theirs: Address = peer.ipv4
         if mine.version == 6:
@@ -392,7 +407,7 @@ def _from_job(dice: Dice, table: Table) -> Sent:
     else:
         job = dice.pick(table.jobs)
         mine = _own(dice, job)
-        theirs, transport, port, near = _far(dice, table, mine.version)
+        theirs, transport, port, near = _far(dice, table.anybody, table.offers, mine.version)
     source, mac = mine, job.mac
     honest = dice.upto(15)
     if honest == 15:
@@ -402,16 +417,20 @@ def _from_job(dice: Dice, table: Table) -> Sent:
     return _flags(dice, Sent(job.bridge, f"lj{job.ofport - 10}", transport, source, near, theirs, port, mac))
 
 
-def _far(dice: Dice, table: Table, version: int) -> tuple[Address, Transport, int, int]:
+_Anybody = Mapping[int, Sequence[Address]]
+_Offers = Mapping[int, Sequence[tuple[Address, PortRange]]]
+
+
+def _far(dice: Dice, anybody: _Anybody, offers: _Offers, version: int) -> tuple[Address, Transport, int, int]:
     """A far end: mostly a host of a service near one of its ports, sometimes anybody; and the near end's port."""
     near = dice.pick((40000, 40000, 8000, 1094, 67, 547))
-    if table.offers[version] and not dice.chance(3):
-        host, block = dice.pick(table.offers[version])
+    if offers[version] and not dice.chance(3):
+        host, block = dice.pick(offers[version])
         transport, port = _near(dice, block)
         if dice.chance(12):
-            host = dice.pick(table.anybody[version])
+            host = dice.pick(anybody[version])
         return host, transport, port, near
-    host = dice.pick(table.anybody[version])
+    host = dice.pick(anybody[version])
     transport = dice.pick((Transport.TCP, Transport.UDP, Transport.ICMP, Transport.OTHER))
     return host, transport, dice.pick((80, 22, 1094, 40000, 8001)), near
 
@@ -420,8 +439,15 @@ def _to_job(dice: Dice, table: Table) -> Sent:
     """From outside to a job: an answer of a service, or a call of what it exposes."""
     job = dice.pick(table.jobs)
     mine = _own(dice, job)
-    if dice.chance(2):
-        theirs, transport, port, near = _far(dice, table, mine.version)
+    if table.served and dice.chance(3):
+        job, rule = dice.pick(table.served)
+        mine = _own(dice, job)
+        inside = [a for a in table.anybody[mine.version] if any(a in net for net in rule.networks)]
+        theirs = dice.pick(inside or table.anybody[mine.version])
+        transport, near = _near(dice, dice.pick(rule.ports))
+        port = 40000
+    elif dice.chance(2):
+        theirs, transport, port, near = _far(dice, table.anybody, table.offers, mine.version)
     else:
         theirs = dice.pick(table.anybody[mine.version])
         transport, near = _near(dice, dice.pick(table.exposed))
@@ -438,7 +464,7 @@ def _past_gate(dice: Dice, table: Table) -> Sent:
         job = dice.pick(table.jobs)
         mac = job.mac if not dice.chance(6) else ROUTER_MAC
         peer = job.ipv6 if version == 6 and job.ipv6 is not None else job.ipv4
-    theirs, transport, port, near = _far(dice, table, peer.version)
+    theirs, transport, port, near = _far(dice, table.anybody, table.guarded, peer.version)
     if side == "sf0":
         return _flags(dice, Sent("gate-br", side, transport, theirs, port, peer, near, ROUTER_MAC))
     return _flags(dice, Sent("gate-br", side, transport, peer, near, theirs, port, mac))
