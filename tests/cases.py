@@ -1,6 +1,6 @@
-"""A judged case as text: policy, site, what agents say of their hosts, jobs' ads, and packets. Read, printed, replayed.
+"""A judged case as text: policy, site, hosts, jobs' ads and packets; read, printed and replayed.
 
-A case is all that verdicts follow from, in the words of those who write policies: the policy and site files as they are,
+A case is all that verdicts follow from, in the words of those who write policies: policy and site files as they are,
 each job's ad, node and phase, and one line for each packet. The judges work on cases alone, so what they print of a
 failure is what `python -m tests.replay` reads.
 
@@ -32,10 +32,10 @@ from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
 
 UPLINK, WORKERS, SERVERS = 1, 2, 3
-"""Port numbers: the uplink of any bridge (`up0`), and a gate's worker-facing (`wf0`) and server-facing (`sf0`) ports."""
+"""Port numbers: the uplink (`up0`) of any bridge, a gate's worker-facing (`wf0`) and server-facing (`sf0`) ports."""
 NUMBERS = {"up0": UPLINK, "wf0": WORKERS, "sf0": SERVERS}
 FIRST_JOB_PORT = 10
-"""The job of lane n is at port `ljn`, number 10 + n, of its node's bridge, with the n-th address of its node's range."""
+"""The job of lane n is at port `ljn`, number 10 + n, of its node's bridge; it has the n-th address of the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Rows:
         assert found == [(line.strip(), verdict.strip()) for line, verdict in rows]
 
 
-# --- protected services ------------------------------------------------------------------------------------------------
+# --- protected services -----------------------------------------------------------------------------------------------
 
 FILES = """
 services:
@@ -210,7 +210,7 @@ def test_answers_of_granted_tcp_are_known_by_ack_and_everything_else_by_the_conn
     ).check()
 
 
-# --- what comes first ----------------------------------------------------------------------------------------------------
+# --- what comes first -------------------------------------------------------------------------------------------------
 
 
 def test_what_no_grant_and_no_audit_opens() -> None:
@@ -295,7 +295,7 @@ def test_what_an_agent_says_of_its_host_closes_addresses_to_its_own_jobs_only() 
     ).check()
 
 
-# --- audit -----------------------------------------------------------------------------------------------------------------
+# --- audit ------------------------------------------------------------------------------------------------------------
 
 AUDITED = """
 services:
@@ -364,7 +364,7 @@ defaults: {egress: deny}
     Rows(world(enforcing, PHYSICS), "job1 > 8.8.8.8 tcp/443 => drop egress").check()
 
 
-# --- slices ------------------------------------------------------------------------------------------------------------------
+# --- slices -----------------------------------------------------------------------------------------------------------
 
 
 def sliced(ad: dict[str, object], name: str = "dag") -> dict[str, object]:
@@ -470,7 +470,7 @@ def test_site_wide_slices_join_users_and_a_sealed_job_has_no_slice() -> None:
     ).check()
 
 
-# --- exposed to networks -----------------------------------------------------------------------------------------------------
+# --- exposed to networks ----------------------------------------------------------------------------------------------
 
 SERVING = """
 networks: {campus: [10.9.0.0/16, "2001:db8:9::/48"], desk: [10.9.1.1, "8.8.8.8"]}
@@ -528,7 +528,7 @@ def test_the_answers_of_an_exposed_port_pass_although_egress_is_denied() -> None
     Rows(closed, "job1 > 10.9.7.7 tcp/40000 from 8080 ack tracked => drop egress").check()
 
 
-# --- classes -------------------------------------------------------------------------------------------------------------------
+# --- classes ----------------------------------------------------------------------------------------------------------
 
 CLASSES = """
 services:
@@ -591,7 +591,7 @@ def test_a_policy_without_classes_marks_nothing() -> None:
     assert class_of(found, packet(found, "job1 > 8.8.8.8 tcp/443")) is None
 
 
-# --- gates ---------------------------------------------------------------------------------------------------------------------
+# --- gates ------------------------------------------------------------------------------------------------------------
 
 GUARDED = """
 networks: {staff: [10.9.0.0/16], wide: [10.0.0.0/8]}
@@ -717,7 +717,7 @@ def test_at_a_gate_a_job_s_node_sets_the_mode_and_the_site_s_mode_is_for_others(
     )
 
 
-# --- the lines that decide ------------------------------------------------------------------------------------------------------
+# --- the lines that decide --------------------------------------------------------------------------------------------
 
 
 def test_a_verdict_names_the_line_that_decided() -> None:
