@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from policies import decide as deciding
 from policies.language import attributes_read
@@ -193,7 +194,7 @@ class Controller:
         self._wall_clock = wall_clock
         self._lock = threading.Condition(threading.Lock())
         self._fabric: Fabric | None = None
-        self._world = World(site=site, policy=policy)
+        self._replace(World(site=site, policy=policy))
         self._rows: dict[str, AttemptRow] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._on_node = {name: _OnNode() for name in site.nodes}
@@ -262,7 +263,7 @@ class Controller:
             self._on_node[row.spec.node].add(row.id)
             attempts[row.id] = _attempt(row)
             self._claims.update(dict.fromkeys(_claims(row.spec), row.id))
-        self._world = replace(
+        world = replace(
             world,
             host_addresses={name: self._believed(row) for name, row in self._nodes.items()},
             service_numbers=service_numbers,
@@ -271,6 +272,7 @@ class Controller:
             slice_numbers=slices,
             attempts=attempts,
         )
+        self._replace(world)
         if changes:
             self._store.write(changes).wait(self._clock() + self._deadline)
         for kind in _GIVEN_ON_THE_WAY:
@@ -291,8 +293,28 @@ class Controller:
 
     @property
     def world(self) -> World:
-        """The present world, a value."""
-        return self._world
+        """The present world, a value: a copy, so not for what happens with every attempt."""
+        with self._lock:
+            world = self._world
+            return replace(
+                world,
+                identities=dict(world.identities),
+                slice_numbers=dict(world.slice_numbers),
+                attempts=dict(world.attempts),
+            )
+
+    def _replace(self, world: World) -> None:
+        """Put another world in place. What comes and goes with each attempt is changed in it, not copied each time."""
+        self._attempts = dict(world.attempts)
+        self._identities = dict(world.identities)
+        self._slices = dict(world.slice_numbers)
+        self._outcomes = Counter(attempt.outcome for attempt in self._attempts.values())
+        self._world = replace(
+            world,
+            identities=MappingProxyType(self._identities),
+            slice_numbers=MappingProxyType(self._slices),
+            attempts=MappingProxyType(self._attempts),
+        )
 
     def fabric_ports(self, bridge: str, ports: Mapping[str, int]) -> None:
         """The fabric's `on_ports`: standing flows follow the numbers of a bridge's declared ports."""
@@ -649,13 +671,15 @@ class Controller:
                 )
                 for id, row in rows.items()
             }
-            self._world = replace(
-                self._world,
-                policy=policy,
-                service_numbers={**self._world.service_numbers, **service_numbers},
-                identities=identities,
-                slice_numbers=slices,
-                attempts={id: _attempt(row) for id, row in self._rows.items()},
+            self._replace(
+                replace(
+                    self._world,
+                    policy=policy,
+                    service_numbers={**self._world.service_numbers, **service_numbers},
+                    identities=identities,
+                    slice_numbers=slices,
+                    attempts={id: _attempt(row) for id, row in self._rows.items()},
+                )
             )
             tickets = self._say_everything()
             pending = self._write([PutAttempt(row) for row in self._rows.values()])
@@ -773,22 +797,20 @@ class Controller:
 
     def _shift(self, old: Attempt | None, new: Attempt | None) -> _Told:
         """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
-        before = self._world
-        attempts = dict(before.attempts)
-        identities = dict(before.identities)
+        world = self._world
         if old is not None:
-            del attempts[old.id]
+            del self._attempts[old.id]
+            self._outcomes[old.outcome] -= 1
         if new is not None:
-            attempts[new.id] = new
-            if new.outcome not in identities:
-                identities[new.outcome] = self._numbers[Kind.IDENTITY].take()
-        slices = dict(before.slice_numbers)
-        if new is not None and new.slice is not None and new.slice not in slices:
-            slices[new.slice] = self._numbers[Kind.SLICE].take()
-        after = replace(before, attempts=attempts, identities=identities, slice_numbers=slices)
-        memberships = self._shift_membership(before, after, old, new)
-        here_before = compiler.bridges_of(before, old) if old is not None else ()
-        here_after = compiler.bridges_of(after, new) if new is not None else ()
+            self._attempts[new.id] = new
+            self._outcomes[new.outcome] += 1
+            if new.outcome not in self._identities:
+                self._identities[new.outcome] = self._numbers[Kind.IDENTITY].take()
+            if new.slice is not None and new.slice not in self._slices:
+                self._slices[new.slice] = self._numbers[Kind.SLICE].take()
+        memberships = self._shift_membership(old, new)
+        here_before = compiler.bridges_of(world, old) if old is not None else ()
+        here_after = compiler.bridges_of(world, new) if new is not None else ()
         tickets: dict[str, Ticket] = {}
         for bridge in dict.fromkeys((*here_before, *here_after)):
             gone, come = memberships.pop(bridge, ([], []))
@@ -796,30 +818,29 @@ class Controller:
             outcomes = {a.outcome for a in (old, new) if a is not None}
             had = {outcome: uses[outcome] for outcome in outcomes}
             if old is not None and bridge in here_before:
-                gone += compiler.attempt_flows(before, bridge, old)
+                gone += compiler.attempt_flows(world, bridge, old)
                 uses[old.outcome] -= 1
             if new is not None and bridge in here_after:
-                come += compiler.attempt_flows(after, bridge, new)
+                come += compiler.attempt_flows(world, bridge, new)
                 uses[new.outcome] += 1
             for outcome in outcomes:
                 if had[outcome] and not uses[outcome]:
-                    gone += compiler.identity_flows(before, bridge, outcome)
+                    gone += compiler.identity_flows(world, bridge, outcome)
                 elif uses[outcome] and not had[outcome]:
-                    come += compiler.identity_flows(after, bridge, outcome)
+                    come += compiler.identity_flows(world, bridge, outcome)
                 if not uses[outcome]:
                     del uses[outcome]
             tickets[bridge] = self._tell(bridge, gone, come)
-        if old is not None and not any(old.outcome in uses for uses in self._uses.values()):
-            after = replace(after, identities={o: n for o, n in identities.items() if o != old.outcome})
-        if old is not None and old.slice is not None and old.slice not in self._members:
-            after = replace(after, slice_numbers={s: n for s, n in slices.items() if s != old.slice})
         peers = {bridge: self._tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
-        self._world = after
+        # Only now: the flows that go carry the numbers of what is not used any more.
+        if old is not None and not self._outcomes[old.outcome]:
+            del self._outcomes[old.outcome]
+            del self._identities[old.outcome]
+        if old is not None and old.slice is not None and old.slice not in self._members:
+            del self._slices[old.slice]
         return _Told(tickets, peers)
 
-    def _shift_membership(
-        self, before: World, after: World, old: Attempt | None, new: Attempt | None
-    ) -> dict[str, tuple[list[Flow], list[Flow]]]:
+    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Flow], list[Flow]]]:
         """What goes and comes on each bridge because a slice loses or gains a member.
 
         A bridge knows all members of the slices that have a job on it, and no others.
@@ -841,12 +862,16 @@ class Controller:
                 if bridge in held:
                     losing = were.values() if bridge not in holds else [a for a in (old,) if a is not None]
                     gone += [
-                        compiler.membership_flow(before, a) for a in losing if a.slice == name and not a.outcome.sealed
+                        compiler.membership_flow(self._world, a)
+                        for a in losing
+                        if a.slice == name and not a.outcome.sealed
                     ]
                 if bridge in holds:
                     gaining = will.values() if bridge not in held else [a for a in (new,) if a is not None]
                     come += [
-                        compiler.membership_flow(after, a) for a in gaining if a.slice == name and not a.outcome.sealed
+                        compiler.membership_flow(self._world, a)
+                        for a in gaining
+                        if a.slice == name and not a.outcome.sealed
                     ]
             if will:
                 self._members[name] = will
@@ -1164,7 +1189,7 @@ class Controller:
         except FabricError as problem:
             LOG.warning("attempt=%s bridge=%s: no counters: %s", attempt.id, attempt.bridge, problem)
             return None
-        services = self.world.policy.services.values()
+        services = self._world.policy.services.values()
         return compiler.read_counters(attempt, stats, [service.name for service in services if service.protected])
 
     def _status(
