@@ -1,19 +1,25 @@
 """What is allowed in a policy and probably not meant. Pure; errors proper are the language's business.
 
-A finding never stops a policy from loading: it says where to look, and why. Sources: the HTCondor manual (ClassAd
-operators and functions), RFC 7530 and the registered ports of kernel file systems.
+A finding never stops a policy from loading: it says where to look, why, and what to write instead. Sources: the
+HTCondor manual (ClassAd operators and functions), RFC 7530 and the registered ports of kernel file systems.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
-from policies import expressions, trust
+from policies import expressions, shadow, trust
+from policies.ads import JobAd
+from policies.conditions import Conditions
+from policies.decide import Held, decide
 from policies.language import Problem, attributes_read
-from policies.model import Group, Policy, Role, Site
+from policies.model import Expose, Expression, Place, Policy, Role, Site, Verdict, node_matches
+from policies.wire import Phase
 
-IDENTITIES = trust.SET_BY_SCHEDD | trust.SET_BY_LARK_ACCESS_POINT | {"acctgroup", "acctgroupuser"}
+IDENTITIES = (trust.SET_BY_SCHEDD - {"clusterid", "procid", "qdate"}) | trust.SET_BY_LARK_ACCESS_POINT
+IDENTITIES |= {"acctgroup", "acctgroupuser"}
 KERNEL_MOUNT_PORTS: Mapping[int, str] = {
     111: "rpcbind",
     988: "Lustre",
@@ -22,80 +28,125 @@ KERNEL_MOUNT_PORTS: Mapping[int, str] = {
     6789: "CephFS",
     20048: "NFS mountd",
 }
-_LOOSE_COMPARISON = re.compile(r"(?<![=!<>?])==(?!=)|(?<![=!])!=(?!=)")
-_MEMBER = re.compile(r"(?<!identical)\bmember\s*\(", re.IGNORECASE)
-_REGEXP = re.compile(r'\bregexp\s*\(\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_LOOSE = re.compile(r"(?<![=!<>?])==(?!=)|(?<![=!])!=(?!=)")
+_HARMLESS = re.compile(r"(?:-?[0-9.]+|true|false|undefined)", re.IGNORECASE)
+_NAME = re.compile(r"(?:MY\.)?([A-Za-z_]\w*)", re.IGNORECASE)
+_MEMBER = re.compile(r"(?<!identical)(?<!\w)(member|stringListIMember)\s*\(", re.IGNORECASE)
+_REGEXP = re.compile(r'\bregexp\s*\(\s*"((?:[^"\\]|\\.)*)"\s*,[^()"]*(?:,\s*"(\w*)")?\s*\)', re.IGNORECASE)
+_SHOWN_VALUES = 3
+"""How many of the values that an attribute has in the ads given are told."""
 
 
 def lint(
     policy: Policy,
     site: Site | None = None,
     *,
-    ads: Sequence[Mapping[str, object]] = (),
+    ads: Sequence[JobAd] = (),
     startd_job_attrs: Iterable[str] | None = None,
     immutable_job_attrs: Iterable[str] | None = None,
 ) -> list[Problem]:
-    """Findings, by place. `ads`: real job ads (from `condor_q -long`), to find conditions that never hold.
+    """Findings, by place. `ads`: real job ads, to find what never holds and which jobs would be held.
 
     `startd_job_attrs`, `immutable_job_attrs`: the pool's own lists, where they are known.
     """
-    found = [*_expressions(policy), *_reach(policy, site), *_mounts(policy), *_unused(policy)]
+    found = [
+        *_identities(policy),
+        *_services(policy, site),
+        *_mounts(policy),
+        *_grants(policy),
+        *_sealed(policy),
+        *_slices(policy),
+        *_exposures(policy, site),
+        *_classes(policy),
+        *_node_modes(policy, site),
+        *_not_yet(policy),
+        *_unused(policy),
+    ]
     if ads:
-        found += _never_true(policy, ads)
+        found += [*_never_true(policy, ads), *_would_be_held(policy, ads)]
     if startd_job_attrs is not None:
         found += _missing_attributes(policy, startd_job_attrs)
     if immutable_job_attrs is not None:
         found += _mutable_grounds(policy, immutable_job_attrs)
-    return sorted(found)
+    return sorted(set(found))
 
 
-def _expressions(policy: Policy) -> Iterable[Problem]:
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def _identities(policy: Policy) -> Iterator[Problem]:
     for group in policy.groups.values():
         text, place = group.condition.text, group.place
-        about_identity = sorted(group.condition.references & IDENTITIES)
-        if about_identity and _LOOSE_COMPARISON.search(text):
-            message = f"group `{group.name}` compares {', '.join(about_identity)} with == or !=, which ignore case"
+        about = ", ".join(sorted(group.condition.references & IDENTITIES))
+        if about and _compares_loosely(text):
+            message = f"group `{group.name}` compares {about} with == or !=, which ignore case"
             yield Problem(place, message, "write =?= or =!=")
-        if about_identity and _MEMBER.search(text):
-            message = f"group `{group.name}` uses member(), which ignores case"
-            yield Problem(place, message, "write identicalMember()")
-        for pattern in _REGEXP.findall(text):
-            if not (pattern.startswith("^") and re.search(r"(\$|\$\))$", pattern)):
+        for name in dict.fromkeys(_MEMBER.findall(_STRING.sub('""', text)) if about else ()):
+            message = f"group `{group.name}` asks about {about} with {name}(), which ignores case"
+            listed = "stringListMember()" if name.lower() != "member" else "identicalMember()"
+            yield Problem(place, message, f"write {listed}")
+        for pattern, options in _REGEXP.findall(text):
+            if _alternatives(pattern):
+                message = f'group `{group.name}`: in regexp("{pattern}") the ^ and $ belong to one alternative each'
+                yield Problem(place, message, "put the alternatives in brackets: ^(a|b)$")
+            elif not (pattern.startswith("^") and re.search(r"(\$|\$\))$", pattern)):
                 message = f'group `{group.name}`: regexp("{pattern}") fits anywhere inside the value'
                 yield Problem(place, message, "anchor it with ^ and $")
+            if about and "i" in options.lower():
+                message = f'group `{group.name}`: regexp("{pattern}") about {about} ignores case'
+                yield Problem(place, message, "leave the option i out")
 
 
-def _reach(policy: Policy, site: Site | None) -> Iterable[Problem]:
+def _compares_loosely(text: str) -> bool:
+    """Whether == or != may compare an identity: not where one side is a number, or both are about something else."""
+    bare = _STRING.sub('""', text)
+    for found in _LOOSE.finditer(bare):
+        left = re.search(r'(""|[\w.]+|\))\s*$', bare[: found.start()])
+        right = re.match(r'\s*(""|-?[\w.]+\(?|\()', bare[found.end() :])
+        sides = [side.group(1) if side else "(" for side in (left, right)]
+        if any(_HARMLESS.fullmatch(side) for side in sides):
+            continue
+        names = [_NAME.fullmatch(side) for side in sides if side != '""']
+        if not all(name is not None and name.group(1).lower() not in IDENTITIES for name in names):
+            return True
+    return False
+
+
+def _alternatives(pattern: str) -> bool:
+    """Whether a | stands outside of brackets, so that an anchor holds for one side only."""
+    depth = 0
+    for letter in re.sub(r"\\.|\[[^\]]*\]", "", pattern):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "|" and depth == 0:
+            return True
+    return False
+
+
+# --- services and grants ----------------------------------------------------------------------------------------------
+
+
+def _services(policy: Policy, site: Site | None) -> Iterator[Problem]:
     guarded = {name for b in site.bridges.values() if Role.GATE in b.roles for name in b.guards} if site else set()
-    sealed_groups = {seal.group for seal in policy.seals}
+    sealed = {seal.group for seal in policy.seals}
     for service in policy.services.values():
         if not service.protected:
+            if service.name not in policy.classified_services:
+                message = f"service `{service.name}` is not protected, and no rule names it"
+                yield Problem(service.place, message, "add `protected: true`, use it under classify, or drop it")
             continue
         grants = [g for g in policy.grants if g.service == service.name]
-        if not grants and not service.open_to:
-            yield Problem(
-                service.place, f"nobody can reach protected service `{service.name}`", "add a grant or open-to"
-            )
+        if not service.open_to and all(g.group in sealed or g.audit for g in grants):
+            message = f"nobody can reach protected service `{service.name}`"
+            if any(g.group not in sealed for g in grants):
+                message += ": its grants are all in audit mode, and give nothing"
+            yield Problem(service.place, message, "add a grant or open-to")
         if site is not None and service.name not in guarded:
             message = f"no gate guards `{service.name}`: it is closed to jobs on worker bridges only"
             yield Problem(service.place, message, "list it under `guards` of a gate, or firewall the server itself")
-    for position, grant in enumerate(policy.grants):
-        if grant.group in sealed_groups:
-            message = f"group `{grant.group}` is sealed, and a seal beats every grant: this grant gives nothing"
-            yield Problem(grant.place, message, "drop the grant or the seal")
-        earlier = [
-            g
-            for g in policy.grants[:position]
-            if (g.group, g.service) == (grant.group, grant.service)
-            and grant.during <= g.during
-            and (not g.nodes or g.nodes == grant.nodes)
-        ]
-        if earlier:
-            message = f"this grant gives nothing beyond the one at {earlier[0].place}"
-            yield Problem(grant.place, message, "drop one of them")
 
 
-def _mounts(policy: Policy) -> Iterable[Problem]:
+def _mounts(policy: Policy) -> Iterator[Problem]:
     for service in policy.services.values():
         for ports in service.ports:
             for number, name in KERNEL_MOUNT_PORTS.items():
@@ -107,42 +158,220 @@ def _mounts(policy: Policy) -> Iterable[Problem]:
                     yield Problem(service.place, message, "use file permissions or an export list for mounts")
 
 
-def _unused(policy: Policy) -> Iterable[Problem]:
-    used = {g.group for g in policy.grants} | {s.group for s in policy.seals} | {s.group for s in policy.slices}
+def _grants(policy: Policy) -> Iterator[Problem]:
+    for rule, other in shadow.redundant(policy.grants, partial(shadow.grant_covers, policy)):
+        yield Problem(rule.place, f"this grant gives nothing beyond the one at {other.place}", "drop one of them")
+
+
+def _sealed(policy: Policy) -> Iterator[Problem]:
+    """Rules for a group that is sealed."""
+    sealed = {seal.group: seal.place for seal in policy.seals}
+    rules: list[tuple[str, str | None, Place]] = [("grant", g.group, g.place) for g in policy.grants]
+    rules += [("slice", r.group, r.place) for r in policy.slices]
+    rules += [("exposure", r.group, r.place) for r in policy.exposes]
+    rules += [("classify rule", r.group, r.place) for r in policy.classify]
+    rules += [("rate", r.group, r.place) for r in policy.rates]
+    rules += [("scitag", r.group, r.place) for r in policy.scitags]
+    for what, group, place in rules:
+        if group in sealed:
+            message = f"group `{group}` is sealed ({sealed[group]}), and a seal beats every {what}: this gives nothing"
+            yield Problem(place, message, f"drop the {what} or the seal")
+
+
+# --- slices and exposures ---------------------------------------------------------------------------------------------
+
+
+def _slices(policy: Policy) -> Iterator[Problem]:
+    rules = policy.slices
+    for rule, earlier in shadow.shadowed(rules, lambda a, b: shadow.group_covers(policy, a.group, b.group)):
+        message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
+        yield Problem(rule.place, message, "drop it, or move it up")
+    to_slice = [rule for rule in policy.exposes if rule.to_slice]
+    for rule in rules:
+        if policy.defaults.between_jobs is Verdict.ALLOW:
+            message = f"all jobs may talk to each other ({policy.defaults.place}): a slice gives nothing"
+            yield Problem(rule.place, message, "write `between-jobs: deny`, or drop the slice")
+        elif rule.exposed_only and not to_slice:
+            message = "members of this slice reach only exposed ports, and no rule exposes any to a slice"
+            yield Problem(rule.place, message, "add `expose: [{for: …, ports: […], to: slice}]`")
+
+
+def _exposures(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    for rule, other in shadow.redundant(policy.exposes, partial(shadow.expose_covers, policy)):
+        yield Problem(rule.place, f"this exposes nothing beyond the rule at {other.place}", "drop one of them")
+    for rule in policy.exposes:
+        if rule.to_slice:
+            yield from _exposed_to_slice(policy, rule)
+            continue
+        if policy.defaults.ingress is Verdict.ALLOW:
+            message = f"every port of every job is open from outside ({policy.defaults.place}): this gives nothing"
+            yield Problem(rule.place, message, "write `ingress: deny`, or drop the rule")
+        for net in rule.networks:
+            for node in site.nodes.values() if site else ():
+                ranges = (node.ipv4, node.ipv6) if node.ipv6 else (node.ipv4,)
+                if shadow.networks_cover(ranges, (net,)):
+                    message = f"{net} holds addresses of jobs (node `{node.name}`), and between jobs only slices count"
+                    yield Problem(rule.place, message, "write `to: slice`, or give a network outside")
+
+
+def _exposed_to_slice(policy: Policy, rule: Expose) -> Iterator[Problem]:
+    if policy.defaults.between_jobs is Verdict.ALLOW:
+        message = f"all jobs may talk to each other ({policy.defaults.place}): this gives nothing"
+        yield Problem(rule.place, message, "write `between-jobs: deny`, or drop the rule")
+    elif not policy.slices:
+        yield Problem(rule.place, "there is no slice to expose anything to", "add a rule under `slices`")
+    elif not any(s.exposed_only for s in policy.slices):
+        message = "members of every slice reach all ports of each other: this gives nothing"
+        yield Problem(rule.place, message, "say `between: exposed` in the slice's rule, or drop this one")
+    else:
+        first = next((s for s in policy.slices if shadow.group_covers(policy, s.group, rule.group)), None)
+        if first is not None and not first.exposed_only:
+            message = (
+                f"the slice of these jobs ({first.place}) is open, its members reach all ports: this gives nothing"
+            )
+            yield Problem(rule.place, message, "say `between: exposed` there, or drop this one")
+
+
+# --- classes and modes ------------------------------------------------------------------------------------------------
+
+
+def _classes(policy: Policy) -> Iterator[Problem]:
+    for rule, earlier in shadow.shadowed(policy.classify, partial(shadow.classify_covers, policy)):
+        message = f"nothing comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
+        yield Problem(rule.place, message, "drop it, or move it up")
+    for tag, before in shadow.shadowed(policy.scitags, lambda a, b: shadow.group_covers(policy, a.group, b.group)):
+        message = f"no job comes to this rule: the first that fits decides, and that is the one at {before.place}"
+        yield Problem(tag.place, message, "drop it, or move it up")
+    given = {rule.traffic_class for rule in policy.classify}
+    for traffic_class in policy.classes[:-1]:
+        if traffic_class.name not in given:
+            message = f"no rule of classify gives class `{traffic_class.name}`"
+            yield Problem(traffic_class.place, message, "add a rule, or drop the class")
+
+
+def _node_modes(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    rules = policy.node_modes
+    for rule, earlier in shadow.shadowed(rules, shadow.mode_covers):
+        message = f"no node comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
+        yield Problem(rule.place, message, "drop it, or move it up")
+    if rules and rules[-1].mode is policy.mode:
+        message = f"this rule changes nothing: `mode: {policy.mode.value}` holds for all other nodes anyway"
+        yield Problem(rules[-1].place, message, "drop it")
+    for rule in rules:
+        if site is not None and not any(node_matches(rule.nodes, name) for name in site.nodes):
+            message = f"`nodes: [{', '.join(rule.nodes)}]` fits no node of the site"
+            yield Problem(rule.place, message, f"nodes: {', '.join(sorted(site.nodes))}")
+
+
+def _not_yet(policy: Policy) -> Iterator[Problem]:
+    """What is decided and shown, and not carried out by this version."""
+    if policy.rates:
+        message = "rates are decided and shown, and not enforced by this version: jobs are not slowed down"
+        yield Problem(policy.rates[0].place, message, "do not count on them yet")
+    if policy.scitags:
+        message = "scitags are decided and shown, and not sent by this version"
+        yield Problem(policy.scitags[0].place, message, "do not count on them yet")
+    shaped = [c for c in policy.classes if c.guarantee is not None or c.ceiling is not None]
+    if shaped:
+        message = "classes are marked in packets (DSCP); guarantee and ceiling are not enforced by this version"
+        yield Problem(shaped[0].place, message, "give the routers a rule for each DSCP meanwhile")
+
+
+def _unused(policy: Policy) -> Iterator[Problem]:
+    used: set[str | None] = {rule.group for rule in policy.seals}
+    for rules in (policy.grants, policy.slices, policy.classify, policy.rates, policy.exposes, policy.scitags):
+        used |= {rule.group for rule in rules}
     for group in policy.groups.values():
         if group.name not in used:
             yield Problem(group.place, f"group `{group.name}` is used by no rule", "use it or drop it")
 
 
-def _never_true(policy: Policy, ads: Sequence[Mapping[str, object]]) -> Iterable[Problem]:
-    def holds(group: Group, ad: Mapping[str, object]) -> bool:
-        return expressions.Scope(ad, {}).evaluate(group.condition.text) is True
-
-    for group in policy.groups.values():
-        about_slot = any(n.startswith("target.") for n in group.condition.references)
-        if not about_slot and not any(holds(group, ad) for ad in ads):
-            present = {name.lower() for ad in ads for name in ad}
-            absent = sorted(n for n in group.condition.references if n not in present)
-            why = f"; none of them has {', '.join(absent)}" if absent else ""
-            message = f"group `{group.name}` holds for none of the {len(ads)} job ads given{why}"
-            yield Problem(group.place, message, "check spelling and values")
+# --- against the pool -------------------------------------------------------------------------------------------------
 
 
-def _missing_attributes(policy: Policy, startd_job_attrs: Iterable[str]) -> Iterable[Problem]:
+def _about_slot(expression: Expression) -> bool:
+    return any(name.startswith("target.") for name in expression.references)
+
+
+def _never_true(policy: Policy, ads: Sequence[JobAd]) -> Iterator[Problem]:
+    groups = [g for g in policy.groups.values() if not _about_slot(g.condition)]
+    conditions = Conditions([(g.condition.text, g.condition.references) for g in groups])
+    held: set[int] = set()
+    for job in ads:
+        lowered = {name.lower(): value for name, value in _with_defaults(policy, job).items()}
+        held.update(conditions.answer(lowered, {}, expressions.Scope(lowered, {})).true)
+    for position, group in enumerate(groups):
+        if position in held:
+            continue
+        seen = [_values(ads, name) for name in sorted(group.condition.references)]
+        message = f"group `{group.name}` holds for none of the {len(ads)} job ads given"
+        yield Problem(group.place, "; ".join([message, *seen]), "check spelling and values")
+
+
+def _with_defaults(policy: Policy, job: JobAd) -> Mapping[str, object]:
+    present = {name.lower() for name in job.ad}
+    missing = [a for a in policy.attributes.values() if a.default is not None and a.name.lower() not in present]
+    return {**job.ad, **{a.name: a.default for a in missing}}
+
+
+def _values(ads: Sequence[JobAd], name: str) -> str:
+    found = sorted({repr(v) for job in ads for n, v in job.ad.items() if n.lower() == name})
+    if not found:
+        return f"none of them has {name}"
+    more = f" or {len(found) - _SHOWN_VALUES} others" if len(found) > _SHOWN_VALUES else ""
+    return f"{name} is {', '.join(found[:_SHOWN_VALUES])}{more} in them"
+
+
+def _would_be_held(policy: Policy, ads: Sequence[JobAd]) -> Iterator[Problem]:
+    # What depends on the slot cannot be told from a job's ad.
+    unknown = {g.place for g in policy.groups.values() if _about_slot(g.condition)}
+    unknown |= {r.place for r in policy.slices if _about_slot(r.name)}
+    unknown |= {r.place for r in policy.rates if _about_slot(r.expression)}
+    reasons: dict[Place, list[tuple[JobAd, str]]] = {}
+    read = attributes_read(policy)
+    for job in ads:
+        for name in sorted(n for n in job.expressions if n.lower() in read):
+            reason = f"{name} is an expression, and the agent takes only plain values"
+            reasons.setdefault(_read_at(policy, name.lower()), []).append((job, reason))
+        try:
+            decide(policy, "", job.ad, {}, Phase.RUN)
+        except Held as problem:
+            if problem.place not in unknown:
+                reasons.setdefault(problem.place or policy.defaults.place, []).append((job, problem.reason))
+    for place, found in reasons.items():
+        job, reason = found[0]
+        message = f"{len(found)} of the {len(ads)} job ads given would be held (job {job.label}: {reason})"
+        yield Problem(place, message, "mend the rule, or tell the jobs' owners")
+
+
+def _read_at(policy: Policy, name: str) -> Place:
+    """The first place that reads a job attribute (in lower case)."""
+    places = [g.place for g in policy.groups.values() if name in g.condition.references]
+    places += [a.place for a in policy.attributes.values() if a.name.lower() == name]
+    places += [r.place for r in policy.slices if name in r.name.references or (name == "user" and not r.site_wide)]
+    places += [r.place for r in policy.rates if name in r.expression.references]
+    return min(places, default=policy.defaults.place)
+
+
+def _missing_attributes(policy: Policy, startd_job_attrs: Iterable[str]) -> Iterator[Problem]:
     listed = {name.lower() for name in startd_job_attrs}
-    start = policy.defaults.place
     for name in sorted(attributes_read(policy) - listed):
-        places = [g.place for g in policy.groups.values() if name in g.condition.references]
-        places += [a.place for a in policy.attributes.values() if a.name.lower() == name]
         message = f"attribute `{name}` is not in STARTD_JOB_ATTRS: no agent will ever send it"
-        yield Problem(min(places, default=start), message, "add it on the execution points")
+        yield Problem(_read_at(policy, name), message, "add it on the execution points")
 
 
-def _mutable_grounds(policy: Policy, immutable_job_attrs: Iterable[str]) -> Iterable[Problem]:
+def _mutable_grounds(policy: Policy, immutable_job_attrs: Iterable[str]) -> Iterator[Problem]:
     fixed = {name.lower() for name in immutable_job_attrs} | trust.SET_BY_SCHEDD
-    for grant in policy.grants:
-        group = policy.groups[grant.group]
-        loose = sorted(n for n in group.condition.references if not n.startswith("target.") and n not in fixed)
+    rules: list[tuple[str, str, frozenset[str], Place]] = [
+        *(("grant", r.group, frozenset(), r.place) for r in policy.grants),
+        *(("class", r.group, frozenset(), r.place) for r in policy.classify if r.group is not None),
+        *(("exposure", r.group, frozenset(), r.place) for r in policy.exposes if not r.to_slice),
+        *(("scitag", r.group, frozenset(), r.place) for r in policy.scitags),
+        *(("site-wide slice", r.group, r.name.references, r.place) for r in policy.slices if r.site_wide),
+    ]
+    for what, group, more, place in rules:
+        read = policy.groups[group].condition.references | more
+        loose = sorted(n for n in read if not n.startswith("target.") and n not in fixed)
         if loose:
-            message = f"this grant rests on `{', '.join(loose)}`, which condor_qedit can change"
-            yield Problem(grant.place, message, "list it in IMMUTABLE_JOB_ATTRS on every access point")
+            message = f"this {what} rests on `{', '.join(loose)}`, which condor_qedit can change"
+            yield Problem(place, message, "list it in IMMUTABLE_JOB_ATTRS on every access point")

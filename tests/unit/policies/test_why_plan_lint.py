@@ -116,64 +116,6 @@ def test_plan_says_who_gains_and_who_loses_what(tmp_path: Path) -> None:
     assert plan(old, old, jobs).lines() == ["0 jobs change, 5 do not"]
 
 
-LOOSE = """
-services:
-  fs: {hosts: [10.0.0.1], ports: [tcp/1094], protected: true}
-  home: {hosts: [10.0.0.3], ports: [tcp/2049]}
-  nobody: {hosts: [10.0.0.4], ports: [tcp/1], protected: true}
-attributes: {LarkNetwork: {type: enum, values: [none, default], default: default}}
-groups:
-  loose: 'User == "alice"'
-  listed: 'member(User, {"alice"})'
-  somewhere: 'regexp("/cms", x509UserProxyFirstFQAN)'
-  strict: 'identicalMember(User, {"alice"}) && regexp("^/cms$", x509UserProxyFirstFQAN) && ClusterId != 3'
-  idle: 'Owner =?= "x"'
-  sealed: 'LarkNetwork =?= "none"'
-grants:
-  - {for: loose, to: fs}
-  - {for: listed, to: fs}
-  - {for: somewhere, to: fs}
-  - {for: strict, to: fs}
-  - {for: loose, to: fs, during: [run]}
-  - {for: sealed, to: fs, trust-user: true}
-seal: [sealed]
-"""
-
-
-def test_lint_finds_what_is_probably_not_meant(tmp_path: Path) -> None:
-    policy = policy_of(tmp_path, LOOSE)
-    found = [str(p).removeprefix("policy.yaml:") for p in lint(policy)]
-    starts = [
-        "4:3: service `home`: tcp/2049 is NFS; a mount belongs to the node's kernel",
-        "5:3: nobody can reach protected service `nobody`; add a grant or open-to",
-        "8:3: group `loose` compares user with == or !=, which ignore case; write =?= or =!=",
-        "9:3: group `listed` uses member(), which ignores case; write identicalMember()",
-        '10:3: group `somewhere`: regexp("/cms") fits anywhere inside the value; anchor it with ^ and $',
-        "11:3: group `strict` compares clusterid, user, x509userproxyfirstfqan with == or !=, which ignore case",
-        "12:3: group `idle` is used by no rule",
-        "19:5: this grant gives nothing beyond the one at policy.yaml:15; drop one of them",
-        "20:5: group `sealed` is sealed, and a seal beats every grant: this grant gives nothing",
-    ]
-    assert len(found) == len(starts)
-    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True)), found
-
-
-def test_lint_knows_the_pools_lists_and_real_ads(tmp_path: Path) -> None:
-    policy = demo_policy()
-    assert lint(policy, demo_site(), startd_job_attrs=["LarkGroup", "LARKNETWORK", "LarkSlice", "User"]) == []
-    missing = lint(policy, startd_job_attrs=["LarkGroup", "LarkSlice", "User"])
-    assert [str(p).split(";")[0] for p in missing] == [
-        "demo.yaml:9:3: attribute `larknetwork` is not in STARTD_JOB_ATTRS: no agent will ever send it"
-    ]
-    mutable = lint(policy, immutable_job_attrs=["Owner"])
-    assert "rests on `larkgroup`, which condor_qedit can change" in str(mutable[0])
-    assert lint(policy, immutable_job_attrs=["LarkGroup"]) == []
-    unheld = lint(policy, ads=[{"LarkNetwork": "none", "User": "a", "LarkSlice": "x"}])
-    assert [str(p).split(";")[0:2] for p in unheld] == [
-        ["demo.yaml:12:3: group `physics` holds for none of the 1 job ads given", " none of them has larkgroup"]
-    ]
-
-
 def test_lint_of_the_demo_is_clean_and_an_unguarded_service_is_named(tmp_path: Path) -> None:
     assert lint(demo_policy(), demo_site()) == []
     found = lint(policy_of(tmp_path, OLD), demo_site())
