@@ -65,19 +65,39 @@ def run(path: Path, engine: str | None, log_level: str) -> None:
         raise Stop(str(problem), 1) from problem
 
 
+_input_file = click.Path(dir_okay=False, path_type=Path)
+
+
 @cli.command()
 @config_option
 @click.option("--strict", is_flag=True, help="A warning is a failure too (exit code 1).")
-def check(path: Path, strict: bool) -> None:
+@click.option("--ads", type=_input_file, help="Output of condor_q -long or -json: what never holds, who would be held.")
+@click.option(
+    "--condor-config",
+    type=_input_file,
+    multiple=True,
+    help="Output of condor_config_val -dump; given twice: of an access point and of an execution point.",
+)
+@click.option("--startd-job-attrs", metavar="LIST", help="STARTD_JOB_ATTRS of the execution points.")
+@click.option("--immutable-job-attrs", metavar="LIST", help="IMMUTABLE_JOB_ATTRS of the access points.")
+def check(
+    path: Path,
+    strict: bool,
+    ads: Path | None,
+    condor_config: tuple[Path, ...],
+    startd_job_attrs: str | None,
+    immutable_job_attrs: str | None,
+) -> None:
     """Check controller.yaml, site, policy and tokens; start nothing.
 
-    What is allowed and probably not meant is a warning, on standard error, with file and line.
+    What is allowed and probably not meant is a warning, on standard error, with file and line. With the options the
+    policy is also compared with the pool that it is for.
     """
-    from ryu_apps.files import read_files
+    from ryu_apps.files import Pool, read_files
 
     start_log("warning")
     with faults_in_files():
-        files = read_files(path)
+        files = read_files(path, Pool(ads, condor_config, startd_job_attrs, immutable_job_attrs))
     site, policy = files.site, files.policy
     click.echo(
         f"{path.name}: good. Site {site.name}: {_count(site.nodes, 'node')}, {_count(site.bridges, 'bridge')}. "

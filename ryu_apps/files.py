@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from policies.language import PolicyError, check_together, load_policy, load_site
+from policies.ads import BadAds, JobAd, names_in, read_ads, read_config_dump
+from policies.language import PolicyError, Problem, attributes_read, check_together, load_policy, load_site
 from policies.lint import lint
 from policies.model import Policy, Site
 from ryu_apps.config import Config, ConfigError, load_config
@@ -33,8 +34,20 @@ class Files:
     """What is allowed and probably not meant; logged already."""
 
 
-def read_files(path: Path) -> Files:
-    """Raises ConfigError with every fault that was found. Logs the warnings."""
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What is known of the HTCondor pool that the policy is for; None: not known. Files are read when it is checked."""
+
+    ads: Path | None = None
+    """Output of `condor_q -long` or `-json`."""
+    config: tuple[Path, ...] = ()
+    """Outputs of `condor_config_val -dump`, of one machine or several; the lists below go before what they say."""
+    startd_job_attrs: str | None = None
+    immutable_job_attrs: str | None = None
+
+
+def read_files(path: Path, pool: Pool | None = None) -> Files:
+    """Raises ConfigError with every fault that was found. Logs the warnings; `pool`: compares the policy with it."""
     config = load_config(path)
     faults: list[str] = []
     site = policy = tokens = None
@@ -57,13 +70,46 @@ def read_files(path: Path) -> Files:
             faults.append(str(problem))
     if site is None or policy is None or tokens is None or faults:
         raise ConfigError("\n".join(faults))
-    warnings = tuple(_warnings(config, site, policy, tokens))
+    findings = _lint(policy, site, pool or Pool())
+    warnings = (*_warnings(config, site, tokens), *map(str, findings))
     for warning in warnings:
         LOG.warning("%s", warning)
     return Files(config, site, policy, tokens, warnings)
 
 
-def _warnings(config: Config, site: Site, policy: Policy, tokens: Tokens) -> Iterator[str]:
+def _lint(policy: Policy, site: Site, pool: Pool) -> list[Problem]:
+    ads: list[JobAd] = []
+    if pool.ads is not None:
+        try:
+            ads = read_ads(_text(pool.ads), attributes_read(policy))
+        except BadAds as problem:
+            raise ConfigError(f"{pool.ads}: {problem}") from problem
+    lists: dict[str, frozenset[str]] = {}
+    for path in pool.config:
+        found = read_config_dump(_text(path))
+        if not found:
+            raise ConfigError(f"{path}: no list of job attributes in it; give the output of condor_config_val -dump")
+        lists |= found
+    for name, told in (("STARTD_JOB_ATTRS", pool.startd_job_attrs), ("IMMUTABLE_JOB_ATTRS", pool.immutable_job_attrs)):
+        if told is not None:
+            lists[name] = names_in(told)
+    return lint(
+        policy,
+        site,
+        ads=ads,
+        startd_job_attrs=lists.get("STARTD_JOB_ATTRS"),
+        immutable_job_attrs=lists.get("IMMUTABLE_JOB_ATTRS"),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise ConfigError(f"cannot read {path}: {problem.strerror}") from problem
+
+
+def _warnings(config: Config, site: Site, tokens: Tokens) -> Iterator[str]:
     for node in sorted(tokens.nodes - set(site.nodes)):
         yield f"{config.tokens.name} has a token for node {node}, which site.yaml does not know"
     host, port = config.openflow
@@ -74,4 +120,3 @@ def _warnings(config: Config, site: Site, policy: Policy, tokens: Tokens) -> Ite
                     f"{bridge.place}: bridge {bridge.name} has no `address`: whoever reaches {host} port {port} first "
                     "with its datapath id takes its place; give the address that its OpenFlow connection comes from"
                 )
-    yield from map(str, lint(policy, site))

@@ -55,6 +55,41 @@ def test_check_warns_of_what_is_probably_not_meant(home: Path) -> None:
     assert "1 warning, and --strict takes none" in strict.stderr
 
 
+def test_check_compares_the_policy_with_the_pool(home: Path) -> None:
+    argv = ("check", "--config", str(home / "controller.yaml"))
+    (home / "ads").write_text('ClusterId = 1\nProcId = 0\nLarkGroup = "nobody"\n')
+    (home / "ep").write_text("STARTD_JOB_ATTRS = $(STARTD_JOB_ATTRS) User\n")
+    (home / "ap").write_text("IMMUTABLE_JOB_ATTRS = Owner\n")
+    files = ("--condor-config", str(home / "ep"), "--condor-config", str(home / "ap"))
+    warned = command(*argv, "--ads", str(home / "ads"), *files)
+    assert warned.returncode == 0
+    assert "holds for none of the 1 job ads given; larkgroup is 'nobody' in them" in warned.stderr
+    assert "attribute `larkgroup` is not in STARTD_JOB_ATTRS" in warned.stderr
+    assert "rests on `larkgroup`, which condor_qedit can change" in warned.stderr
+    listed = ("--startd-job-attrs", "LarkGroup LarkNetwork LarkSlice User LarkLicence")
+    listed += ("--immutable-job-attrs", "LarkGroup,LarkLicence")
+    (home / "ads").write_text('[{"ClusterId": 1, "LarkGroup": "physics", "LarkNetwork": "none"}]')
+    good = command(*argv, *files, *listed)
+    assert (good.returncode, good.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--ads", "ID OWNER\n", "line 1 is not `Attribute = value`: 'ID OWNER'"),
+        ("--ads", None, "No such file or directory"),
+        ("--condor-config", "nothing\n", "no list of job attributes in it"),
+    ],
+)
+def test_check_says_what_is_wrong_with_what_it_is_given(home: Path, option: str, text: str | None, said: str) -> None:
+    if text is not None:
+        (home / "given").write_text(text)
+    refused = command("check", "--config", str(home / "controller.yaml"), option, str(home / "given"))
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert "given" in refused.stderr
+
+
 def test_a_framework_that_is_not_there_is_one_sentence(home: Path) -> None:
     begin = f"sys.argv = ['lark-controller', 'run', '--config', {str(home / 'none.yaml')!r}, '--engine', 'ryu']\n"
     end = "from ryu_apps.cli import main; main()"
