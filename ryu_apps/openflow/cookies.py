@@ -7,7 +7,8 @@
 
 The first octet marks a flow as Lark's. The object id is what the feature says: an attempt's number, an identity's
 number, a service's number, a constant. There is no generation in it: a restart with unchanged state sends nothing.
-Object numbers are never used again, so a cookie leads to one object for ever.
+Numbers of attempts, identities, services and nodes are never used again, so such a cookie leads to one object for ever;
+positions of rules and numbers of shared hosts are those of the policy in force.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Feature(enum.IntEnum):
     SERVICE = 0x05  # which packets mean a service; object id: the service's number
     IDENTITY = 0x06  # what an identity may reach; object id: the identity's number
     ATTEMPT = 0x07  # an attempt; object id: the attempt's number
+    HOSTS = 0x08  # hosts that several protected services share; object id: number of their host class
+    EXPOSE = 0x09  # an `expose` rule; object id: its position in today's policy, from 1
+    CLASSIFY = 0x0A  # a `classify` rule; object id: its position in today's policy, from 1
 
 
 def cookie(feature: Feature, object_id: int) -> Cookie:

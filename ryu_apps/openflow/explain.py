@@ -8,17 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from policies.model import World
-from policies.semantics import Packet, Transport
+from policies.semantics import Fragment, Packet, Transport
 from ryu_apps.openflow.compiler import desired_flows
 from ryu_apps.openflow.cookies import Feature, explain
-from ryu_apps.openflow.fields import CtState, EtherType, IpProto
+from ryu_apps.openflow.fields import CtState, EtherType, Frag, IpProto
 from ryu_apps.openflow.flows import Cookie, Flow
+from ryu_apps.openflow.hosts import shared_hosts
 from ryu_apps.openflow.pipeline import Fixed, Table
 from ryu_apps.openflow.simulate import SimulatedSwitch
 
 _TCP_SYN, _TCP_ACK = 0x002, 0x010
 _TTL = 64
 _ECHO_REQUEST, _ECHO_REQUEST_V6 = 8, 128
+_GRE = 47
+"""What stands for every other transport protocol."""
+_FRAGMENTS = {Fragment.WHOLE: 0, Fragment.FIRST: Frag.ANY, Fragment.LATER: Frag.BOTH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,16 @@ def meaning(world: World, cookie: Cookie) -> str:
         return f"standing rule: {Fixed(number).name.lower().replace('_', ' ')}"
     if feature is Feature.REASON:
         return f"refusals for reason {number}"
+    if feature is Feature.HOSTS:
+        shared = shared_hosts(world, number)
+        places = ", ".join(f"{name} ({world.policy.services[name].place})" for name in shared)
+        return f"hosts that services share: {places}" if shared else f"shared hosts {number}"
+    if feature is Feature.EXPOSE and 0 < number <= len(world.policy.exposes):
+        exposure = world.policy.exposes[number - 1]
+        return f"what jobs of group {exposure.group} serve ({exposure.place})"
+    if feature is Feature.CLASSIFY and 0 < number <= len(world.policy.classify):
+        rule = world.policy.classify[number - 1]
+        return f"class {rule.traffic_class} ({rule.place})"
     return feature.name.lower().replace("_", " ")
 
 
@@ -82,8 +96,10 @@ def frame(packet: Packet, in_port: int, destination_mac: int) -> dict[str, int]:
         ("nw_src" if four else "ipv6_src"): int(packet.source),
         ("nw_dst" if four else "ipv6_dst"): int(packet.destination),
         "nw_ttl": _TTL,
-        "nw_frag": 0,
+        "nw_frag": _FRAGMENTS[packet.fragment],
     }
+    if packet.fragment is Fragment.LATER:
+        return fields | {"nw_proto": _protocol(packet.transport, four) if four else IpProto.FRAGMENT}
     match packet.transport:
         case Transport.TCP:
             fields |= {"nw_proto": IpProto.TCP, "tcp_src": packet.source_port, "tcp_dst": packet.destination_port}
@@ -95,5 +111,10 @@ def frame(packet: Packet, in_port: int, destination_mac: int) -> dict[str, int]:
         case Transport.ICMP:
             fields |= {"nw_proto": IpProto.ICMPV6, "icmpv6_type": _ECHO_REQUEST_V6}
         case Transport.OTHER:
-            pass
+            fields |= {"nw_proto": _GRE}
     return fields
+
+
+def _protocol(transport: Transport, four: bool) -> int:
+    known = {Transport.TCP: IpProto.TCP, Transport.UDP: IpProto.UDP}
+    return known.get(transport, (IpProto.ICMP if four else IpProto.ICMPV6) if transport is Transport.ICMP else _GRE)

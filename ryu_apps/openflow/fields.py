@@ -34,7 +34,9 @@ class IpProto:
     ICMP = 1
     TCP = 6
     UDP = 17
+    FRAGMENT = 44  # IPv6: all that a later fragment shows
     ICMPV6 = 58
+    NO_NEXT_HEADER = 59
 
 
 class CtState:
@@ -65,6 +67,7 @@ class Frag:
 
     ANY = 0x01
     LATER = 0x02
+    BOTH = 0x03
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class FieldSpec:
     width: int
     kind: Kind
     writable: bool = True
+    matchable: bool = True
 
 
 FIELDS: Mapping[str, FieldSpec] = {
@@ -86,6 +90,7 @@ FIELDS: Mapping[str, FieldSpec] = {
     "ipv6_dst": FieldSpec(128, Kind.IPV6),
     "nw_proto": FieldSpec(8, Kind.DECIMAL, writable=False),
     "nw_ttl": FieldSpec(8, Kind.DECIMAL),
+    "ip_dscp": FieldSpec(6, Kind.DECIMAL, matchable=False),
     "nw_frag": FieldSpec(2, Kind.HEX, writable=False),
     "tcp_src": FieldSpec(16, Kind.DECIMAL),
     "tcp_dst": FieldSpec(16, Kind.DECIMAL),

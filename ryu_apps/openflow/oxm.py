@@ -98,6 +98,7 @@ _FIELDS = (
 # Registers joined to wider ones: actions may use them. A match may not: a switch answers with the 32-bit parts, and the
 # flow that was dumped would never equal the flow that was asked for.
 _ACTION_ONLY = (
+    WireField("ip_dscp", 6, (_basic(8),), maskable=False),
     *(WireField(f"xxreg{n}", 128, (_nxm1(111 + n),)) for n in range(4)),
     *(WireField(f"xreg{n}", 64, (Header(0x8001, n),)) for n in range(8)),
 )

@@ -3,12 +3,19 @@
 Declaration order is table order. A flow that this declaration does not allow cannot be built: `entry()` is the only
 way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
 
-Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → GRANT → NODE → TRACK → OUT
-               between jobs:            SLICE, PLUMBING or REPLY → MEMBER → TRACK
-               from outside:            CLASSIFY → RECEIVER → REPLY → GRANT → REPLY_TRACK → REPLY_STATE → DELIVER
+Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → SERVICE_PORT → GRANT → TRACK
+               for no protected service: SERVICE or SERVICE_PORT → NODE → TRACK (or REPLY_TRACK: an answer?)
+               between jobs:            SLICE, PLUMBING or REPLY → MEMBER → (EXPOSED) → TRACK
+               from outside:            CLASSIFY → RECEIVER → REPLY → SERVICE_PORT → GRANT → TRACK → DELIVER
+                                        or … → REPLY_TRACK → REPLY_STATE → (EXPOSE_SOURCE → EXPOSE_PORT) → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
-Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_GRANT → GATE_SERVERS
-               from servers: CLASSIFY → GATE_RETURN → GATE_RECEIVER → GATE_RETURN_GRANT → GATE_WORKERS
+               what a job sends:        TRACK → (KIND → KIND_PORT → CLASS → MARK) → OUT → uplink or DELIVER
+Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT → GATE_GRANT → GATE_SERVERS
+               from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RECEIVER → GATE_RETURN_GRANT
+               → GATE_WORKERS
+
+Hosts and ports of services are staged: the host loads a register, and the next table matches that register with the
+port. So a service of N hosts and M ports costs N + M flows.
 """
 
 from __future__ import annotations
@@ -28,37 +35,49 @@ class Table(enum.IntEnum):
     PLUMBING = 3
     SLICE = 4
     SERVICE = 5
-    NODE = 6
-    RECEIVER = 7
-    REPLY = 8
-    MEMBER = 9
-    GRANT = 10
-    REPLY_TRACK = 11
-    REPLY_STATE = 12
-    DENIED = 13
-    ENFORCE = 14
-    TRACK = 15
-    OUT = 16
-    DELIVER = 17
-    GATE_SOURCE = 20
-    GATE_IDENTITY = 21
-    GATE_SERVICE = 22
-    GATE_GRANT = 23
-    GATE_RETURN = 24
-    GATE_RECEIVER = 25
-    GATE_RETURN_GRANT = 26
-    GATE_SERVERS = 27
-    GATE_WORKERS = 28
+    RECEIVER = 6
+    REPLY = 7
+    SERVICE_PORT = 8
+    NODE = 9
+    MEMBER = 10
+    EXPOSED = 11
+    GRANT = 12
+    REPLY_TRACK = 13
+    REPLY_STATE = 14
+    EXPOSE_SOURCE = 15
+    EXPOSE_PORT = 16
+    DENIED = 17
+    ENFORCE = 18
+    TRACK = 19
+    KIND = 20
+    KIND_PORT = 21
+    CLASS = 22
+    MARK = 23
+    OUT = 24
+    DELIVER = 25
+    GATE_SOURCE = 30
+    GATE_IDENTITY = 31
+    GATE_SERVICE = 32
+    GATE_SERVICE_PORT = 33
+    GATE_GRANT = 34
+    GATE_RETURN = 35
+    GATE_RETURN_PORT = 36
+    GATE_RECEIVER = 37
+    GATE_RETURN_GRANT = 38
+    GATE_SERVERS = 39
+    GATE_WORKERS = 40
 
 
 class Priority:
     """Priorities by meaning; higher decides first. A literal number anywhere else is a defect."""
 
+    RULES = 1000  # rules of which the first that fits decides: plus the number of rules after it
+    PREFIX = 500  # networks of which the smallest decides: plus the length of its prefix
     OUTSIDE_FORGED = 460  # frames from outside that carry an address of a job on this bridge
     OUTSIDE = 450  # frames from outside
     REFUSE = 400  # frames that no job may send, whatever else holds
     PLUMBING = 300  # ARP and neighbour discovery
-    FRAGMENT = 250  # fragments that carry no ports
+    FRAGMENT = 250  # fragments that carry no ports, and what claims too much
     OBJECT = 200  # one attempt, service, identity or node
     NETWORK = 150  # a network
     FAMILY = 100  # all of IPv4, all of IPv6, all of one origin
@@ -79,6 +98,8 @@ class Fixed(enum.IntEnum):
     DELIVERY = 8
     DEFAULTS = 9
     GATE = 10
+    FRAGMENTS = 11
+    CLASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,30 +128,58 @@ PIPELINE: Mapping[Table, TableSpec] = {
     ),
     _T.SLICE: TableSpec("whether a packet of a job is for a job", frozenset({_T.SERVICE, _T.MEMBER}), "drop"),
     _T.SERVICE: TableSpec(
-        "which protected service a job's packet is for", frozenset({_T.GRANT, _T.NODE, _T.DENIED}), "drop"
+        "whether a job's packet is for a host of protected services", frozenset({_T.SERVICE_PORT, _T.NODE}), "drop"
+    ),
+    _T.RECEIVER: TableSpec("which job a packet from outside is for", frozenset({_T.REPLY}), "drop"),
+    _T.REPLY: TableSpec(
+        "whether a packet to a job is from a job, plumbing, or from a host of protected services",
+        frozenset({_T.MEMBER, _T.SERVICE_PORT, _T.REPLY_TRACK, _T.DELIVER}),
+        "drop",
+    ),
+    _T.SERVICE_PORT: TableSpec(
+        "which protected service of that host it is",
+        frozenset({_T.GRANT, _T.NODE, _T.DENIED, _T.REPLY_TRACK}),
+        "drop",
     ),
     _T.NODE: TableSpec(
         "a node's own addresses and infrastructure; then the default for egress",
         frozenset({_T.DENIED, _T.TRACK, _T.REPLY_TRACK}),
         "drop",
     ),
-    _T.RECEIVER: TableSpec("which job a packet from outside is for", frozenset({_T.REPLY}), "drop"),
-    _T.REPLY: TableSpec(
-        "which granted service a packet to a job claims to answer for",
-        frozenset({_T.MEMBER, _T.GRANT, _T.REPLY_TRACK, _T.DELIVER}),
+    _T.MEMBER: TableSpec(
+        "the job at the far end is in the same slice, or jobs may talk",
+        frozenset({_T.EXPOSED, _T.TRACK, _T.DENIED}),
         "drop",
     ),
-    _T.MEMBER: TableSpec(
-        "the job at the far end is in the same slice, or jobs may talk", frozenset({_T.TRACK, _T.DENIED}), "drop"
+    _T.EXPOSED: TableSpec(
+        "within a slice of exposed ports: a port that the receiver exposes, or an answer from one",
+        frozenset({_T.TRACK, _T.DENIED}),
+        "drop",
     ),
     _T.GRANT: TableSpec(
         "the identity has a grant for the service", frozenset({_T.TRACK, _T.DENIED, _T.REPLY_TRACK}), "drop"
     ),
     _T.REPLY_TRACK: TableSpec("look the connection up", frozenset({_T.REPLY_STATE}), "drop"),
-    _T.REPLY_STATE: TableSpec("reply to an allowed connection", frozenset({_T.DELIVER, _T.DENIED, _T.OUT}), "drop"),
+    _T.REPLY_STATE: TableSpec(
+        "reply to an allowed connection; then the default for ingress",
+        frozenset({_T.DELIVER, _T.EXPOSE_SOURCE, _T.DENIED, _T.KIND, _T.CLASS, _T.OUT}),
+        "drop",
+    ),
+    _T.EXPOSE_SOURCE: TableSpec(
+        "in which networks that jobs serve the sender is", frozenset({_T.EXPOSE_PORT, _T.DELIVER, _T.DENIED}), "drop"
+    ),
+    _T.EXPOSE_PORT: TableSpec("the job serves this port to one of them", frozenset({_T.DELIVER, _T.DENIED}), "drop"),
     _T.DENIED: TableSpec("count a refusal for its attempt", frozenset({_T.ENFORCE}), "drop"),
-    _T.ENFORCE: TableSpec("drop; in audit mode let on", frozenset({_T.TRACK}), "drop"),
-    _T.TRACK: TableSpec("remember the connection, unless it needs none", frozenset({_T.OUT, _T.DELIVER}), "drop"),
+    _T.ENFORCE: TableSpec("drop; what is audited let on", frozenset({_T.TRACK}), "drop"),
+    _T.TRACK: TableSpec(
+        "remember the connection, unless it needs none",
+        frozenset({_T.KIND, _T.CLASS, _T.OUT, _T.DELIVER}),
+        "drop",
+    ),
+    _T.KIND: TableSpec("of which classified services the far host is", frozenset({_T.KIND_PORT}), "drop"),
+    _T.KIND_PORT: TableSpec("of which classified services the far port is", frozenset({_T.CLASS}), "drop"),
+    _T.CLASS: TableSpec("the first rule of `classify` that fits", frozenset({_T.MARK}), "drop"),
+    _T.MARK: TableSpec("write the class's DSCP", frozenset({_T.OUT}), "drop"),
     _T.OUT: TableSpec("to the uplink, or to a job on this node", frozenset({_T.DELIVER}), "drop"),
     _T.DELIVER: TableSpec("to the port of the job", frozenset(), "drop"),
     _T.GATE_SOURCE: TableSpec(
@@ -138,10 +187,16 @@ PIPELINE: Mapping[Table, TableSpec] = {
     ),
     _T.GATE_IDENTITY: TableSpec("which job sends", frozenset({_T.GATE_SERVICE}), "drop"),
     _T.GATE_SERVICE: TableSpec(
-        "which guarded service a packet is for", frozenset({_T.GATE_GRANT, _T.GATE_SERVERS}), "drop"
+        "whether a packet is for a host of guarded services", frozenset({_T.GATE_SERVICE_PORT}), "drop"
+    ),
+    _T.GATE_SERVICE_PORT: TableSpec(
+        "which guarded service of that host it is for", frozenset({_T.GATE_GRANT, _T.GATE_SERVERS}), "drop"
     ),
     _T.GATE_GRANT: TableSpec("granted identities and open networks pass", frozenset({_T.GATE_SERVERS}), "drop"),
-    _T.GATE_RETURN: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
+    _T.GATE_RETURN: TableSpec(
+        "whether a packet is from a host of guarded services", frozenset({_T.GATE_RETURN_PORT}), "drop"
+    ),
+    _T.GATE_RETURN_PORT: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
     _T.GATE_RECEIVER: TableSpec("which job it answers", frozenset({_T.GATE_RETURN_GRANT}), "drop"),
     _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset({_T.GATE_WORKERS}), "drop"),
     _T.GATE_SERVERS: TableSpec("to the servers", frozenset(), "drop"),
@@ -161,7 +216,7 @@ def entry(
     if table is Table.HOST_LANE:
         raise NotInPipeline("table 0 belongs to the agent")
     for m in matches:
-        if m.field not in fields.FIELDS:
+        if m.field not in fields.FIELDS or not fields.FIELDS[m.field].matchable:
             raise NotInPipeline(f"unknown field {m.field}")
     for position, action in enumerate(actions):
         if isinstance(action, Goto):

@@ -33,6 +33,12 @@ class Register:
             return FieldMatch(self.field, value)
         return FieldMatch(self.field, value << self.low, ((1 << self.width) - 1) << self.low)
 
+    def bit(self, number: int) -> FieldMatch:
+        """The match on one bit (of the register's own bits) that is set. Raises ValueError if there is no such bit."""
+        if not 0 <= number < self.width:
+            raise ValueError(f"{self.field} has no bit {number} here")
+        return FieldMatch(self.field, 1 << (self.low + number), 1 << (self.low + number))
+
     def copy_from(self, source: str, source_low: int = 0) -> Move:
         """The action that copies `width` bits of a packet field, from bit `source_low`, into this register."""
         return Move(source, source_low, self.field, self.low, self.width)
@@ -42,17 +48,38 @@ ATTEMPT = Register("reg0", 0, 32)  # the attempt the packet is counted for: its 
 IDENTITY = Register("reg1", 0, 32)  # the identity whose rules apply
 SLICE = Register("reg2", 0, 32)  # the slice of the attempt it is counted for; 0: none
 SERVICE = Register("reg3", 0, 32)  # the protected service at the far end; 0: none
-# The three claims a frame makes about its sender, each reduced to 32 bits (see `compiler`, "one flow guards all"):
+LATER = Register("reg3", 31, 1)  # 1: a later fragment, and the other bits are those of HOSTS
+# The three claims a frame makes about its sender, each reduced to 32 bits (see `guard`, "one flow guards all"):
 CLAIM_ADDRESS = Register("reg4", 0, 32)  # from nw_src, ipv6_src or arp_spa
 CLAIM_LINK = Register("reg5", 0, 32)  # from arp_sha, nd_sll or nd_tll; where a frame claims none, its address again
 CLAIM_TARGET = Register("reg6", 0, 32)  # from nd_target of an advertisement; where there is none, its address again
+# Once the guard has compared the claims their registers are used again; whoever reads these has loaded them before:
+HOST_KINDS = Register("reg4", 0, 32)  # bit n: the far host is one of the n-th of `Policy.classified_services`
+PORT_KINDS = Register("reg5", 0, 32)  # bit n: its port is one of that service
+SOURCES = Register("reg6", 0, 32)  # bit n: the sender is in a network of the n-th `expose` rule that names networks
 DESTINATION = Register("reg7", 0, 32)  # 32 bits of the address a frame is for: nw_dst, ipv6_dst, arp_tpa, nd_target
 ZONE = Register("reg8", 0, 16)  # conntrack zone of the attempt
 ORIGIN = Register("reg8", 16, 2)  # where the packet came from: an `Origin`
 STATELESS = Register("reg8", 18, 1)  # 1: needs no connection tracking (TCP of a granted service)
+AUDIT = Register("reg8", 19, 1)  # 1: if it is refused, it is counted and let on
+CLOSED = Register("reg8", 20, 1)  # 1: the far host is a node's own or infrastructure: audit lets nothing on
 REASON = Register("reg9", 0, 8)  # a `policies.model.Reason`, set before the denied table
+CLASS = Register("reg10", 0, 16)  # the traffic class: 1 for the most important; 0: none
 PEER = Register("reg11", 0, 32)  # 32 bits of the address of the job at the far end, between jobs
-CLASS = Register("reg10", 0, 16)  # room for traffic classes
+HOSTS = Register("reg12", 0, 32)  # the host class of the far host (see `hosts`); 0: none
+GROUPS = Register("reg13", 0, 32)  # bit n: the attempt is in the n-th of `Policy.marking_groups`
+PEER_GROUPS = Register("reg14", 0, 32)  # the same of the job at the far end, in a slice of exposed ports
+
+
+def joined(*matches: FieldMatch) -> FieldMatch:
+    """One match for several parts of the same register. Raises ValueError for different registers."""
+    if len({m.field for m in matches}) != 1:
+        raise ValueError("parts of different registers are matched one by one")
+    value = mask = 0
+    for m in matches:
+        value |= m.value
+        mask |= m.mask or 0
+    return FieldMatch(matches[0].field, value, mask)
 
 
 class Origin:

@@ -30,11 +30,15 @@ class Special(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Where a frame went, by which flows, and which connections were committed (as conntrack zones)."""
+    """Where a frame went, by which flows, which connections were committed (as conntrack zones), what it has become.
+
+    `left`: the frame's fields and the registers at the end, with what the flows wrote into them (`ip_dscp`, say).
+    """
 
     outputs: frozenset[int | Special]
     trail: tuple[Flow, ...]
     committed: frozenset[int]
+    left: Mapping[str, int]
 
 
 class SimulatedSwitch:
@@ -51,7 +55,7 @@ class SimulatedSwitch:
 
     def send(self, frame: Frame) -> Result:
         """Process one frame. Raises ValueError for a field that does not exist or a value that does not fit."""
-        state = {f"reg{n}": 0 for n in range(16)} | {"vlan_tci": 0, "ct_state": 0} | dict(frame)
+        state = {f"reg{n}": 0 for n in range(16)} | {"vlan_tci": 0, "ct_state": 0, "ip_dscp": 0} | dict(frame)
         for name, value in state.items():
             if not 0 <= value <= fields.full_mask(name):
                 raise ValueError(f"{value:#x} does not fit into {name}")
@@ -68,7 +72,7 @@ class SimulatedSwitch:
             table = self._apply(flow, state, outputs, committed)
         # A switch never sends a frame back by the port it came from.
         outputs.discard(state["in_port"])
-        return Result(frozenset(outputs), tuple(trail), frozenset(committed))
+        return Result(frozenset(outputs), tuple(trail), frozenset(committed), state)
 
     def _apply(self, flow: Flow, state: dict[str, int], outputs: set[int | Special], committed: set[int]) -> int | None:
         following: int | None = None

@@ -60,8 +60,8 @@ def test_flow_mods_do_not_grow_with_the_number_of_jobs(rig: Rig) -> None:
         before = rig.fabric.flow_mods
         rig.controller.register(aid(n), spec(n))
         costs.append(rig.fabric.flow_mods - before)
-    # The first brings its identity: one flow on the worker, two on the gate.
-    assert costs[0] == WORKER_FLOWS + GATE_FLOWS + 3
+    # The first brings its identity: two flows on the worker (the service, fragments of its hosts), three on the gate.
+    assert costs[0] == WORKER_FLOWS + GATE_FLOWS + 5
     assert set(costs[1:]) == {WORKER_FLOWS + GATE_FLOWS}
     rig.check()
 
@@ -71,7 +71,7 @@ def test_the_identity_goes_with_its_last_user(rig: Rig) -> None:
     rig.controller.register(aid(2), spec(2))
     rig.controller.register(aid(3), spec(3))
     rig.controller.delete(aid(2))
-    assert owned(rig, "gate1", Feature.IDENTITY) == 2
+    assert owned(rig, "gate1", Feature.IDENTITY) == 3
     deleted = rig.controller.delete(aid(3))
     assert deleted.bridges == {"br1": BridgeRealisation.REALISED, "gate1": BridgeRealisation.REALISED}
     assert owned(rig, "gate1", Feature.IDENTITY) == owned(rig, "br1", Feature.IDENTITY) == 0

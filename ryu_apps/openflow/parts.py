@@ -1,0 +1,153 @@
+"""What one attempt, one identity and one membership of a slice add to a bridge.
+
+Whatever the policy's size and however many other jobs there are, an attempt costs six flows on its worker bridge and
+two on a gate:
+
+    SPOOF_GUARD   its own frames go on            SPOOF_GUARD   everything else from its port is dropped, and counted
+    DENIED        refusals for lack of a grant    DENIED        its other refusals
+    RECEIVER      packets for it                  DELIVER       packets delivered to it
+
+What an identity may reach costs on a worker bridge one flow per service and one per class of hosts that has such a
+service (for later fragments), for all its jobs together; a membership one flow on each bridge that has the slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from policies.model import Attempt, Bridge, Outcome, Reason, Role, World
+from ryu_apps.openflow import registers as r
+from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.openflow.fields import exact
+from ryu_apps.openflow.flows import Action, Flow, Goto, Output
+from ryu_apps.openflow.hosts import host_classes
+from ryu_apps.openflow.phrases import deny
+from ryu_apps.openflow.pipeline import Priority, Table, entry
+
+
+def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
+    """The bridges that must know an attempt before it starts: its worker bridge, gates of services it is granted.
+
+    A grant in audit mode counts: the gate must know whom to let on.
+    """
+    gates = [
+        b.name
+        for b in world.site.bridges.values()
+        if Role.GATE in b.roles and not attempt.outcome.sealed and attempt.outcome.known_services.intersection(b.guards)
+    ]
+    return (attempt.bridge, *sorted(gates))
+
+
+def groups_of(world: World, outcome: Outcome) -> int:
+    """A job's memberships among `Policy.marking_groups`, as bits."""
+    if not outcome.groups:
+        return 0
+    return sum(1 << bit for bit, name in enumerate(world.policy.marking_groups) if name in outcome.groups)
+
+
+def membership_flow(world: World, member: Attempt) -> Flow:
+    """That a job is in its slice: one flow for both directions and both families. KeyError if it is in none."""
+    pair = (r.SLICE.equals(world.slice_numbers[member.slice or ""]), r.PEER.equals(int(member.ipv4)))
+    own = cookie(Feature.ATTEMPT, member.number)
+    together: tuple[Action, ...] = (r.STATELESS.load(1), Goto(Table.TRACK))
+    if member.exposed_only:
+        together = (r.PEER_GROUPS.load(groups_of(world, member.outcome)), Goto(Table.EXPOSED))
+    return entry(Table.MEMBER, Priority.OBJECT, pair, together, own)
+
+
+def identity_flows(world: World, bridge: str, outcome: Outcome) -> list[Flow]:
+    """What an identity may reach, as this bridge enforces it."""
+    spec = world.site.bridges[bridge]
+    if outcome.sealed:
+        return []
+    number = world.identities[outcome]
+    own = cookie(Feature.IDENTITY, number)
+    flows = []
+    for service, granted, later in _known(world, spec, outcome):
+        pair = (r.IDENTITY.equals(number), r.SERVICE.equals(service))
+        if Role.WORKER in spec.roles:
+            if granted:
+                flows.append(entry(Table.GRANT, Priority.OBJECT, pair, (Goto(Table.TRACK),), own))
+            else:
+                asking = (*pair, r.ORIGIN.equals(r.Origin.JOB))
+                refused = (r.STATELESS.load(0), *deny(Reason.NO_GRANT, audited=True))
+                flows.append(entry(Table.GRANT, Priority.OBJECT, asking, refused, own))
+            continue
+        # What a gate lets on in audit mode it counts for the reason, unless it is the identity's by right.
+        marked = own if granted else cookie(Feature.REASON, Reason.NO_GRANT)
+        flows.append(entry(Table.GATE_GRANT, Priority.OBJECT, pair, (Goto(Table.GATE_SERVERS),), marked))
+        if not later:
+            back = (Goto(Table.GATE_WORKERS),)
+            flows.append(entry(Table.GATE_RETURN_GRANT, Priority.OBJECT, pair, back, marked))
+    return flows
+
+
+def _known(world: World, spec: Bridge, outcome: Outcome) -> Iterator[tuple[int, bool, bool]]:
+    """What an identity may reach at a bridge, by the SERVICE register: the number, whether it is granted (else its
+    refusals are audited), and whether it stands for the later fragments of a host class."""
+    if not outcome.known_services:
+        return
+    classes = host_classes(world, spec)
+    here = sorted(name for name in outcome.known_services if name in classes.of_service)
+    for name in here:
+        yield world.service_numbers[name], name in outcome.services, False
+    met = {one.number: one for name in here for one in classes.of_service[name]}
+    for _, one in sorted(met.items()):
+        yield one.later, bool(one.names & outcome.services), True
+
+
+def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
+    """An attempt's own flows on one of `bridges_of(world, attempt)`."""
+    if bridge != attempt.bridge:
+        return _at_gate(world, attempt)
+    own = cookie(Feature.ATTEMPT, attempt.number)
+    bits = int(attempt.ipv4)
+    port = exact("in_port", attempt.ofport)
+    counted = entry(
+        Table.DENIED, Priority.OTHERWISE_OBJECT, (r.ATTEMPT.equals(attempt.number),), (Goto(Table.ENFORCE),), own
+    )
+    if attempt.outcome.sealed:
+        sealed = (r.ATTEMPT.load(attempt.number), *deny(Reason.SEALED))
+        return [entry(Table.SPOOF_GUARD, Priority.OBJECT, (port,), sealed, own), counted]
+    groups = groups_of(world, attempt.outcome)
+    known = (
+        r.ATTEMPT.load(attempt.number),
+        r.IDENTITY.load(world.identities[attempt.outcome]),
+        r.ZONE.load(attempt.zone),
+        *([r.SLICE.load(world.slice_numbers[attempt.slice])] if attempt.slice is not None else []),
+        *([r.GROUPS.load(groups)] if groups else []),
+    )
+    claims = tuple(c.equals(bits) for c in (r.CLAIM_ADDRESS, r.CLAIM_LINK, r.CLAIM_TARGET))
+    receiver = (r.DESTINATION.equals(bits),)
+    return [
+        entry(
+            Table.SPOOF_GUARD,
+            Priority.OBJECT,
+            (port, exact("dl_src", attempt.mac), *claims),
+            (*known, Goto(Table.PLUMBING)),
+            own,
+        ),
+        entry(Table.SPOOF_GUARD, Priority.OTHERWISE_OBJECT, (port,), (), own),
+        entry(
+            Table.DENIED,
+            Priority.OBJECT,
+            (r.ATTEMPT.equals(attempt.number), r.REASON.equals(Reason.NO_GRANT)),
+            (Goto(Table.ENFORCE),),
+            own,
+        ),
+        counted,
+        entry(Table.RECEIVER, Priority.OBJECT, receiver, (*known, Goto(Table.REPLY)), own),
+        entry(Table.DELIVER, Priority.OBJECT, receiver, (Output(attempt.ofport),), own),
+    ]
+
+
+def _at_gate(world: World, attempt: Attempt) -> list[Flow]:
+    own = cookie(Feature.ATTEMPT, attempt.number)
+    bits = int(attempt.ipv4)
+    who = (exact("dl_src", attempt.mac), r.CLAIM_ADDRESS.equals(bits))
+    known = (r.ATTEMPT.load(attempt.number), r.IDENTITY.load(world.identities[attempt.outcome]))
+    receiver = (r.DESTINATION.equals(bits),)
+    return [
+        entry(Table.GATE_IDENTITY, Priority.OBJECT, who, (*known, Goto(Table.GATE_SERVICE)), own),
+        entry(Table.GATE_RECEIVER, Priority.OBJECT, receiver, (*known, Goto(Table.GATE_RETURN_GRANT)), own),
+    ]
