@@ -72,7 +72,7 @@ def main() -> None:
 def run(config_file: Path, log_level: str) -> None:
     """Run the agent in the foreground until SIGTERM. Running jobs keep their networks for the lease (60 s) then.
 
-    SIGHUP reads HTCondor's configuration (STARTD_JOB_ATTRS) again.
+    SIGHUP reads HTCondor's configuration (STARTD_JOB_ATTRS) and the client certificate again.
     """
     from ovs_agent.main import Agent, configure_logging  # slow imports: not for --help
 

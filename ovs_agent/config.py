@@ -94,12 +94,30 @@ class Section(BaseModel):
 
 class ControllerSection(Section):
     urls: Annotated[list[Annotated[str, AfterValidator(_url)]], Field(min_length=1, max_length=16)]
-    token_file: Path
+    token_file: Path | None = None
+    certificate_file: Path | None = None
+    """Shown to the controller: says which node this is, in place of a token or beside it."""
+    private_key_file: Path | None = None
     allow_plaintext: bool = False
     ca_file: Path | None = None
     """Certificates that the controller's own must descend from; the system's by default."""
     wait: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds a job's start waits for an unreachable controller before the job is held with subcode 102."""
+
+    @model_validator(mode="after")
+    def _identity(self) -> ControllerSection:
+        if (self.certificate_file is None) != (self.private_key_file is None):
+            raise ValueError("certificate-file and private-key-file go together; give both or neither")
+        if self.certificate_file is None and self.token_file is None:
+            raise ValueError(
+                "give token-file, or certificate-file and private-key-file: something must say who this is"
+            )
+        plain = [url for url in self.urls if url.startswith("http:")]
+        if self.token_file is None and plain:
+            raise ValueError(
+                f"{plain[0]} is not https, and only https carries certificate-file; use https or token-file"
+            )
+        return self
 
     @model_validator(mode="after")
     def _plaintext(self) -> ControllerSection:
@@ -160,7 +178,14 @@ class AgentConfig(Section):
     """Where this was read from (not a key of the file)."""
 
 
-_PATHS = {("controller", "token-file"), ("controller", "ca-file"), ("bridge", "rundir"), ("condor", "config")} | {
+_PATHS = {
+    ("controller", "token-file"),
+    ("controller", "ca-file"),
+    ("controller", "certificate-file"),
+    ("controller", "private-key-file"),
+    ("bridge", "rundir"),
+    ("condor", "config"),
+} | {
     ("condor", "sbin"),
     ("socket",),
     ("state-dir",),

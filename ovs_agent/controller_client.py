@@ -1,7 +1,7 @@
 """The agent's side of the northbound API: what to say, how long to insist, and what an answer means for a job.
 
 Invariants: proxies and other settings of the environment are ignored; an answer that is not what the contract says
-counts as no answer; the token is never logged.
+counts as no answer; the token is never logged. TLS, and what its failures mean, is `ovs_agent.controller_tls`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from ovs_agent.controller_tls import tls_words
 from ovs_agent.errors import AgentError
 from policies.wire import (
     AttemptSpec,
@@ -81,18 +81,18 @@ def meaning(status: int, body: bytes) -> Unavailable | Held | Rejected:
 class ControllerClient:
     """Speaks to whichever of the configured controllers answers; stays with it while it does."""
 
-    def __init__(self, node: str, urls: Sequence[str], token: str, ca_file: Path | None) -> None:
+    def __init__(
+        self, node: str, urls: Sequence[str], token: str | None, context: ssl.SSLContext | None = None
+    ) -> None:
+        """`token`: None where the context's certificate says who this is."""
         self._node = node
         self._urls = list(urls)
         self._at = 0
-        verify: ssl.SSLContext | bool = True
-        if ca_file is not None:
-            verify = ssl.create_default_context(cafile=str(ca_file))
         self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {token}"},
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(READ_TIMEOUT, connect=3.0),
             limits=httpx.Limits(max_connections=64),
-            verify=verify,
+            verify=True if context is None else context,
             trust_env=False,
         )
 
@@ -148,7 +148,8 @@ class ControllerClient:
                     headers={"Content-Type": "application/json"} if body is not None else None,
                 )
             except (httpx.HTTPError, ssl.SSLError, OSError) as e:
-                trouble = Unavailable(f"controller {url} cannot be reached: {str(e) or type(e).__name__}")
+                why = tls_words(e) or str(e) or type(e).__name__
+                trouble = Unavailable(f"controller {url} cannot be reached: {why}")
                 self._at = (self._at + 1) % len(self._urls)
                 continue
             if response.status_code in (200, 201) and len(response.content) <= MAX_ANSWER:

@@ -21,9 +21,10 @@ from typing import Any
 
 from ovs_agent import bridge, cleanup, fallback, ledger, netlink, nft, plan, trust
 from ovs_agent.attempts import OK, Attempts, Reply, hold
-from ovs_agent.config import AgentConfig, read_token
+from ovs_agent.config import AgentConfig, ConfigError, read_token
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import ControllerClient, Rejected
+from ovs_agent.controller_tls import ControllerTls
 from ovs_agent.errors import AgentError
 from ovs_agent.host_port import HostPortKeeper
 from ovs_agent.ledger import Ledger
@@ -54,9 +55,9 @@ class Agent:
         self._conntrack = Conntrack(config.bridge.rundir, config.pool.connections)
         self._pool = Pool(self._db, self._conntrack, config.bridge.name, config.pool.warm)
         self._startd = Startd(config.condor.config, config.condor.query_timeout)
-        self._controller = ControllerClient(
-            config.node, config.controller.urls, read_token(config.controller.token_file), config.controller.ca_file
-        )
+        self._tls = ControllerTls(config.controller)
+        token = None if config.controller.token_file is None else read_token(config.controller.token_file)
+        self._controller = ControllerClient(config.node, config.controller.urls, token, self._tls.context)
         self._standing = Standing()
         self._attempts = Attempts(
             config,
@@ -114,7 +115,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._read_condor_again()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: keep(self._reload()))
         tasks: set[asyncio.Task[None]] = set()
 
         def keep(work: Coroutine[Any, Any, None]) -> None:
@@ -286,6 +287,14 @@ class Agent:
         else:
             return
         raise AgentError(f"{self._standing.blind()}; name HTCondor's main configuration file in condor.config")
+
+    async def _reload(self) -> None:
+        """SIGHUP."""
+        try:
+            self._tls.renew()
+        except ConfigError as e:
+            log.error("node=%s keeps the certificate that it has: %s", self._config.node, e)
+        await self._read_condor_again()
 
     async def _read_condor_again(self) -> None:
         try:

@@ -200,6 +200,8 @@ _Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 _AttributeName = Annotated[str, StringConstraints(pattern=ATTRIBUTE_PATTERN)]
 _PortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,15}$")]
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=16384)]
+# A name in a certificate of the site's own CA. Lark's own names (urn:lark:) are derived, never declared.
+_CertificateName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[!-~][ -~]*$")]
 
 
 class _ServiceIn(_Section):
@@ -313,6 +315,7 @@ class _NodeIn(_Section):
     ipv4: str
     ipv6: str | None = None
     host_addresses: list[_Text] = Field(default_factory=list, alias="host-addresses")
+    certificate: _CertificateName | None = None
 
 
 class _BridgeIn(_Section):
@@ -321,6 +324,7 @@ class _BridgeIn(_Section):
     ports: dict[Literal["uplink", "worker-facing", "server-facing", "wan"], list[_PortName]]
     guards: list[_Name] = Field(default_factory=list)
     address: _Text | None = None
+    certificate: _CertificateName | None = None
 
 
 class _SiteIn(_Section):
@@ -960,7 +964,17 @@ def _node(collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, networ
     if ipv4 is None:
         return None
     declared = tuple(h for h in hosts if h is not None)
-    return Node(name, source.bridge, ipv4, ipv6, collect.document.place(at), declared)
+    _refuse_own_urn(collect, at, source.certificate)
+    twins = [n for n, other in site.nodes.items() if n < name and other.certificate is not None]
+    if source.certificate is not None and any(site.nodes[n].certificate == source.certificate for n in twins):
+        collect.add((*at, "certificate"), "another node has this certificate", "an agent's certificate is for one node")
+    return Node(name, source.bridge, ipv4, ipv6, collect.document.place(at), declared, source.certificate)
+
+
+def _refuse_own_urn(collect: _Collector, at: _Path, certificate: str | None) -> None:
+    if certificate is not None and certificate.lower().startswith("urn:lark:"):
+        fix = "drop `certificate`: it is only for certificates that `lark-controller pki` did not make"
+        collect.add((*at, "certificate"), "Lark's own certificates have their names without being told", fix)
 
 
 def _refuse_node_overlaps(collect: _Collector, nodes: Mapping[str, Node]) -> None:
@@ -1000,6 +1014,7 @@ def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) ->
     if address is not None and (address.is_unspecified or address.is_multicast or "%" in str(address)):
         fix = "give the management address that its OpenFlow connection comes from"
         collect.add((*at, "address"), f"{address} is nobody's address", fix)
+    _refuse_own_urn(collect, at, source.certificate)
     return Bridge(
         name=name,
         datapath_id=int(source.datapath_id, 16),
@@ -1008,6 +1023,7 @@ def _bridge(collect: _Collector, name: str, source: _BridgeIn, site: _SiteIn) ->
         guards=tuple(source.guards),
         place=collect.document.place(at),
         address=address,
+        certificate=source.certificate,
     )
 
 

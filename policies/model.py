@@ -339,6 +339,8 @@ class Bridge:
     place: Place
     address: Address | None = None
     """Where its OpenFlow connection comes from; from elsewhere it is refused. None: from anywhere."""
+    certificate: str | None = None
+    """The name in its switch's certificate. None: the certificate says `urn:lark:bridge:NAME`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +352,8 @@ class Node:
     place: Place
     host_networks: tuple[Network, ...] = ()
     """Addresses of the host itself, as the site declares them: closed to jobs on every node."""
+    certificate: str | None = None
+    """The name in its agent's certificate. None: the certificate says `urn:lark:node:NAME`."""
 
 
 @dataclass(frozen=True, slots=True)

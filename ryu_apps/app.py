@@ -6,11 +6,12 @@
 Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
 others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
 order, and may wait. Turned away are: a datapath id that the site does not name; a connection from another address than
-the site gives the bridge; a second connection of a switch.
+the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch.
 """
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import itertools
 import logging
@@ -34,6 +35,7 @@ from ryu_apps.openflow.decode import Dumped
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
+from ryu_apps.tls import SOON
 
 LOG = logging.getLogger("lark.switch")
 
@@ -277,14 +279,18 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         on_ports: OnPorts | None = None,
         on_connected: OnConnected | None = None,
         addresses: Mapping[str, Address] | None = None,
+        certificates: Mapping[str, str] | None = None,
     ) -> None:
-        """`addresses`: where each bridge's connection must come from; a bridge without one may come from anywhere."""
+        """`addresses`: where each bridge's connection must come from; a bridge without one may come from anywhere.
+        `certificates`: the name that the certificate of each bridge's switch must hold; a bridge without one may not
+        come at all. None: the listener has no TLS."""
         super().__init__()
         if len(set(bridges.values())) != len(bridges):
             raise ValueError(f"a bridge name stands for two datapath ids: {sorted(bridges.values())}")
         self._on_ports = on_ports
         self._on_connected = on_connected
         self._addresses = dict(addresses or {})
+        self._certificates = None if certificates is None else dict(certificates)
         self._calls = engine.Queue()
         self._by_dpid = {dpid: _Switch(name, dpid, self._call, self) for dpid, name in bridges.items()}
         self._by_name = {one.bridge: one for one in self._by_dpid.values()}
@@ -429,6 +435,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         elif wanted is not None and _peer(datapath.address[0]) != wanted:
             # Before the question whether it is there already: a stranger learns nothing, and disturbs nothing.
             why = f"bridge {one.bridge} connects from {wanted} (its address in site.yaml)"
+        elif stranger := self._stranger(one.bridge, datapath):
+            why = stranger
         elif other is not None:
             why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
         else:
@@ -441,6 +449,31 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._up[datapath.id] = datapath
         engine.welcome(datapath)
         one.ask(lambda now: one.came(datapath))
+
+    def _stranger(self, bridge: str, datapath: Any) -> str:
+        """Why this connection, though its certificate is of our CA, is not this bridge's; empty if it is.
+
+        A datapath id is what the switch says of itself. Without this a worker node's switch, or whoever is root there
+        and has its key, could take the place of a gate.
+        """
+        if self._certificates is None:
+            return ""
+        wanted, peer = self._certificates.get(bridge), engine.peer_of(datapath)
+        if peer is not None and wanted is not None and wanted in peer.names:
+            if peer.not_after is not None and peer.not_after - datetime.datetime.now(datetime.UTC) < SOON:
+                LOG.warning(
+                    "bridge=%s: the certificate of its switch ends on %s: it cannot connect after that; renew it: "
+                    "lark-controller pki renew switch-%s",
+                    bridge,
+                    f"{peer.not_after:%Y-%m-%d %H:%M} UTC",
+                    bridge,
+                )
+            return ""
+        return (
+            f"its certificate is for {peer or 'nobody'}, and bridge {bridge} needs one for {wanted}; if this is that "
+            f"bridge's switch, give it a certificate of its own (lark-controller pki switch {bridge}, ovs-vsctl "
+            f"set-ssl) or name the certificate it has in site.yaml (bridges.{bridge}.certificate)"
+        )
 
     def _is_up(self, datapath: Any) -> bool:
         """Is this the one connection of its switch?"""

@@ -1,4 +1,4 @@
-"""`lark-controller`: run the controller, check its files, make tokens.
+"""`lark-controller`: run the controller, check its files, make tokens and certificates.
 
 Invariants: nothing is started before every file is known to be right. The engine is imported before anything else of
 the daemon: it makes the process green, and can do so cleanly only while little is loaded; hence imports in functions.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from ryu_apps.stop import Stop
 from ryu_apps.version import version_option
 
 ENGINES = ["os-ken", "ryu"]
@@ -24,15 +25,21 @@ LEVELS = ["debug", "info", "warning", "error"]
 ROLES = ["agent", "viewer", "admin"]
 
 
-class Stop(Exception):
-    """Ends the program with a message and an exit code."""
+class _Commands(click.Group):
+    """The commands below, and `pki`, whose modules are loaded only when it is asked for."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "pki"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "pki":
+            return super().get_command(ctx, cmd_name)
+        from ryu_apps.pki_cli import pki
+
+        return pki
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @version_option("lark-controller")
 def cli() -> None:
     """Lark's OpenFlow controller: the network as a managed resource of HTCondor."""
@@ -48,7 +55,7 @@ config_option = click.option(
 @click.option("--engine", type=click.Choice(ENGINES), help="OpenFlow framework (default: as configured).")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 def run(path: Path, engine: str | None, log_level: str) -> None:
-    """Run the controller until SIGTERM or SIGINT. SIGHUP reads policy and tokens again."""
+    """Run the controller until SIGTERM or SIGINT. SIGHUP reads policy, tokens and certificates again."""
     start_log(log_level)
     os.environ["LARK_ENGINE"] = name = engine or configured_engine(path)
     with engine_faults(name):

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from ryu_apps.tls import TlsFiles
+
 MAX_FILE_BYTES = 1024 * 1024
 
 
@@ -49,12 +51,27 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class TlsSection(_Section):
+    """Files in PEM; `lark-controller pki` makes them. Who connects must descend from `ca`."""
+
+    certificate: Text
+    private_key: Text = Field(alias="private-key")
+    ca: Text
+    crl: Text | None = None
+
+    def files(self, home: Path) -> TlsFiles:
+        crl = None if self.crl is None else home / self.crl
+        return TlsFiles(home / self.certificate, home / self.private_key, home / self.ca, crl)
+
+
 class OpenflowSection(_Section):
     listen: Listen
+    tls: TlsSection | None = None
 
 
 class ApiSection(_Section):
     listen: Listen
+    tls: TlsSection | None = None
     allow_plaintext: bool = Field(default=False, alias="allow-plaintext")
 
     @property
@@ -91,18 +108,25 @@ class Config:
         self.deadline = file.deadline
         self.lease = file.lease
         self.engine: str = file.engine
-        self.plaintext_warning = not file.api.loopback
+        self.openflow_tls = file.openflow.tls.files(home) if file.openflow.tls is not None else None
+        self.api_tls = file.api.tls.files(home) if file.api.tls is not None else None
+        self.plaintext_warning = not file.api.loopback and self.api_tls is None
 
 
 def load_config(path: Path) -> Config:
     """Raises ConfigError."""
     data, lines = read_yaml(path)
     file = validate(path, data, lines, ControllerFile)
-    if not file.api.loopback and not file.api.allow_plaintext:
+    if file.api.tls is not None and file.api.allow_plaintext:
+        raise ConfigError(
+            f"{path.name}:{line_of(lines, ('api', 'allow-plaintext'))}: `api` has tls and allow-plaintext; drop the "
+            "latter: with tls nothing is served in the clear"
+        )
+    if not file.api.loopback and file.api.tls is None and not file.api.allow_plaintext:
         raise ConfigError(
             f"{path.name}:{line_of(lines, ('api', 'listen'))}: the API would carry tokens in the clear on "
-            f"{file.api.listen}; listen on a loopback address, or say `allow-plaintext: true` if only a management "
-            "network that no job reaches can see it"
+            f"{file.api.listen}; give `api` its `tls` (lark-controller pki makes the files), listen on a loopback "
+            "address, or say `allow-plaintext: true` if only a management network that no job reaches can see it"
         )
     return Config(path, file)
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from policies.certificates import bridge_certificate_name, node_certificate_name
 from ryu_apps.app import SwitchApp
 from ryu_apps.config import ConfigError
 from ryu_apps.controller import Controller
@@ -29,6 +30,7 @@ from ryu_apps.rest.api import Api
 from ryu_apps.store.ovsdb import OvsdbStore
 from ryu_apps.store.server import EmbeddedServer
 from ryu_apps.store.store import StoreError
+from ryu_apps.tls import TlsDoor
 
 LOG = logging.getLogger("lark")
 
@@ -44,18 +46,23 @@ def serve(files: Files) -> None:
         store = OvsdbStore(server.remote)
         last.callback(store.close)
         controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease)
-        framework = engine.Framework(config.openflow)
+        doors = Doors(files)
+        framework = engine.Framework(config.openflow, tls=doors.openflow)
         switches = framework.add(
             SwitchApp,
             {bridge.datapath_id: name for name, bridge in site.bridges.items()},
             on_ports=controller.fabric_ports,
             addresses={name: bridge.address for name, bridge in site.bridges.items() if bridge.address is not None},
+            certificates=None
+            if doors.openflow is None
+            else {name: bridge_certificate_name(name, bridge.certificate) for name, bridge in site.bridges.items()},
         )
         controller.start(switches)
         last.callback(framework.stop)
         framework.start()
-        api = Api(controller, files.tokens)
-        wsgi = engine.serve_wsgi(api, *config.api)
+        agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
+        api = Api(controller, files.tokens, agents)
+        wsgi = engine.serve_wsgi(api, *config.api, tls=doors.api)
         last.callback(wsgi.stop)
         if config.plaintext_warning:
             LOG.warning(
@@ -75,15 +82,33 @@ def serve(files: Files) -> None:
                 LOG.info("%s: ending; the switches keep their flows", signal.Signals(number).name)
                 return
             if number == signal.SIGHUP:
-                reload(files, controller, api)
+                reload(files, controller, api, doors)
             if not framework.alive:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:
                 raise engine.EngineError("the API's listener has ended; see the log above")
 
 
-def reload(files: Files, controller: Controller, api: Api) -> None:
-    """Policy and tokens anew, as a whole; whatever is wrong leaves what is in force."""
+class Doors:
+    """The TLS of both listeners: what a reload replaces."""
+
+    def __init__(self, files: Files) -> None:
+        self.openflow = None if files.openflow_tls is None else TlsDoor(files.openflow_tls)
+        self.api = None if files.api_tls is None else TlsDoor(files.api_tls)
+
+    def same_kind(self, files: Files) -> bool:
+        """Is there TLS where there was, and none where there was none?"""
+        return (files.openflow_tls is None, files.api_tls is None) == (self.openflow is None, self.api is None)
+
+    def replace(self, files: Files) -> None:
+        """From now on new connections get these certificates; open ones keep theirs."""
+        for door, tls in ((self.openflow, files.openflow_tls), (self.api, files.api_tls)):
+            if door is not None and tls is not None:
+                door.tls = tls
+
+
+def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None:
+    """Policy, tokens and certificates anew, as a whole; whatever is wrong leaves what is in force."""
     try:
         new = read_files(files.config.path)
     except ConfigError as fault:
@@ -93,7 +118,11 @@ def reload(files: Files, controller: Controller, api: Api) -> None:
     if new.site != files.site:
         LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
         return
+    if not doors.same_kind(new):
+        LOG.error("not reloaded: `tls` came or went in controller.yaml, and that needs a restart of lark-controller")
+        return
     api.tokens = new.tokens
+    doors.replace(new)
     try:
         if new.policy.digest != controller.world.policy.digest:
             controller.reload(new.policy)

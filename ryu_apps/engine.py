@@ -58,6 +58,9 @@ import eventlet.queue  # noqa: E402
 import eventlet.timeout  # noqa: E402
 import eventlet.wsgi  # noqa: E402
 
+from ryu_apps.secure_socket import HandshakeError, SecureSocket  # noqa: E402
+from ryu_apps.tls import PEER, Peer, TlsDoor, explained  # noqa: E402
+
 if NAME == "ryu" and not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
     # Ryu 4.34 (2020) imports this name, which eventlet dropped in 0.30.3. Only its own WSGI code uses it; we do not.
     eventlet.wsgi.ALREADY_HANDLED = object()
@@ -208,9 +211,23 @@ def welcome(datapath: Any) -> None:
     switch_doorway().know(datapath.socket)
 
 
+_switch_tls: TlsDoor | None = None
+
+
+def peer_of(datapath: Any) -> Peer | None:
+    """Who showed a certificate on this connection; None where the listener has no TLS."""
+    peer: Peer | None = getattr(datapath.socket, "peer", None)
+    return peer
+
+
 def _serve_connection(connection: Any, address: Any) -> None:
     """What the framework's own function does, but strangers on the port cost one line of the log and no traceback,
-    and cannot take all places by saying nothing."""
+    and cannot take all places by saying nothing. With TLS, its handshake comes first and OpenFlow's after it, both
+    within the one time limit and in a greenlet of their own: the framework's own TLS would do the first in its accept
+    loop's name, without a limit."""
+    door = _switch_tls
+    if door is not None:
+        connection = SecureSocket(connection, door.context)
     doorway = switch_doorway()
     answer = doorway.admit(connection, str(address[0]), time.monotonic())
     if answer.gone is not None:
@@ -226,6 +243,9 @@ def _serve_connection(connection: Any, address: Any) -> None:
 
     timer = eventlet.hubs.get_hub().schedule_call_global(HANDSHAKE_SECONDS, cut)
     try:
+        if door is not None and not _handshake(door, connection, address, "openflow", switches=True):
+            connection.close()
+            return
         with contextlib.closing(_controller.Datapath(connection, address)) as datapath:
             datapath.serve()
     except Exception as error:  # noqa: BLE001  # whatever a peer sends ends its own connection, and nothing else
@@ -236,6 +256,31 @@ def _serve_connection(connection: Any, address: Any) -> None:
 
 
 _controller.datapath_connection_factory = _serve_connection
+
+
+def _handshake(door: TlsDoor, connection: SecureSocket, address: Any, listener: str, *, switches: bool) -> bool:
+    """Is there TLS now? Why not is logged, for each peer and reason once a minute."""
+    words: bytes | None
+    try:
+        connection.handshake()
+        return True
+    except HandshakeError as error:
+        words = _USE_HTTPS if not switches and "HTTP_REQUEST" in str(error) else b""
+        why = explained(str(error), switches=switches)
+    except OSError as error:
+        words, why = None, f"the TLS handshake was not done in time or broke off: {error.strerror or error}"
+    line = door.grumbles.line(str(address[0]), why, time.monotonic())
+    if line is not None:
+        LOG.warning("%s: connection %s", listener, line)
+    if words is not None:
+        connection.refuse(words)
+    return False
+
+
+_USE_HTTPS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"This port speaks TLS only: write https:// in the URL.\n"
+)
 
 # ------------------------------------------------------------------------------------------------------ green things
 
@@ -291,8 +336,17 @@ def _free_address(address: Address) -> Address:
 class Framework:
     """The framework's application manager with its OpenFlow listener and our applications. One per process."""
 
-    def __init__(self, openflow_listen: Address, *, echo_interval: float = 5.0, echo_lost: int = 2) -> None:
+    def __init__(
+        self,
+        openflow_listen: Address,
+        *,
+        tls: TlsDoor | None = None,
+        echo_interval: float = 5.0,
+        echo_lost: int = 2,
+    ) -> None:
+        """`tls`: switches must show a certificate of its CA. None: OpenFlow in the clear."""
         self._wanted = openflow_listen
+        self._tls = tls
         self._echo = (echo_interval, echo_lost)
         self._manager: Any = _app_manager.AppManager.get_instance()
         self._apps: list[Any] = []
@@ -310,6 +364,8 @@ class Framework:
 
     def start(self) -> None:
         """Listen for switches. Raises EngineError."""
+        global _switch_tls
+        _switch_tls = self._tls
         self.address = _free_address(self._wanted)
         configuration = _cfg.CONF
         configuration(args=[], project="lark", default_config_files=[], default_config_dirs=[])
@@ -328,7 +384,13 @@ class Framework:
         sleep(0)
         if any(service.dead for service in self._services):
             raise EngineError(f"the listener for switches on {self.address[0]} port {self.address[1]} ended at once")
-        LOG.info("%s %s: listening for switches on %s port %d", NAME, VERSION, *self.address)
+        LOG.info(
+            "%s %s: listening for switches on %s port %d, %s",
+            NAME,
+            VERSION,
+            *self.address,
+            "without TLS" if self._tls is None else "with TLS",
+        )
 
     @property
     def alive(self) -> bool:
@@ -455,6 +517,9 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
         environ: dict[str, Any] = super().get_environ()
         self._input = environ["eventlet.input"]
         environ[WELCOME] = lambda: self.ours.doorway.know(self.conn_state[1])
+        if self.ours.tls is not None:
+            environ["wsgi.url_scheme"] = "https"
+            environ[PEER] = self.conn_state[1].peer
         return environ
 
     def _cut(self) -> None:
@@ -471,12 +536,17 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
 class _Pool:
     """What `eventlet.wsgi` starts connections in: the doorway decides which. It never makes the listener wait."""
 
-    def __init__(self, doorway: Doorway) -> None:
+    def __init__(self, doorway: Doorway, tls: TlsDoor | None, deadline: float) -> None:
         self._doorway = doorway
+        self._tls = tls
+        self._deadline = deadline
         self._pool = eventlet.greenpool.GreenPool(1 << 20)  # the doorway limits, not this
         self.waitall = self._pool.waitall
 
     def spawn(self, process: Callable[..., Any], connection: Any) -> Any:
+        if self._tls is not None:
+            # In place of the plain socket, for eventlet as well: it closes what stands here.
+            connection[1] = SecureSocket(connection[1], self._tls.context)
         address, client, _ = connection
         # While newcomers wait, accept never yields: those who are in must be served too.
         sleep(0)
@@ -489,9 +559,17 @@ class _Pool:
 
     def _serve(self, process: Callable[..., Any], connection: Any) -> None:
         try:
-            process(connection)
+            if self._tls is None or self._handshake(self._tls, connection[1], connection[0]):
+                process(connection)
         finally:
             self._doorway.left(connection[1])
+
+    def _handshake(self, tls: TlsDoor, client: SecureSocket, address: Any) -> bool:
+        timer = eventlet.hubs.get_hub().schedule_call_global(self._deadline, shut, client)
+        try:
+            return _handshake(tls, client, address, "api", switches=False)
+        finally:
+            timer.cancel()
 
     @property
     def running(self) -> list[Any]:
@@ -502,14 +580,21 @@ class WsgiServer:
     """A WSGI application served in greenlets. `address` is the bound one."""
 
     def __init__(
-        self, listener: Any, app: Callable[..., Any], options: Mapping[str, Any], limits: Limits, deadline: float
+        self,
+        listener: Any,
+        app: Callable[..., Any],
+        options: Mapping[str, Any],
+        limits: Limits,
+        deadline: float,
+        tls: TlsDoor | None = None,
     ) -> None:
         self.address: Address = (str(listener.getsockname()[0]), int(listener.getsockname()[1]))
         self.doorway = Doorway(limits)
         self.deadline = deadline
         self.cut = 0
         """Requests that were not complete in time."""
-        self._pool = _Pool(self.doorway)
+        self.tls = tls
+        self._pool = _Pool(self.doorway, tls, deadline)
         self._thread = spawn(self._serve, listener, app, dict(options))
 
     def _serve(self, listener: Any, app: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -553,13 +638,15 @@ def serve_wsgi(
     deadline: float = 10.0,
     limits: Limits | None = None,
     url_limit: int = 8192,
+    tls: TlsDoor | None = None,
 ) -> WsgiServer:
     """Serve a WSGI application; port 0 takes a free one (`.address`). Raises EngineError.
 
     `deadline`: seconds for a request to come in, headers and body together, from its first byte (of a client that has
     not shown who it is, also: to that first byte); `idle_timeout`: how long a kept-alive connection of one who has
     (the application calls `environ[WELCOME]()`) may be quiet; `socket_timeout`: how long one read or write may take;
-    `limits`: who may hold how many connections. No tracebacks go to clients.
+    `limits`: who may hold how many connections; `tls`: HTTPS, where a client may show a certificate of its CA
+    (`environ[PEER]`), with a handshake within `deadline` too. No tracebacks go to clients.
     """
     listener = socket.socket(_family(host), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -578,4 +665,4 @@ def serve_wsgi(
         "debug": False,
         "log_x_forwarded_for": False,
     }
-    return WsgiServer(listener, app, options, places(limits or API_LIMITS), deadline)
+    return WsgiServer(listener, app, options, places(limits or API_LIMITS), deadline, tls)

@@ -6,6 +6,7 @@ logged as a warning wherever files are read (`check`, start, SIGHUP), and stops 
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import logging
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from policies.lint import lint
 from policies.model import Policy, Site
 from ryu_apps.config import Config, ConfigError, load_config
 from ryu_apps.rest.auth import Tokens, load_tokens
+from ryu_apps.tls import ServerTls, TlsError, server_tls
 
 LOG = logging.getLogger("lark")
 
@@ -30,6 +32,8 @@ class Files:
     site: Site
     policy: Policy
     tokens: Tokens
+    openflow_tls: ServerTls | None = None
+    api_tls: ServerTls | None = None
     warnings: tuple[str, ...] = ()
     """What is allowed and probably not meant; logged already."""
 
@@ -51,6 +55,12 @@ def read_files(path: Path, pool: Pool | None = None) -> Files:
     config = load_config(path)
     faults: list[str] = []
     site = policy = tokens = None
+    tls: list[ServerTls | None] = []
+    for files, everyone in ((config.openflow_tls, True), (config.api_tls, False)):
+        try:
+            tls.append(None if files is None else server_tls(files, everyone=everyone))
+        except TlsError as problem:
+            faults += [str(problem)] if str(problem) not in faults else []
     try:
         site = load_site(config.site)
     except PolicyError as problem:
@@ -70,11 +80,18 @@ def read_files(path: Path, pool: Pool | None = None) -> Files:
             faults.append(str(problem))
     if site is None or policy is None or tokens is None or faults:
         raise ConfigError("\n".join(faults))
+    openflow_tls, api_tls = tls
     findings = _lint(policy, site, pool or Pool())
-    warnings = (*_warnings(config, site, tokens), *map(str, findings))
+    warnings = (*_endings(openflow_tls, api_tls), *_warnings(config, site, tokens), *map(str, findings))
     for warning in warnings:
         LOG.warning("%s", warning)
-    return Files(config, site, policy, tokens, warnings)
+    return Files(config, site, policy, tokens, openflow_tls, api_tls, warnings)
+
+
+def _endings(*several: ServerTls | None) -> list[str]:
+    now = datetime.datetime.now(datetime.UTC)
+    found = [warning for one in several if one is not None for warning in one.warnings(now)]
+    return list(dict.fromkeys(found))
 
 
 def _lint(policy: Policy, site: Site, pool: Pool) -> list[Problem]:
@@ -113,10 +130,11 @@ def _warnings(config: Config, site: Site, tokens: Tokens) -> Iterator[str]:
     for node in sorted(tokens.nodes - set(site.nodes)):
         yield f"{config.tokens.name} has a token for node {node}, which site.yaml does not know"
     host, port = config.openflow
-    if not ipaddress.ip_address(host).is_loopback:
+    if config.openflow_tls is None and not ipaddress.ip_address(host).is_loopback:
         for bridge in site.bridges.values():
             if bridge.address is None:
                 yield (
                     f"{bridge.place}: bridge {bridge.name} has no `address`: whoever reaches {host} port {port} first "
-                    "with its datapath id takes its place; give the address that its OpenFlow connection comes from"
+                    "with its datapath id takes its place; give `openflow` its `tls`, or the bridge the address that "
+                    "its connection comes from"
                 )

@@ -7,6 +7,7 @@ exactly what the API answered.
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from policies.certificates import TlsFault, tls_fault
 from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, DecisionView, NodeList, PolicyStatus
 from ryu_apps.version import version_option
 
@@ -39,6 +41,7 @@ class Client:
 
     url: str
     token: str
+    ca_file: Path | None = None
 
     def get(self, path: str, model: type[Model], **query: str) -> Model:
         """Raises Failure."""
@@ -50,8 +53,12 @@ class Client:
                 timeout=15,
                 # An administrator's proxy settings are not meant for the controller.
                 trust_env=False,
+                verify=_context(self.ca_file),
             )
         except (httpx.HTTPError, httpx.InvalidURL) as problem:
+            fault = tls_fault(str(problem)) if "SSL" in str(problem) else None
+            if fault in _TLS_WORDS:
+                raise Failure(f"{self.url}: {_TLS_WORDS[fault]}") from problem
             raise Failure(f"no answer from {self.url}: {problem}; does lark-controller run there?") from problem
         if answer.status_code != 200:
             raise Failure(_problem(answer))
@@ -59,6 +66,24 @@ class Client:
             return model.model_validate_json(answer.content)
         except ValidationError as problem:
             raise Failure(f"{self.url} answered what this larkctl does not understand; is it as new?") from problem
+
+
+_TLS_WORDS = {
+    TlsFault.UNKNOWN_CA: "its certificate is not of a CA known here; name the controller's ca.crt with --ca-file (or "
+    "LARK_CA_FILE). If that is the right one, somebody else answers at this address",
+    TlsFault.WRONG_NAME: "its certificate is not for this name; use a name that is in it, or make it one with this "
+    "name: lark-controller pki controller --address NAME --force",
+    TlsFault.EXPIRED: "its certificate has expired; on its machine: lark-controller pki renew controller, then reload",
+    TlsFault.NOT_YET_VALID: "its certificate is not valid yet; compare the clocks",
+    TlsFault.NO_TLS: "it speaks no TLS on this port; write http://, or another port",
+}
+
+
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as problem:
+        raise Failure(f"CA file {ca_file} cannot be used: {problem}; it must hold a certificate in PEM") from problem
 
 
 def _problem(answer: httpx.Response) -> str:
@@ -91,12 +116,20 @@ def _read_token(path: Path) -> str:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with a token of role viewer or admin.",
 )
+@click.option(
+    "--ca-file",
+    envvar="LARK_CA_FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Certificate of the controller's CA (default: the system's CAs).",
+)
 @click.pass_context
-def cli(context: click.Context, url: str, token_file: Path) -> None:
+def cli(context: click.Context, url: str, token_file: Path, ca_file: Path | None) -> None:
     """Ask the Lark controller about jobs, nodes and bridges."""
     if not url.lower().startswith(_SCHEMES):
         raise Failure(f"{url!r} is not a URL; write http://{url.rpartition('/')[2] or 'ADDRESS:PORT'}")
-    context.obj = Client(url, _read_token(token_file))
+    if url.lower().startswith("http://") and ca_file is not None:
+        raise Failure(f"{url} is not https, so --ca-file would check nothing; write https://")
+    context.obj = Client(url, _read_token(token_file), ca_file)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print what the API answered.")

@@ -39,9 +39,10 @@ from policies.wire import (
 from ryu_apps.controller import Controller
 from ryu_apps.doorway import WELCOME
 from ryu_apps.refusals import Refused, Slug
-from ryu_apps.rest.auth import Principal, TokenRole, Tokens
+from ryu_apps.rest.auth import Principal, TokenRole, Tokens, caller
 from ryu_apps.rest.problems import PROBLEM_TYPE, document, status_of
 from ryu_apps.store.store import StoreError
+from ryu_apps.tls import PEER
 
 LOG = logging.getLogger("lark.api")
 _AGENT, _VIEWER, _ADMIN = TokenRole.AGENT, TokenRole.VIEWER, TokenRole.ADMIN
@@ -119,12 +120,13 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 class Api:
-    """The WSGI application. `tokens` may be replaced while it serves."""
+    """The WSGI application. `tokens` may be replaced while it serves; `agents`: nodes by the name in a certificate."""
 
-    def __init__(self, controller: Controller, tokens: Tokens) -> None:
+    def __init__(self, controller: Controller, tokens: Tokens, agents: Mapping[str, str] | None = None) -> None:
         from ryu_apps.rest.openapi import describe  # it reads ROUTES above
 
         self.tokens = tokens
+        self._agents = dict(agents or {})
         self._controller = controller
         self._routes = [(_pattern(route.path), route) for route in ROUTES]
         self._openapi = json.dumps(describe(ROUTES)).encode()
@@ -158,12 +160,7 @@ class Api:
             public = self._public(request.method, path)
             if public is not None:
                 return public, None
-            who = self.tokens.who(request.headers.get("Authorization"))
-            if who is None:
-                raise Refused(
-                    Slug.UNAUTHORISED,
-                    "send `Authorization: Bearer TOKEN` with a token that `lark-controller token` made",
-                )
+            who = caller(self.tokens, self._agents, request.headers.get("Authorization"), request.environ.get(PEER))
             request.environ.get(WELCOME, _nobody_minds)()
             route, name = self._find(request.method, path)
             if who.role not in route.roles:

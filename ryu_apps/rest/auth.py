@@ -1,8 +1,9 @@
-"""Bearer tokens: who calls, and what that role may do.
+"""Bearer tokens and client certificates: who calls, and what that role may do.
 
 The tokens file keeps only SHA-256 hashes; a token has 256 random bits, so a plain hash is as good as a slow one.
 Invariants: an unknown, malformed or missing token is nobody; comparison takes the same time wherever tokens differ; a
-token of role `agent` belongs to exactly one node.
+token of role `agent` belongs to exactly one node. A certificate of the CA makes its holder the agent of the node that
+it names, and nothing else; who shows a certificate and a token must be the same by both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,8 @@ from ruamel.yaml import YAML
 
 from policies.wire import Name
 from ryu_apps.config import ConfigError, line_of, read_yaml, validate
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.tls import Peer
 
 TOKEN_PREFIX = "lark_"
 """So that a token found in a log or a repository is recognised as one."""
@@ -80,6 +84,48 @@ class Tokens:
             if hmac.compare_digest(known, digest):
                 found = principal
         return found
+
+
+def caller(tokens: Tokens, agents: Mapping[str, str], authorization: str | None, peer: Peer | None) -> Principal:
+    """Who calls, by token, by certificate, or by both alike. `agents`: nodes by the name in a certificate.
+
+    Raises Refused.
+    """
+    by_token = tokens.who(authorization)
+    if authorization is not None and by_token is None:
+        raise Refused(
+            Slug.UNAUTHORISED,
+            "this token is not known; make one with `lark-controller token`, and let the controller read it (SIGHUP)",
+        )
+    by_certificate = None
+    if peer is not None:
+        nodes = sorted({agents[name] for name in peer.names if name in agents})
+        if len(nodes) > 1:
+            raise Refused(
+                Slug.UNAUTHORISED,
+                f"the client certificate stands for several nodes ({', '.join(nodes)}); give each agent its own",
+            )
+        if nodes:
+            by_certificate = Principal(TokenRole.AGENT, nodes[0])
+        elif by_token is None:
+            raise Refused(
+                Slug.UNAUTHORISED,
+                f"the client certificate is for {peer}, which is no agent of site.yaml; make one with "
+                "`lark-controller pki agent NODE`, or send a bearer token",
+            )
+    if by_token is not None and by_certificate is not None and by_token != by_certificate:
+        raise Refused(
+            Slug.UNAUTHORISED,
+            f"the token says {by_token} and the client certificate {by_certificate}; send one, or two that agree",
+        )
+    found = by_token or by_certificate
+    if found is None:
+        raise Refused(
+            Slug.UNAUTHORISED,
+            "send `Authorization: Bearer TOKEN` with a token that `lark-controller token` made, or (over TLS) a client "
+            "certificate that `lark-controller pki agent` made",
+        )
+    return found
 
 
 def hash_token(token: str) -> str:

@@ -14,7 +14,7 @@ KINDS: Mapping[Slug, tuple[int, str]] = {
     Slug.BAD_ADDRESS: (400, "The address does not fit the site"),
     Slug.UNKNOWN_BRIDGE: (400, "The bridge is not this node's"),
     Slug.NO_SUCH_PORT: (400, "The port is not on the bridge"),
-    Slug.UNAUTHORISED: (401, "A valid bearer token is needed"),
+    Slug.UNAUTHORISED: (401, "A valid token or certificate is needed"),
     Slug.FORBIDDEN: (403, "This token may not do that"),
     Slug.NOT_FOUND: (404, "There is nothing here"),
     Slug.NO_SUCH_ATTEMPT: (404, "There is no such attempt"),

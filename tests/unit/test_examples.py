@@ -28,7 +28,7 @@ def test_the_controller_and_the_agent_find_each_other() -> None:
     controller, agent = load_config(EXAMPLES / "controller.yaml"), load(EXAMPLES / "agent.yaml")
     site = load_site(EXAMPLES / "demo-site.yaml")
     host, port = controller.api
-    assert agent.controller.urls == [f"http://{host}:{port}"]
+    assert agent.controller.urls == [f"https://{host}:{port}"]
     assert site.nodes[agent.node].bridge == agent.bridge.name
     assert agent.bridge.uplink is not None
     assert site.bridges[agent.bridge.name].ports[agent.bridge.uplink] is PortKind.UPLINK

@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -358,10 +359,15 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, obj
         if field.exclude:
             continue
         key = prefix + (field.alias or name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys_of(field.annotation, f"{key}.")
-        else:
+        sections = [
+            part
+            for part in (field.annotation, *get_args(field.annotation))
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
+        if not sections or (not field.is_required() and field.default is None):  # a section that may be missing, too
             yield key, ... if field.is_required() else field.default
+        for section in sections:
+            yield from keys_of(section, f"{key}.")
 
 
 @pytest.mark.parametrize(("heading", "model"), [("controller.yaml", ControllerFile), ("agent.yaml", AgentConfig)])
