@@ -25,6 +25,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
+LANE = "table=0,cookie=0x4c01000000000000,priority=1,actions=goto_table:1"
+"""A host lane as short as a gate's: the least that table 0 must hold."""
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 ENGINES = [one for one in ("os-ken", "ryu") if os.environ.get("LARK_TEST_ENGINE", one) == one]
@@ -81,6 +84,7 @@ class DummySwitch:
             "--", "add-br", name,
             "--", "set", "bridge", name, "datapath_type=dummy", "fail_mode=secure",
             f"other-config:datapath-id={dpid:016x}", "other-config:disable-in-band=true", "protocols=OpenFlow14",
+            f'other-config:dp-desc="{PREPARED}"',
         )  # fmt: skip
         if controller is not None:
             target = f"tcp:{controller[0]}:{controller[1]}"

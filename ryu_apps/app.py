@@ -6,7 +6,9 @@
 Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
 others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
 order, and may wait. Turned away are: a datapath id that the site does not name; a connection from another address than
-the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch.
+the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch. Whatever
+has to be done for many flows is done in slices, between which other greenlets run: a large bridge delays neither other
+switches nor requests (`SLICE`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import ipaddress
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from policies.model import Address
@@ -31,7 +33,7 @@ from ryu_apps.fabric import (
     TicketResult,
 )
 from ryu_apps.openflow import decode, encode, oxm
-from ryu_apps.openflow.decode import Dumped
+from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
@@ -41,8 +43,12 @@ LOG = logging.getLogger("lark.switch")
 
 STATS_XID = 0x8000_0000
 """Transaction ids from here on are questions for counters; those below belong to the machine."""
-CHUNK = 256
-"""Messages encoded and sent at a time; between two chunks other greenlets run."""
+MONITOR = 1
+"""The number of our one flow monitor on each connection."""
+SLICE = 512
+"""Flows worked on at a time (some 2 ms); between two slices other greenlets run."""
+REMEMBERED = 60.0
+"""Seconds that a connection which was turned away for being the second one is shown at its bridge."""
 
 
 def datapath_text(datapath_id: int) -> str:
@@ -118,12 +124,22 @@ class _Switch:
         self._app = app
         # Parts of the dump that came before the controller has taken note of the ports: its standing flows follow from
         # their numbers, and the difference to what they were before would be pushed first. None: it has.
-        self._held: list[tuple[int, Sequence[Dumped], bool]] | None = None
+        self._held: list[bytes] | None = None
+        self.second: tuple[float, str] | None = None
+        """When a second connection with this datapath id was last turned away, and from where."""
         self._in_line = False
         self._since = 0.0
         self._flow_mods = 0
 
     # --- from anywhere; never waits
+
+    @property
+    def detail(self) -> str:
+        """What is under way and what is wrong, in words."""
+        parts = [self.machine.detail] if self.machine.detail else []
+        if self.second is not None and time.monotonic() - self.second[0] < REMEMBERED:
+            parts.append(f"a second switch with this datapath id is turned away: {self.second[1]}")
+        return "; ".join(parts)
 
     def ask(self, step: Callable[[float], Sequence[Output]], datapath: Any = None) -> None:
         """Let the writer do a step of the machine; with a datapath, only if that is still the connection."""
@@ -157,6 +173,10 @@ class _Switch:
             match output:
                 case machine.RequestPorts(xid):
                     self.send([encode.port_desc_request(xid)])
+                case machine.RequestDescription(xid):
+                    self.send([encode.description_request(xid)])
+                case machine.Watch(xid):
+                    self.send([encode.monitor_request(xid, MONITOR)])
                 case machine.RequestDump(xid):
                     self.send([encode.flow_stats_request(xid)])
                 case machine.Stage():
@@ -176,18 +196,12 @@ class _Switch:
                     self._close()
 
     def _stage(self, stage: machine.Stage) -> None:
-        messages = [encode.bundle_open(stage.bundle, stage.open_xid)]
-        for xid, item in enumerate(stage.items, stage.first_xid):
-            try:
-                messages.append(encode.bundle_add(stage.bundle, _flow_mod(item, xid)))
-            except ValueError as error:
-                # A flow that cannot be written is refused as if the switch had refused it.
-                self._carry_out(self.machine.error(xid, f"cannot be written: {error}", time.monotonic()))
-            if len(messages) >= CHUNK:
-                self.send(messages)
-                messages = []
+        self.send([encode.bundle_open(stage.bundle, stage.open_xid)])
+        for at in range(0, len(stage.items), SLICE):
+            if at:
                 engine.sleep(0)
-        self.send([*messages, encode.barrier(stage.barrier)])
+            self.send(encode.bundled(stage.bundle, stage.first_xid + at, stage.items[at : at + SLICE]))
+        self.send([encode.barrier(stage.barrier)])
 
     def send(self, messages: Sequence[bytes]) -> None:
         # A connection that was lost meanwhile is found out by its event, which waits in the inbox.
@@ -207,11 +221,48 @@ class _Switch:
             self.datapath.close()
             self.gone(self.datapath)
 
-    def dump_part(self, xid: int, entries: Sequence[Dumped], more: bool, now: float) -> list[Output]:
+    def dump_part(self, message: bytes, now: float) -> list[Output]:
+        """A part of a dump. Reading it is the writer's work, so that no other switch waits for it."""
         if self._held is not None:
-            self._held.append((xid, entries, more))
+            self._held.append(message)
             return []
-        return self.machine.dump_part(xid, entries, more, now)
+        try:
+            part = decode.flow_entries(message)
+        except decode.DecodeError as error:
+            LOG.warning("bridge=%s: connection given up: %s", self.bridge, error)
+            self._close()
+            return []
+        engine.sleep(0)
+        return self.machine.dump_part(part.xid, part.entries, part.more, now)
+
+    def set_desired(self, number: TicketId, flows: Iterable[Flow]) -> list[Output]:
+        try:
+            wanted = self._entries(flows)
+        except encode.EncodeError as error:
+            return [machine.Settle(number, str(error))]
+        return self.machine.set_desired(number, wanted, time.monotonic())
+
+    def change(self, number: TicketId, add: Sequence[Flow], remove: Sequence[FlowKey]) -> list[Output]:
+        try:
+            added = self._entries(add)
+            removed = [encode.entry_key(key) for key in remove]
+        except encode.EncodeError as error:
+            return [machine.Settle(number, str(error))]
+        return self.machine.change(number, added, removed, time.monotonic())
+
+    def _entries(self, flows: Iterable[Flow]) -> dict[EntryKey, EntryValue]:
+        """Flows as they go to the switch. Raises EncodeError."""
+        entries: dict[EntryKey, EntryValue] = {}
+        for count, flow in enumerate(flows, 1):
+            try:
+                entries[encode.entry_key(flow)] = encode.entry_value(flow)
+            except encode.EncodeError as error:
+                raise encode.EncodeError(
+                    f"cannot be written: {error}: table={flow.table},priority={flow.priority} cookie={flow.cookie:#x}"
+                ) from error
+            if count % SLICE == 0:
+                engine.sleep(0)
+        return entries
 
     def _tell_ports(self, ports: dict[str, int], datapath: Any) -> None:
         self._call(lambda: self.ask(self._heard, datapath), "on_ports", self.bridge, ports)
@@ -219,7 +270,7 @@ class _Switch:
     def _heard(self, now: float) -> list[Output]:
         """The controller knows the ports, and what it made of them is in the machine: go on."""
         held, self._held = self._held or [], None
-        return [output for part in held for output in self.machine.dump_part(*part, now)]
+        return [output for message in held for output in self.dump_part(message, time.monotonic())]
 
     # --- connection; called by the writer
 
@@ -256,16 +307,6 @@ class _Switch:
                 self.machine.counts.flow_mods - self._flow_mods,
                 1000 * (time.monotonic() - self._since),
             )
-
-
-def _flow_mod(item: machine.Item, xid: int) -> bytes:
-    match item:
-        case machine.Put(flow):
-            return encode.add_flow(flow, xid)
-        case machine.Take(key):
-            return encode.delete_flow(key, xid)
-        case machine.TakeRaw(table, priority, raw):
-            return encode.delete_raw(table, priority, raw, xid)
 
 
 class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no types
@@ -328,14 +369,14 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
-        wanted = dict(flows)
-        one.ask(lambda now: one.machine.set_desired(number, wanted, now))
+        wanted = list(flows.values())
+        one.ask(lambda now: one.set_desired(number, wanted))
         return ticket
 
     def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
         added, removed = tuple(add), tuple(remove)
-        one.ask(lambda now: one.machine.change(number, added, removed, now))
+        one.ask(lambda now: one.change(number, added, removed))
         return ticket
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
@@ -373,7 +414,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             converged=one.machine.converged,
             flows=one.machine.flows,
             ports=dict(one.machine.ports) if one.machine.connected else {},
-            detail=one.machine.detail,
+            detail=one.detail,
         )
 
     def bridges(self) -> list[BridgeState]:
@@ -439,6 +480,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             why = stranger
         elif other is not None:
             why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
+            one.second = (time.monotonic(), f"{datapath.address[0]} port {datapath.address[1]}")
         else:
             why = ""
         if one is None or why:
@@ -511,20 +553,41 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one, msg = self._at(event)
         if one is None:
             return
+        if not msg.xid & STATS_XID:
+            one.ask(lambda now: one.dump_part(msg.buf, now), msg.datapath)
+            return
         try:
             reply = decode.flow_stats(msg.buf)
         except decode.DecodeError as error:
             LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
             msg.datapath.close()
             return
-        if not reply.xid & STATS_XID:
-            one.ask(lambda now: one.dump_part(reply.xid, reply.entries, reply.more, now), msg.datapath)
-            return
         question = self._questions.get(reply.xid)
         if question is not None and question.datapath is msg.datapath:
             question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
             if not reply.more:
                 question.end()
+
+    @engine.handler(engine.FlowMonitor, engine.UP)
+    def _flow_monitor(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is None:
+            return
+        try:
+            others = decode.changed_by_others(msg.buf)
+        except decode.DecodeError as error:
+            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
+            msg.datapath.close()
+            return
+        if others:
+            one.ask(one.machine.others_changed, msg.datapath)
+
+    @engine.handler(engine.Description, engine.UP)
+    def _description(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is not None:
+            text = msg.body.dp_desc.decode("utf-8", "replace").rstrip("\0")
+            one.ask(lambda now: one.machine.described(msg.xid, text), msg.datapath)
 
     @engine.handler(engine.BarrierReply, engine.UP)
     def _barrier_reply(self, event: Any) -> None:

@@ -127,6 +127,9 @@ PortDesc: Any = _ofp_event.EventOFPPortDescStatsReply
 PortStatus: Any = _ofp_event.EventOFPPortStatus
 FlowStats: Any = _ofp_event.EventOFPFlowStatsReply
 """`event.msg.buf` are the bytes of the reply; its body is left to `ryu_apps.openflow.decode`."""
+FlowMonitor: Any = _ofp_event.EventOFPFlowMonitorReply
+"""The same: the bytes only."""
+Description: Any = _ofp_event.EventOFPDescStatsReply
 BarrierReply: Any = _ofp_event.EventOFPBarrierReply
 BundleReply: Any = _ofp_event.EventOFPBundleCtrlMsg
 ErrorReply: Any = _ofp_event.EventOFPErrorMsg
@@ -140,18 +143,25 @@ def error_name(message: Any) -> str:
     return f"{kind} {ofproto.ofp_error_code_to_str(message.type, message.code)}"
 
 
-def _register_flow_stats_passage() -> None:
-    """Let flow-stats replies through unread.
+def _register_passages() -> None:
+    """Let what a switch tells of its flows through unread.
 
     The framework's parser makes objects we do not want (8,000 flows a second at best), and drops the whole reply when
     one entry holds something it does not know, so that the dump would never end.
     """
     original = _ofproto_parser._MSG_PARSERS[ofproto.OFP_VERSION]
+    passages = {
+        ofproto.OFPMP_FLOW: parser.OFPFlowStatsReply,
+        ofproto.OFPMP_FLOW_MONITOR: parser.OFPFlowMonitorReply,
+    }
 
     def parse(datapath: Any, version: int, kind: int, length: int, xid: int, buf: bytes) -> Any:
-        if kind != ofproto.OFPT_MULTIPART_REPLY or length < 16 or bytes(buf[8:10]) != b"\x00\x01":
+        passage = None
+        if kind == ofproto.OFPT_MULTIPART_REPLY and length >= 16:
+            passage = passages.get(int.from_bytes(buf[8:10], "big"))
+        if passage is None:
             return original(datapath, version, kind, length, xid, buf)
-        message = parser.OFPFlowStatsReply(datapath)
+        message = passage(datapath)
         message.set_headers(version, kind, length, xid)
         message.set_buf(bytes(buf[:length]))
         message.body = []
@@ -160,7 +170,7 @@ def _register_flow_stats_passage() -> None:
     _ofproto_parser.register_msg_parser(ofproto.OFP_VERSION)(parse)
 
 
-_register_flow_stats_passage()
+_register_passages()
 
 
 API_LIMITS: Final = Limits(total=2048, strangers=512, per_stranger=16, per_address=256)

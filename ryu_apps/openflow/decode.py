@@ -3,15 +3,19 @@
 What a switch shows may have been put there by anyone: bytes that do not say a `Flow` are no error. Such an entry comes
 back as `Dumped` with what could be read, so that it can be reported, or taken away by the very bytes of its match.
 Only a reply that breaks OpenFlow itself raises DecodeError.
+
+There are two ways to read a reply. `flow_entries` cuts it into entry keys and values (see `encode`) without looking
+into them: what equals the bytes that were asked for needs no more. `flow_stats` reads all of it, counters too.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ryu_apps.openflow import encode, oxm
+from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import (
     Action,
     ConnTrack,
@@ -31,7 +35,12 @@ from ryu_apps.openflow.flows import (
 
 ENTRY = struct.Struct("!HBxIIHHHHH2xQQQ")
 """length, table, seconds, nanoseconds, priority, idle, hard, flags, importance, cookie, packets, bytes"""
+CUT = struct.Struct("!HB9xHI30xHH")
+"""Of an entry and the head of its match: length, table, priority, both timeouts as one, kind and length of a match."""
+EXPIRES = b"\xff\xff\x00\x08\x00\x00\x00\x00"
+"""Put before the instructions of an entry that has a timeout. None of ours begins so: it never equals one of ours."""
 REPLY_MORE = 1
+UPDATE_ADDED, UPDATE_REMOVED, UPDATE_MODIFIED, UPDATE_ABBREVIATED, UPDATE_PAUSED, UPDATE_RESUMED = range(1, 7)
 
 
 class DecodeError(ValueError):
@@ -88,20 +97,111 @@ def is_flow_stats(message: bytes) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FlowEntries:
+    """A part of a dump. `entries`: as the switch says them; `canonical` tells what unfamiliar ones mean."""
+
+    xid: int
+    more: bool
+    entries: Sequence[tuple[EntryKey, EntryValue]]
+
+
+def flow_entries(message: bytes) -> FlowEntries:
+    """A flow-stats reply, cut up and not read. Raises DecodeError."""
+    xid, flags = _reply(message)
+    entries: list[tuple[EntryKey, EntryValue]] = []
+    heads: dict[tuple[int, int], bytes] = {}
+    at, size, total, cut = 16, ENTRY.size, len(message), CUT.unpack_from
+    try:
+        while at < total:
+            length, table, priority, timeouts, kind, match_length = cut(message, at)
+            end = at + length
+            match_at = at + size
+            match_end = match_at + (match_length + 7 & ~7)
+            if kind != 1 or match_length < 4 or not match_end <= end <= total:
+                raise DecodeError("an entry of a flow-stats reply does not hold together")
+            head = heads.get((table, priority))
+            if head is None:
+                head = heads[table, priority] = encode.entry_head(table, priority)
+            cookie = message[at + 24 : at + 32]
+            value = cookie + message[match_end:end] if not timeouts else cookie + EXPIRES + message[match_end:end]
+            entries.append((head + message[match_at:match_end], value))
+            at = end
+    except struct.error as error:
+        raise DecodeError(f"flow-stats reply is cut short: {error}") from error
+    return FlowEntries(xid, bool(flags & REPLY_MORE), entries)
+
+
+def canonical(key: EntryKey, value: EntryValue) -> tuple[EntryKey, EntryValue]:
+    """The entry as `encode` would write it, if a `Flow` can say it. What a Flow cannot say stays as it is."""
+    match = key_match(key)
+    if match is not None:
+        try:
+            key = encode.entry_head(encode.key_table(key), encode.key_priority(key)) + encode.match_bytes(match)
+        except encode.EncodeError:
+            pass
+    actions = value_actions(value)
+    if actions is not None:
+        try:
+            value = value[: encode.COOKIE_LENGTH] + encode.instructions(actions)
+        except ValueError:
+            pass
+    return key, value
+
+
+def key_match(key: EntryKey) -> Match | None:
+    """The match of an entry key, or None if it says more than our values can."""
+    raw = encode.key_match(key)
+    try:
+        return match_value(raw[4 : encode.MATCH_HEADER.unpack_from(raw)[1]])
+    except _Unknown:
+        return None
+
+
+def value_actions(value: EntryValue) -> tuple[Action, ...] | None:
+    """The actions of an entry value, or None if it says more than our values can."""
+    try:
+        return tuple(_instructions(encode.value_instructions(value)))
+    except (_Unknown, struct.error):
+        return None
+
+
+def changed_by_others(message: bytes) -> bool:
+    """Does this answer of a flow monitor tell of changes made by somebody else? Raises DecodeError."""
+    at = 16
+    while at < len(message):
+        try:
+            length, event = struct.unpack_from("!HH", message, at)
+        except struct.error as error:
+            raise DecodeError(f"flow-monitor reply is cut short: {error}") from error
+        if length < 4 or at + length > len(message):
+            raise DecodeError("an update of a flow-monitor reply does not hold together")
+        # After a pause it is not known what was left out.
+        if event in (UPDATE_ADDED, UPDATE_REMOVED, UPDATE_MODIFIED, UPDATE_RESUMED):
+            return True
+        at += length
+    return False
+
+
 def flow_stats(message: bytes) -> FlowStatsReply:
     """A flow-stats reply. Raises DecodeError."""
     message = bytes(message)
-    if not is_flow_stats(message):
-        raise DecodeError("not a flow-stats reply")
-    _, _, length, xid = encode.HEADER.unpack_from(message)
-    if length != len(message):
-        raise DecodeError(f"message says it has {length} octets and has {len(message)}")
-    flags = int.from_bytes(message[10:12], "big")
+    xid, flags = _reply(message)
     try:
         entries = tuple(_entries(message))
     except (struct.error, IndexError) as error:
         raise DecodeError(f"flow-stats reply is cut short: {error}") from error
     return FlowStatsReply(xid, bool(flags & REPLY_MORE), entries)
+
+
+def _reply(message: bytes) -> tuple[int, int]:
+    """Transaction id and flags of a flow-stats reply. Raises DecodeError."""
+    if not is_flow_stats(message):
+        raise DecodeError("not a flow-stats reply")
+    _, _, length, xid = encode.HEADER.unpack_from(message)
+    if length != len(message):
+        raise DecodeError(f"message says it has {length} octets and has {len(message)}")
+    return int(xid), int.from_bytes(message[10:12], "big")
 
 
 def _entries(message: bytes) -> Iterator[Dumped]:

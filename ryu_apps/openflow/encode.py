@@ -4,6 +4,16 @@ Bytes and not the framework's message objects, because both engines then send ex
 the slowest part of programming a switch, and one of them (`NXActionRegLoad2`) cannot write a part of a field wider than
 32 bits and grows a class-wide list each time it is written. A test has the framework's own parser read these bytes.
 
+Two strings of bytes say a flow: its *entry key* (table, priority, match) and its *entry value* (cookie, instructions).
+
+    flow-mod    | header | cookie | mask | table … match | instructions |
+    entry key                            |<------------->|
+    entry value          |<---->|                        |<------------>|
+
+A switch's dump is read into the same two (`decode.flow_entries`), so that telling what differs is comparing bytes. What
+many flows have in common (which fields, which actions) is worked out once: a *template* is one big number with holes
+into which the values of a flow are shifted.
+
 Invariant: what is written here comes back equal from `decode` after a switch stored it. A value for which that would
 not hold (a mask of all ones, a match on a joined register) raises EncodeError instead of being sent, because it
 would be sent again at every connect for ever.
@@ -12,7 +22,8 @@ would be sent again at every connect for ever.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ryu_apps.openflow import cookies, oxm
 from ryu_apps.openflow.flows import (
@@ -33,8 +44,9 @@ VERSION = 0x05
 HEADER = struct.Struct("!BBHI")
 
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
-MP_FLOW, MP_PORT_DESC = 1, 13
+MP_DESC, MP_FLOW, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 13, 16
 ADD, DELETE_STRICT = 0, 4
+MONITOR_ADD, MONITOR_REMOVED, MONITOR_MODIFY = 2, 4, 8
 ANY = 0xFFFFFFFF
 ALL_TABLES = 0xFF
 PORT_NORMAL = 0xFFFFFFFA
@@ -47,7 +59,17 @@ BUNDLE_OPEN, BUNDLE_COMMIT, BUNDLE_DISCARD = 0, 4, 6
 BUNDLE_FLAGS = 0x3
 """Atomic and ordered: all or nothing, and in the order it was put in."""
 
-FLOW_MOD_BODY = struct.Struct("!QQBBHHHIIIHH")
+ENTRY_HEAD = struct.Struct("!BBHHHIIIHH")
+"""The part of a flow-mod between cookie mask and match: table, command, idle, hard, priority, buffer, out port, out
+group, flags, importance. An entry key begins with it, as an addition has it."""
+COOKIE_LENGTH = 8
+NO_MASK = bytes(8)
+OUR_COOKIES = struct.pack("!QQ", cookies.MARK << cookies.MARK_SHIFT, 0xFF << cookies.MARK_SHIFT)
+"""Cookie and mask of a deletion: with them the switch itself refuses to delete what is not Lark's."""
+BUNDLED = struct.Struct("!BBHII2xHBBHI")
+"""The header of a bundle-add, bundle and flags, and the header of the message within."""
+TEMPLATES = 4096
+"""Templates kept of a kind; a policy has a few hundred."""
 MATCH_HEADER = struct.Struct("!HH")
 
 
@@ -55,21 +77,11 @@ class EncodeError(ValueError):
     """A flow value that cannot be written so that it would come back equal: a defect in whoever built it."""
 
 
-def _pad8(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)
-
-
 def _header_bytes(header: oxm.Header, length: int, masked: bool) -> bytes:
     payload = length * (2 if masked else 1) + (4 if header.experimenter is not None else 0)
     word = (header.class_ << 16) | (header.number << 9) | (int(masked) << 8) | payload
     tail = b"" if header.experimenter is None else struct.pack("!I", header.experimenter)
     return struct.pack("!I", word) + tail
-
-
-def _field_bytes(field: oxm.WireField, value: int, mask: int | None) -> bytes:
-    head = _header_bytes(field.headers[0], field.length, mask is not None)
-    body = value.to_bytes(field.length, "big")
-    return head + body + (b"" if mask is None else mask.to_bytes(field.length, "big"))
 
 
 def _bits(name: str, low: int, width: int) -> oxm.WireField:
@@ -81,43 +93,130 @@ def _bits(name: str, low: int, width: int) -> oxm.WireField:
     return field
 
 
-def match_fields(match: Match) -> bytes:
-    """The OXM fields of a match, prerequisites first, without header and padding. Raises EncodeError."""
-    try:
-        ordered = sorted(match, key=lambda one: oxm.RANK[one.field])
-    except KeyError as error:
-        raise EncodeError(f"{error.args[0]}: cannot be matched on; see ryu_apps/openflow/oxm.py") from None
-    out = []
-    for one in ordered:
-        field = oxm.MATCHABLE[one.field]
-        if not 0 <= one.value <= field.full:
-            raise EncodeError(f"{one.field}: {one.value:#x} does not fit into {field.bits} bits")
-        if one.mask is not None:
+# ------------------------------------------------------------------------------------------------------------ templates
+
+_Fill = Callable[[int], int]
+
+
+_Hole = tuple[int, int, _Fill | None]
+"""Where a value goes: how far it is shifted, the bits it may not have, what to do with it before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """`number`: the constant bits. The holes are in the order in which a flow says the values."""
+
+    number: int
+    length: int
+    holes: tuple[_Hole, ...]
+
+
+class _Builder:
+    """Puts a template together; positions are octets from the left until its length is known."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._holes: list[tuple[int, int, int, _Fill | None]] = []
+
+    def add(self, data: bytes) -> None:
+        self.data += data
+
+    def hole(self, octets: int, low: int, outside: int, fill: _Fill | None = None) -> None:
+        """Room for a value that is shifted left by `low` within the next `octets`."""
+        self.data += bytes(octets)
+        self._holes.append((len(self.data), low, outside, fill))
+
+    def done(self) -> _Template:
+        self.data += bytes(-len(self.data) % 8)
+        length = len(self.data)
+        holes = tuple((8 * (length - end) + low, outside, fill) for end, low, outside, fill in self._holes)
+        return _Template(int.from_bytes(self.data, "big"), length, holes)
+
+
+_Shape = tuple[tuple[str, int | None], ...]
+_matches: dict[_Shape, _Template] = {}
+_actions: dict[tuple[object, ...], _Template] = {}
+
+
+def _match_template(shape: _Shape) -> _Template:
+    """The template of all matches on these fields with these masks."""
+    for name, mask in shape:
+        field = oxm.MATCHABLE.get(name)
+        if field is None:
+            raise EncodeError(f"{name}: cannot be matched on; see ryu_apps/openflow/oxm.py")
+        if mask is not None:
             if not field.maskable:
-                raise EncodeError(f"{one.field}: has no masks")
-            if not 0 < one.mask < field.full:
-                raise EncodeError(f"{one.field}: mask {one.mask:#x}: leave the field out, or match it exactly")
-            if one.value & ~one.mask:
-                raise EncodeError(f"{one.field}: value {one.value:#x} has bits outside mask {one.mask:#x}")
-        if one.field == "vlan_tci":
-            _check_vlan(one.value, one.mask)
-        out.append(_field_bytes(field, one.value, one.mask))
-    return b"".join(out)
+                raise EncodeError(f"{name}: has no masks")
+            if not 0 < mask < field.full:
+                raise EncodeError(f"{name}: mask {mask:#x}: leave the field out, or match it exactly")
+    order = sorted(range(len(shape)), key=lambda n: oxm.RANK[shape[n][0]])
+    built = _Builder()
+    built.add(bytes(MATCH_HEADER.size))
+    for name, mask in (shape[n] for n in order):
+        if name == "in_port":
+            built.add(_header_bytes(oxm.IN_PORT_32, 4, False))
+            built.hole(4, 0, ~0xFFFF, oxm.port_to_wire)
+        elif name == "vlan_tci":
+            _vlan(built, 0xFFFF if mask is None else mask)
+        else:
+            field = oxm.MATCHABLE[name]
+            built.add(_header_bytes(field.headers[0], field.length, mask is not None))
+            built.hole(field.length, 0, ~(field.full if mask is None else mask))
+            if mask is not None:
+                built.add(mask.to_bytes(field.length, "big"))
+    MATCH_HEADER.pack_into(built.data, 0, 1, len(built.data))
+    made = built.done()
+    return _Template(made.number, made.length, tuple(made.holes[order.index(n)] for n in range(len(shape))))
 
 
-def _check_vlan(value: int, mask: int | None) -> None:
-    # A dump has no vlan_tci but VLAN_VID (12 bits and the "there is a tag" bit) and VLAN_PCP (3 bits, only with a VID).
-    wanted = 0xFFFF if mask is None else mask
-    if value & 0x1FFF == 0 and wanted & 0xE000:
-        raise EncodeError("vlan_tci: write `no tag` as 0/0x1fff; a priority cannot be matched without a tag")
+def _vlan(built: _Builder, wanted: int) -> None:
+    """OXM has no field for a whole tag: VLAN_VID (12 bits and the "there is a tag" bit) and VLAN_PCP behind it."""
     if wanted & 0xE000 not in (0, 0xE000):
         raise EncodeError("vlan_tci: the priority bits are matched together or not at all")
+    vid_mask = wanted & 0x1FFF
+    partly = vid_mask != 0x1FFF
+    built.add(_header_bytes(oxm.VLAN_VID, 2, partly))
+
+    def vid(tci: int) -> int:
+        if tci & 0x1FFF == 0 and wanted & 0xE000:
+            raise EncodeError("vlan_tci: write `no tag` as 0/0x1fff; a priority cannot be matched without a tag")
+        # What of the tag goes into VLAN_PCP is put there by the same hole: it lies one field further right.
+        return tci & 0x1FFF if not wanted & 0xE000 else (tci & 0x1FFF) << pcp_bits | tci >> 13
+
+    pcp_bits = 0
+    if wanted & 0xE000:
+        tail = (vid_mask.to_bytes(2, "big") if partly else b"") + _header_bytes(oxm.VLAN_PCP, 1, False)
+        pcp_bits = 8 * (len(tail) + 1)
+        built.add(bytes(2) + tail)
+        built.hole(1, 0, ~wanted, vid)
+    else:
+        built.hole(2, 0, ~wanted, vid)
+        if partly:
+            built.add(vid_mask.to_bytes(2, "big"))
 
 
 def match_bytes(match: Match) -> bytes:
-    """A whole ofp_match, padded."""
-    fields = match_fields(match)
-    return _pad8(MATCH_HEADER.pack(1, 4 + len(fields)) + fields)
+    """A whole ofp_match, padded. Raises EncodeError."""
+    shape = tuple([(one.field, one.mask) for one in match])
+    found = _matches.get(shape)
+    if found is None:
+        if len(_matches) >= TEMPLATES:
+            _matches.clear()
+        found = _matches[shape] = _match_template(shape)
+    number = found.number
+    for one, (shift, outside, fill) in zip(match, found.holes, strict=True):
+        value = one.value
+        if value & outside:
+            where = f"its {oxm.MATCHABLE[one.field].bits} bits" if one.mask is None else f"mask {one.mask:#x}"
+            raise EncodeError(f"{one.field}: {value:#x} does not fit: it has bits outside {where}")
+        number |= (value if fill is None else fill(value)) << shift
+    return number.to_bytes(found.length, "big")
+
+
+def match_fields(match: Match) -> bytes:
+    """The OXM fields of a match, in the switch's order, without header and padding. Raises EncodeError."""
+    whole = match_bytes(match)
+    return whole[MATCH_HEADER.size : MATCH_HEADER.unpack_from(whole)[1]]
 
 
 def _nicira(subtype: int, body: bytes) -> bytes:
@@ -125,38 +224,53 @@ def _nicira(subtype: int, body: bytes) -> bytes:
     return (struct.pack("!HHIH", ACTION_EXPERIMENTER, size, oxm.NICIRA, subtype) + body).ljust(size, b"\0")
 
 
-def _action(action: Action) -> bytes:
+def _put_action(built: _Builder, action: Action) -> None:
+    """One action, with holes for the constant of a SetField and the port of an Output."""
     match action:
-        case SetField(name, value, low, width):
+        case SetField(name, _, low, width):
             field = _bits(name, low, width)
-            if not 0 <= value < 1 << width:
-                raise EncodeError(f"{name}: {value:#x} does not fit into {width} bits")
             if name == "vlan_tci":
                 raise EncodeError("vlan_tci: cannot be written here; no policy needs it yet")
+            outside = ~((1 << width) - 1)
             if width == field.bits:
-                data = _field_bytes(field, value, None)
-                size = -(-(4 + len(data)) // 8) * 8
-                return (struct.pack("!HH", ACTION_SET_FIELD, size) + data).ljust(size, b"\0")
-            mask = ((1 << width) - 1) << low
-            return _nicira(NX_REG_LOAD2, _field_bytes(field, value << low, mask))
+                head = _header_bytes(field.headers[0], field.length, False)
+                size = -(-(4 + len(head) + field.length) // 8) * 8
+                built.add(struct.pack("!HH", ACTION_SET_FIELD, size) + head)
+                built.hole(field.length, 0, outside)
+                built.add(bytes(size - 4 - len(head) - field.length))
+                return
+            head = _header_bytes(field.nicira, field.length, True)
+            used = 10 + len(head) + 2 * field.length
+            size = -(-used // 8) * 8
+            built.add(struct.pack("!HHIH", ACTION_EXPERIMENTER, size, oxm.NICIRA, NX_REG_LOAD2) + head)
+            built.hole(field.length, low, outside)
+            built.add((((1 << width) - 1) << low).to_bytes(field.length, "big") + bytes(size - used))
+        case Output(_):
+            built.add(struct.pack("!HH", ACTION_OUTPUT, 16))
+            built.hole(4, 0, ~0xFFFF, oxm.port_to_wire)
+            built.add(bytes(8))
+        case _:
+            built.add(_action(action))
+
+
+def _action(action: Action) -> bytes:
+    match action:
         case Move(source, source_low, target, target_low, width):
             from_ = _bits(source, source_low, width)
             to = _bits(target, target_low, width)
-            ends = b"".join(_header_bytes(f.headers[0], f.length, False) for f in (from_, to))
+            ends = b"".join(_header_bytes(f.nicira, f.length, False) for f in (from_, to))
             return _nicira(NX_REG_MOVE, struct.pack("!HHH", width, source_low, target_low) + ends)
-        case Output(port):
-            return struct.pack("!HHIH6x", ACTION_OUTPUT, 16, oxm.port_to_wire(port), 0)
         case Normal():
             return struct.pack("!HHIH6x", ACTION_OUTPUT, 16, PORT_NORMAL, 0)
         case OutputReg(name, low, width):
             field = _bits(name, low, width)
-            if field.headers[0].experimenter is not None:
+            if field.nicira.experimenter is not None:
                 raise EncodeError(f"{name}: cannot hold an output port")
-            head = _header_bytes(field.headers[0], field.length, False)
+            head = _header_bytes(field.nicira, field.length, False)
             return _nicira(NX_OUTPUT_REG, struct.pack("!H4sH6x", (low << 6) | (width - 1), head, 0))
         case ConnTrack(commit, zone_field, zone_low, recirculate):
             field = _bits(zone_field, zone_low, 16)
-            head = _header_bytes(field.headers[0], field.length, False)
+            head = _header_bytes(field.nicira, field.length, False)
             return _nicira(
                 NX_CT,
                 struct.pack(
@@ -172,48 +286,124 @@ def _action(action: Action) -> bytes:
             raise EncodeError(f"{action!r}: not an action that can stand here")
 
 
-def instructions(actions: Iterable[Action]) -> bytes:
+def _instructions_template(actions: Sequence[Action]) -> _Template:
+    built = _Builder()
+    apply = [action for action in actions if not isinstance(action, Goto)]
+    if len(apply) < len(actions) and (len(apply) < len(actions) - 1 or not isinstance(actions[-1], Goto)):
+        raise EncodeError("goto must be the last action")
+    if apply:
+        built.add(bytes(8))
+        for action in apply:
+            _put_action(built, action)
+        struct.pack_into("!HH", built.data, 0, INSTRUCTION_APPLY, len(built.data))
+    if len(apply) < len(actions):
+        last = actions[-1]
+        assert isinstance(last, Goto)
+        built.add(struct.pack("!HHB3x", INSTRUCTION_GOTO, 8, last.table))
+    return built.done()
+
+
+def instructions(actions: Sequence[Action]) -> bytes:
     """The instructions of a flow: apply-actions, then goto. No actions: no instructions, which means drop."""
-    applied: list[bytes] = []
-    goto = b""
+    shape: list[object] = []
+    values: list[int] = []
     for action in actions:
-        if goto:
-            raise EncodeError("goto must be the last action")
-        if isinstance(action, Goto):
-            goto = struct.pack("!HHB3x", INSTRUCTION_GOTO, 8, action.table)
+        # An exact type and no isinstance: this is the inside of the hottest loop.
+        if type(action) is SetField:
+            shape.append((action.field, action.low, action.width))
+            values.append(action.value)
+        elif type(action) is Output:
+            shape.append(Output)
+            values.append(action.port)
         else:
-            applied.append(_action(action))
-    body = b"".join(applied)
-    return (struct.pack("!HH4x", INSTRUCTION_APPLY, 8 + len(body)) + body if applied else b"") + goto
+            shape.append(action.table if type(action) is Goto else action)
+    found = _actions.get(tuple(shape))
+    if found is None:
+        if len(_actions) >= TEMPLATES:
+            _actions.clear()
+        found = _actions[tuple(shape)] = _instructions_template(tuple(actions))
+    number = found.number
+    for value, (shift, outside, fill) in zip(values, found.holes, strict=True):
+        if value & outside:
+            place = next(n for n, hole in enumerate(found.holes) if values[n] & hole[1])
+            culprit = [action for action in actions if isinstance(action, SetField | Output)][place]
+            if isinstance(culprit, Output):
+                raise EncodeError(f"port {culprit.port} is not a 16-bit port number")
+            raise EncodeError(f"{culprit.field}: {culprit.value:#x} does not fit into {culprit.width} bits")
+        number |= (value if fill is None else fill(value)) << shift
+    return number.to_bytes(found.length, "big")
+
+
+# ------------------------------------------------------------------------------------------------------------- entries
+
+EntryKey = bytes
+EntryValue = bytes
+
+
+def entry_head(table: int, priority: int) -> bytes:
+    """How the key of any entry of this table and priority begins; the match follows."""
+    return ENTRY_HEAD.pack(table, ADD, 0, 0, priority, ANY, ANY, ANY, 0, 0)
+
+
+def entry_key(key: FlowKey | Flow) -> EntryKey:
+    """What identifies an entry on a switch, as bytes. Raises EncodeError."""
+    try:
+        return entry_head(key.table, key.priority) + match_bytes(key.match)
+    except struct.error as error:
+        raise EncodeError(f"table {key.table}, priority {key.priority}: {error}") from error
+
+
+def entry_value(flow: Flow) -> EntryValue:
+    """What the switch is to do with it: cookie and instructions. Raises EncodeError."""
+    try:
+        return flow.cookie.to_bytes(COOKIE_LENGTH, "big") + instructions(flow.actions)
+    except (struct.error, OverflowError) as error:
+        raise EncodeError(f"cookie {flow.cookie:#x}, {flow.actions}: {error}") from error
+
+
+def key_table(key: EntryKey) -> int:
+    return key[0]
+
+
+def key_priority(key: EntryKey) -> int:
+    return int.from_bytes(key[6:8], "big")
+
+
+def key_match(key: EntryKey) -> bytes:
+    """The ofp_match, padded."""
+    return key[ENTRY_HEAD.size :]
+
+
+def value_cookie(value: EntryValue) -> int:
+    return int.from_bytes(value[:COOKIE_LENGTH], "big")
+
+
+def value_instructions(value: EntryValue) -> bytes:
+    return value[COOKIE_LENGTH:]
 
 
 def _message(kind: int, xid: int, body: bytes) -> bytes:
     return HEADER.pack(VERSION, kind, HEADER.size + len(body), xid) + body
 
 
-def add_flow(flow: Flow, xid: int) -> bytes:
+def put_entry(key: EntryKey, value: EntryValue, xid: int) -> bytes:
     """Add an entry, or put its actions and cookie in the place of what has the same key; counters go on counting."""
-    head = FLOW_MOD_BODY.pack(flow.cookie, 0, flow.table, ADD, 0, 0, flow.priority, ANY, ANY, ANY, 0, 0)
-    return _message(FLOW_MOD, xid, head + match_bytes(flow.match) + instructions(flow.actions))
+    return _message(FLOW_MOD, xid, b"".join((value[:COOKIE_LENGTH], NO_MASK, key, value[COOKIE_LENGTH:])))
 
 
-def _delete(table: int, priority: int, match: bytes, xid: int) -> bytes:
-    # With the cookie's mark and its mask the switch itself refuses to delete what is not Lark's.
-    mark = cookies.MARK << cookies.MARK_SHIFT
-    mask = 0xFF << cookies.MARK_SHIFT
-    return _message(
-        FLOW_MOD, xid, FLOW_MOD_BODY.pack(mark, mask, table, DELETE_STRICT, 0, 0, priority, ANY, ANY, ANY, 0, 0) + match
-    )
+def take_entry(key: EntryKey, xid: int) -> bytes:
+    """Delete exactly one entry of Lark's; no error if there is none."""
+    return _message(FLOW_MOD, xid, b"".join((OUR_COOKIES, key[:1], bytes((DELETE_STRICT,)), key[2:])))
+
+
+def add_flow(flow: Flow, xid: int) -> bytes:
+    """`put_entry` of a flow."""
+    return put_entry(entry_key(flow), entry_value(flow), xid)
 
 
 def delete_flow(key: FlowKey, xid: int) -> bytes:
-    """Delete exactly one entry of Lark's; no error if there is none."""
-    return _delete(key.table, key.priority, match_bytes(key.match), xid)
-
-
-def delete_raw(table: int, priority: int, match: bytes, xid: int) -> bytes:
-    """Delete an entry whose match `decode` could not read, by the very bytes the switch showed (a whole ofp_match)."""
-    return _delete(table, priority, match, xid)
+    """`take_entry` of a flow."""
+    return take_entry(entry_key(key), xid)
 
 
 def bundle_open(bundle: int, xid: int) -> bytes:
@@ -234,6 +424,28 @@ def bundle_add(bundle: int, message: bytes) -> bytes:
     return _message(BUNDLE_ADD, xid, struct.pack("!I2xH", bundle, BUNDLE_FLAGS) + message)
 
 
+def bundled(bundle: int, first_xid: int, items: Iterable[tuple[EntryKey, EntryValue | None]]) -> list[bytes]:
+    """Additions (a key and its value) and removals (a key and None) as parts of a bundle, transaction ids in a row."""
+    out: list[bytes] = []
+    xid = first_xid
+    pack, size, inner = BUNDLED.pack, BUNDLED.size, HEADER.size
+    strict = bytes((DELETE_STRICT,))
+    for key, value in items:
+        if value is None:
+            length = size + len(OUR_COOKIES) + len(key)
+            parts: tuple[bytes, ...] = (OUR_COOKIES, key[:1], strict, key[2:])
+        else:
+            length = size + len(NO_MASK) + len(key) + len(value)
+            parts = (value[:COOKIE_LENGTH], NO_MASK, key, value[COOKIE_LENGTH:])
+        head = pack(
+            VERSION, BUNDLE_ADD, length, xid, bundle, BUNDLE_FLAGS, VERSION, FLOW_MOD, length - size + inner, xid
+        )
+        out.append(head)
+        out += parts
+        xid += 1
+    return out
+
+
 def barrier(xid: int) -> bytes:
     return _message(BARRIER_REQUEST, xid, b"")
 
@@ -246,3 +458,14 @@ def flow_stats_request(xid: int, cookie: int = 0, mask: int = 0, table: int = AL
     """Ask for every entry of a table (default: of all) whose cookie equals `cookie` under `mask`."""
     body = struct.pack("!B3xII4xQQ", table, ANY, ANY, cookie, mask)
     return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4x", MP_FLOW, 0) + body + match_bytes(()))
+
+
+def description_request(xid: int) -> bytes:
+    return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4x", MP_DESC, 0))
+
+
+def monitor_request(xid: int, monitor: int) -> bytes:
+    """Ask to be told when anyone changes a flow; of the asker's own changes only that there were some."""
+    flags = MONITOR_ADD | MONITOR_REMOVED | MONITOR_MODIFY
+    body = struct.pack("!IIIHBB", monitor, ANY, ANY, flags, ALL_TABLES, 0) + match_bytes(())
+    return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4x", MP_FLOW_MONITOR, 0) + body)

@@ -1,8 +1,9 @@
 """Where each packet field lives on the wire: OXM and NXM headers. Pure; the one table that encode and decode share.
 
-A field is sent under its first header and understood under any of them: Open vSwitch accepts both families and answers
-an OpenFlow 1.4 dump with the OpenFlow one where there is one. The order of the table is the order on the wire: a
-switch wants the prerequisite of a field (ethertype before address, protocol before port) first.
+A field is sent under the header, and in the place, in which Open vSwitch answers an OpenFlow 1.4 dump: its first header
+in matches and set-field, its NXM one within Nicira's actions. What was sent then comes back as the same bytes, and
+unchanged flows are told from changed ones without being read. A field is understood under any of its headers, so a
+switch that answers otherwise costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ class WireField:
     maskable: bool = True
 
     @property
+    def nicira(self) -> Header:
+        """Its header within Nicira's actions."""
+        return next((one for one in self.headers if one.class_ in (NXM_0, NXM_1)), self.headers[0])
+
+    @property
     def length(self) -> int:
         return (self.bits + 7) // 8
 
@@ -58,42 +64,42 @@ def _nxm1(number: int) -> Header:
 
 
 _FIELDS = (
-    # NXM carries a 16-bit port, as `fields` has it; OpenFlow 1.1 and later answer with 32 bits (see `ports`).
+    # NXM carries a 16-bit port, as `fields` has it; a match of OpenFlow 1.1 and later 32 bits (see `port_to_wire`).
     WireField("in_port", 16, (_nxm0(0),), maskable=False),
-    WireField("metadata", 64, (_basic(2),)),
-    *(WireField(f"reg{n}", 32, (_nxm1(n),)) for n in range(16)),
-    WireField("dl_dst", 48, (_basic(3), _nxm0(1))),
     WireField("dl_src", 48, (_basic(4), _nxm0(2))),
+    WireField("dl_dst", 48, (_basic(3), _nxm0(1))),
     WireField("dl_type", 16, (_basic(5), _nxm0(3)), maskable=False),
-    # Open vSwitch answers with OXM VLAN_VID and VLAN_PCP instead: decode puts them together again.
+    # In a match: OXM VLAN_VID and VLAN_PCP (see `encode`).
     WireField("vlan_tci", 16, (_nxm0(4),)),
-    WireField("ct_state", 32, (_nxm1(105),)),
-    WireField("ct_zone", 16, (_nxm1(106),)),
-    WireField("ct_mark", 32, (_nxm1(107),)),
-    WireField("nw_proto", 8, (_basic(10), _nxm0(6)), maskable=False),
-    WireField("nw_frag", 2, (_nxm1(26),)),
-    WireField("nw_ttl", 8, (_nxm1(29),), maskable=False),
     WireField("nw_src", 32, (_basic(11), _nxm0(7))),
     WireField("nw_dst", 32, (_basic(12), _nxm0(8))),
     WireField("ipv6_src", 128, (_basic(26), _nxm1(19))),
     WireField("ipv6_dst", 128, (_basic(27), _nxm1(20))),
+    WireField("nw_frag", 2, (_nxm1(26),)),
+    WireField("nw_ttl", 8, (_nxm1(29),), maskable=False),
+    WireField("nw_proto", 8, (_basic(10), _nxm0(6)), maskable=False),
+    WireField("arp_op", 16, (_basic(21), _nxm0(15)), maskable=False),
+    WireField("arp_spa", 32, (_basic(22), _nxm0(16))),
+    WireField("arp_tpa", 32, (_basic(23), _nxm0(17))),
+    WireField("arp_sha", 48, (_basic(24), _nxm1(17))),
+    WireField("arp_tha", 48, (_basic(25), _nxm1(18))),
     WireField("tcp_src", 16, (_basic(13), _nxm0(9))),
     WireField("tcp_dst", 16, (_basic(14), _nxm0(10))),
-    WireField("tcp_flags", 12, (_nxm1(34), Header(EXPERIMENTER, 42, ONF), _basic(42))),
+    WireField("tcp_flags", 12, (Header(EXPERIMENTER, 42, ONF), _nxm1(34), _basic(42))),
     WireField("udp_src", 16, (_basic(15), _nxm0(11))),
     WireField("udp_dst", 16, (_basic(16), _nxm0(12))),
     WireField("icmp_type", 8, (_basic(19), _nxm0(13)), maskable=False),
     WireField("icmp_code", 8, (_basic(20), _nxm0(14)), maskable=False),
     WireField("icmpv6_type", 8, (_basic(29), _nxm1(21)), maskable=False),
     WireField("icmpv6_code", 8, (_basic(30), _nxm1(22)), maskable=False),
-    WireField("arp_op", 16, (_basic(21), _nxm0(15)), maskable=False),
-    WireField("arp_spa", 32, (_basic(22), _nxm0(16))),
-    WireField("arp_tpa", 32, (_basic(23), _nxm0(17))),
-    WireField("arp_sha", 48, (_basic(24), _nxm1(17))),
-    WireField("arp_tha", 48, (_basic(25), _nxm1(18))),
     WireField("nd_target", 128, (_basic(31), _nxm1(23))),
     WireField("nd_sll", 48, (_basic(32), _nxm1(24))),
     WireField("nd_tll", 48, (_basic(33), _nxm1(25))),
+    *(WireField(f"reg{n}", 32, (_nxm1(n),)) for n in range(16)),
+    WireField("ct_state", 32, (_nxm1(105),)),
+    WireField("ct_zone", 16, (_nxm1(106),)),
+    WireField("ct_mark", 32, (_nxm1(107),)),
+    WireField("metadata", 64, (_basic(2),)),
 )
 # Registers joined to wider ones: actions may use them. A match may not: a switch answers with the 32-bit parts, and the
 # flow that was dumped would never equal the flow that was asked for.
@@ -109,7 +115,7 @@ WRITABLE: Mapping[str, WireField] = {field.name: field for field in (*_FIELDS, *
 BY_HEADER: Mapping[Header, WireField] = {header: field for field in WRITABLE.values() for header in field.headers}
 
 IN_PORT_32 = _basic(0)
-"""OXM_OF_IN_PORT: what an OpenFlow 1.4 dump says instead of NXM_OF_IN_PORT."""
+"""OXM_OF_IN_PORT, 32 bits: what OpenFlow 1.4 says in a match instead of NXM_OF_IN_PORT."""
 VLAN_VID = _basic(6)
 VLAN_PCP = _basic(7)
 

@@ -6,6 +6,10 @@
      │ lost (any state)     │ RESTING: retry        │ same                ▼                        ▼
      └──────                └────────────           └──▶ STEADY ◀──── DISCARDING               STEADY
 
+Flows are entry keys and entry values here (`ryu_apps.openflow.encode`): bytes, as they go to the switch and come back.
+Beside the states runs the *check*: now and then, and soon after the switch says that somebody else changed a flow, its
+flows are read and what differs is put right. Changes go on meanwhile.
+
 What holds:
 
 * Two questions are kept apart. `base` is what is wanted and was accepted; `queue` holds the requests that are not
@@ -18,25 +22,33 @@ What holds:
 * What is on the switch already is not sent again: unchanged state sends no flow-mod.
 * Table 0 and entries whose cookie does not carry Lark's mark are never touched. (An entry in the way, with the very
   key of one of ours, is replaced, and named in a notice: the tables above 0 are the controller's.)
+* A check never undoes a change that was under way while it read: entries touched meanwhile are left to the next one.
+* What is wrong with the bridge itself (`faults`) stops nothing; it is said once, and shown as long as it lasts.
+
+There is room for meters, which cannot be parts of a bundle: new ones with a barrier before STAGING, stale ones after
+COMMITTING is confirmed (deleting a meter deletes the flows that use it).
 """
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
-from ryu_apps.openflow import cookies
-from ryu_apps.openflow.decode import Dumped
-from ryu_apps.openflow.flows import Flow, FlowKey, Match
+from ryu_apps.openflow import cookies, decode, encode
+from ryu_apps.openflow.encode import EntryKey, EntryValue
 
 TicketId = NewType("TicketId", int)
 
 HOST_LANE_TABLE = 0
 XID_LIMIT = 0x7FFF_FFFF
 """Transaction ids of the machine stay below this; the rest belongs to whoever else talks on the connection."""
+PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
+"""What `lark-agent prepare-bridge` writes into a bridge's `other_config:dp-desc`. OpenFlow tells neither setting."""
+CHECK_SHARE = 20
+"""A check is followed by a pause of this many times its duration: at most 5 % of the time goes into checks."""
 
 
 class State(enum.Enum):
@@ -49,33 +61,8 @@ class State(enum.Enum):
     RESTING = "waiting before the next attempt"
 
 
-# ------------------------------------------------------------------------------------------------- parts of a bundle
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Add the flow, or replace what has its key."""
-
-    flow: Flow
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """Remove exactly this entry."""
-
-    key: FlowKey
-
-
-@dataclass(frozen=True, slots=True)
-class TakeRaw:
-    """Remove an entry of Lark's whose match we cannot read, by the bytes the switch showed."""
-
-    table: int
-    priority: int
-    match: bytes
-
-
-Item = Put | Take | TakeRaw
+Item = tuple[EntryKey, EntryValue | None]
+"""A part of a bundle: add the entry, or replace what has its key; with None: remove exactly this entry."""
 
 
 # ----------------------------------------------------------------------------------------------------------- outputs
@@ -88,6 +75,18 @@ class RequestPorts:
 
 @dataclass(frozen=True, slots=True)
 class RequestDump:
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDescription:
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Ask the switch to tell when somebody else changes a flow."""
+
     xid: int
 
 
@@ -144,7 +143,19 @@ class Disconnect:
     reason: str
 
 
-Output = RequestPorts | RequestDump | Stage | Commit | Discard | Settle | PortsChanged | Notice | Disconnect
+Output = (
+    RequestPorts
+    | RequestDump
+    | RequestDescription
+    | Watch
+    | Stage
+    | Commit
+    | Discard
+    | Settle
+    | PortsChanged
+    | Notice
+    | Disconnect
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- requests
@@ -153,14 +164,14 @@ Output = RequestPorts | RequestDump | Stage | Commit | Discard | Settle | PortsC
 @dataclass(frozen=True, slots=True)
 class _Replace:
     ticket: TicketId
-    flows: Mapping[FlowKey, Flow]
+    entries: Mapping[EntryKey, EntryValue]
 
 
 @dataclass(frozen=True, slots=True)
 class _Delta:
     ticket: TicketId
-    add: tuple[Flow, ...]
-    remove: tuple[FlowKey, ...]
+    add: Mapping[EntryKey, EntryValue]
+    remove: tuple[EntryKey, ...]
 
 
 _Request = _Replace | _Delta
@@ -175,9 +186,9 @@ class _Flight:
     """How many requests from the front of the queue it carries."""
     catches_up: bool
     """It also carries what was missing or stale when the switch was read."""
-    whole: dict[FlowKey, Flow] | None
+    whole: dict[EntryKey, EntryValue] | None
     """The new base, or None if only `overlay` changes it."""
-    overlay: dict[FlowKey, Flow | None]
+    overlay: dict[EntryKey, EntryValue | None]
     items: tuple[Item, ...] = ()
     first_xid: int = 0
     control_xids: dict[int, str] = field(default_factory=dict)
@@ -193,61 +204,110 @@ class _Flight:
 
 
 @dataclass(slots=True)
+class _Seen:
+    """What a reading of the switch has shown beside Lark's own entries in the controller's tables."""
+
+    foreign: dict[EntryKey, EntryValue] = field(default_factory=dict)
+    lane: int = 0
+    """Lark's entries in table 0."""
+    strangers: list[Item] = field(default_factory=list)
+    """Others' entries in table 0."""
+
+
+@dataclass(slots=True)
+class _Check:
+    """A reading of the flows while the conversation goes on."""
+
+    xid: int
+    began: float
+    wake: float
+    touched: set[EntryKey]
+    """Keys of changes that were under way at any moment of it."""
+    same: set[EntryKey] = field(default_factory=set)
+    differs: dict[EntryKey, EntryValue | None] = field(default_factory=dict)
+    """What the switch shows where it does not show what it should; None: nothing."""
+    seen: _Seen = field(default_factory=_Seen)
+
+
+@dataclass(slots=True)
 class Counts:
     """What was sent so far, for tests and metrics."""
 
     dumps: int = 0
+    checks: int = 0
+    repaired: int = 0
+    """Entries found changed by somebody else on a running switch."""
     bundles: int = 0
     flow_mods: int = 0
     commits: int = 0
     refused: int = 0
 
 
-def is_larks(cookie: int) -> bool:
+def is_larks(value: EntryValue) -> bool:
     """Does the cookie carry Lark's mark? An entry of a feature this version does not know is Lark's all the same."""
-    return cookie >> cookies.MARK_SHIFT == cookies.MARK
+    return value[0] == cookies.MARK
 
 
-def describe(item: Item) -> str:
-    """An item in one line for a message."""
-    match item:
-        case Put(flow):
-            return f"add {_describe_key(flow.table, flow.priority, flow.match)} cookie={flow.cookie:#x}"
-        case Take(key):
-            return f"remove {_describe_key(key.table, key.priority, key.match)}"
-        case TakeRaw(table, priority, raw):
-            return f"remove table={table} priority={priority} match={raw.hex()}"
+def describe(key: EntryKey, value: EntryValue | None) -> str:
+    """An entry with its cookie, or only its key, in one line for a message."""
+    matches = decode.key_match(key)
+    parts = [f"table={encode.key_table(key)}", f"priority={encode.key_priority(key)}"]
+    if matches is None:
+        parts.append(f"match={encode.key_match(key).hex()}")
+    else:
+        parts += [f"{m.field}={m.value:#x}" + ("" if m.mask is None else f"/{m.mask:#x}") for m in matches]
+    return ",".join(parts) + ("" if value is None else f" cookie={encode.value_cookie(value):#x}")
 
 
-def _describe_key(table: int, priority: int, matches: Match) -> str:
-    parts = [f"{m.field}={m.value:#x}" + ("" if m.mask is None else f"/{m.mask:#x}") for m in matches]
-    return ",".join([f"table={table}", f"priority={priority}", *parts])
+def _item(key: EntryKey, value: EntryValue | None) -> str:
+    return f"{'remove' if value is None else 'add'} {describe(key, value)}"
 
 
 class SwitchMachine:
     """One switch. Every input returns the outputs it causes, in the order in which to carry them out."""
 
-    def __init__(self, *, patience: float = 10.0, retry: float = 1.0, retry_most: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        patience: float = 10.0,
+        retry: float = 1.0,
+        retry_most: float = 30.0,
+        check_watched: float = 60.0,
+        check_blind: float = 5.0,
+        check_soon: float = 0.05,
+    ) -> None:
         """`patience`: seconds without any progress before the connection is given up; `retry`: pause before a state
-        that the switch refused is tried again, doubled each time up to `retry_most`."""
+        that the switch refused is tried again, doubled each time up to `retry_most`; `check_…`: seconds between checks
+        of a switch that tells of others' changes, of one that cannot, and from such a change to the check."""
         self.state = State.AWAY
         self.counts = Counts()
-        self.detail = ""
+        self.activity = ""
         self._patience = patience
         self._retry = retry
         self._retry_most = retry_most
+        self._check_watched = check_watched
+        self._check_blind = check_blind
+        self._check_soon = check_soon
         self._pause = retry
-        self._base: dict[FlowKey, Flow] | None = None
+        self._base: dict[EntryKey, EntryValue] | None = None
         self._queue: list[_Request] = []
         self._alone = 0
         # What the switch showed, as long as it may differ from base; None once the two are known to be the same.
-        self._actual: dict[FlowKey, Flow | None] | None = None
-        self._unreadable: list[TakeRaw] = []
-        self._foreign: dict[FlowKey, int] = {}
-        self._foreign_count = 0
+        self._actual: dict[EntryKey, EntryValue] | None = None
+        self._seen = _Seen()
         self._flight: _Flight | None = None
+        self._check: _Check | None = None
+        # What a check found to differ, until it is put right.
+        self._drift: dict[EntryKey, EntryValue | None] = {}
+        self._check_at: float | None = None
+        self._check_not_before = 0.0
+        self._suspicious = False
+        self._watched = True
+        self._faults: dict[str, str] = {}
         self._dump_xid = 0
         self._ports_xid = 0
+        self._description_xid = 0
+        self._watch_xid = 0
         self._ports: dict[str, int] = {}
         self._ports_parts: dict[str, int] = {}
         self._ports_known = False
@@ -264,7 +324,23 @@ class SwitchMachine:
     @property
     def converged(self) -> bool:
         """Everything wanted is confirmed, and nothing is under way."""
-        return self.state is State.STEADY and self._base is not None and self._actual is None and not self._queue
+        return (
+            self.state is State.STEADY
+            and self._base is not None
+            and self._actual is None
+            and not self._queue
+            and not self._drift
+        )
+
+    @property
+    def detail(self) -> str:
+        """What is under way and what is wrong, in a sentence each; empty when all is well."""
+        return "; ".join([*([self.activity] if self.activity else []), *self._faults.values()])
+
+    @property
+    def faults(self) -> Collection[str]:
+        """What is wrong with the bridge itself, as it was last seen."""
+        return self._faults.values()
 
     @property
     def ports(self) -> Mapping[str, int]:
@@ -274,11 +350,11 @@ class SwitchMachine:
     def flows(self) -> int:
         """Lark's entries on the switch, as far as known."""
         if self._actual is not None:
-            return len(self._actual) + len(self._unreadable)
+            return len(self._actual)
         return len(self._base or {}) if self.connected else 0
 
     @property
-    def desired(self) -> Mapping[FlowKey, Flow] | None:
+    def desired(self) -> Mapping[EntryKey, EntryValue] | None:
         """What is wanted and was accepted; None before it was ever said."""
         return self._base
 
@@ -290,43 +366,76 @@ class SwitchMachine:
     @property
     def wake(self) -> float | None:
         """When `tick` must be called at the latest; None: no need."""
-        return self._wake
+        times = [self._wake, self._check_at if self._check is None else self._check.wake]
+        return min((time for time in times if time is not None), default=None)
 
     # ----------------------------------------------------------------------------------------------- inputs: wishes
 
-    def set_desired(self, ticket: TicketId, flows: Mapping[FlowKey, Flow], now: float) -> list[Output]:
-        """The whole truth is this."""
-        bad = _inadmissible(flows.values())
+    def set_desired(self, ticket: TicketId, entries: Mapping[EntryKey, EntryValue], now: float) -> list[Output]:
+        """The whole truth is this. The mapping is kept, not copied: it must not change any more."""
+        bad = _inadmissible(entries)
         if bad is not None:
             return [Settle(ticket, bad)]
         # An earlier whole truth and what waits behind it are still owed an answer, so they stay in the queue.
-        self._queue.append(_Replace(ticket, dict(flows)))
+        self._queue.append(_Replace(ticket, entries))
         return self._advance(now)
 
-    def change(self, ticket: TicketId, add: Sequence[Flow], remove: Sequence[FlowKey], now: float) -> list[Output]:
+    def change(
+        self, ticket: TicketId, add: Mapping[EntryKey, EntryValue], remove: Sequence[EntryKey], now: float
+    ) -> list[Output]:
         """Change the truth: removals first, so that a key in both is replaced."""
         bad = _inadmissible(add)
-        if bad is None and any(key.table == HOST_LANE_TABLE for key in remove):
+        if bad is None and any(encode.key_table(key) == HOST_LANE_TABLE for key in remove):
             bad = "table 0 belongs to the agent"
         if bad is None and self._base is None and not any(isinstance(one, _Replace) for one in self._queue):
             bad = "a change before the whole truth of this bridge was said (set_desired)"
         if bad is not None:
             return [Settle(ticket, bad)]
-        self._queue.append(_Delta(ticket, tuple(add), tuple(remove)))
+        self._queue.append(_Delta(ticket, add, tuple(remove)))
         return self._advance(now)
 
     # ------------------------------------------------------------------------------------- inputs: from the switch
 
     def connected_to(self, now: float) -> list[Output]:
-        """The switch is there: read its ports and its flows."""
+        """The switch is there: read what it is, its ports and its flows."""
         self._reset()
         self._ports = {}
         self._ports_xid = self._next_xid()
-        return [RequestPorts(self._ports_xid), *self._dump(now)]
+        self._description_xid = self._next_xid()
+        self._watch_xid = self._next_xid()
+        return [
+            RequestPorts(self._ports_xid),
+            RequestDescription(self._description_xid),
+            # Before the flows are read: what changes after that is told.
+            Watch(self._watch_xid),
+            *self._dump(now),
+        ]
 
     def lost(self) -> list[Output]:
         """The connection is gone. What was under way is undecided; the next dump decides it."""
         self._reset()
+        return []
+
+    def described(self, xid: int, description: str) -> list[Output]:
+        """The answer to RequestDescription."""
+        if self.state is State.AWAY or xid != self._description_xid:
+            return []
+        wrong = (
+            None
+            if description == PREPARED
+            else "it was not prepared for Lark: whether it has fail_mode=secure and disable-in-band=true is not known "
+            "(run `lark-agent prepare-bridge` on its host)"
+        )
+        return self._fault("prepared", wrong)
+
+    def others_changed(self, now: float) -> list[Output]:
+        """The switch says that somebody else changed a flow: look soon."""
+        if self.state is State.AWAY:
+            return []
+        if self._check is not None or self._check_at is None:
+            self._suspicious = True
+        else:
+            self._check_at = min(self._check_at, max(now + self._check_soon, self._check_not_before))
         return []
 
     def ports_part(self, xid: int, ports: Mapping[str, int], more: bool, now: float) -> list[Output]:
@@ -350,36 +459,28 @@ class SwitchMachine:
                 known[name] = number
         return [PortsChanged(dict(self._ports))] if self._ports_known else []
 
-    def dump_part(self, xid: int, entries: Iterable[Dumped], more: bool, now: float) -> list[Output]:
-        """A part of the answer to RequestDump; the last one has `more` false."""
+    def dump_part(
+        self, xid: int, entries: Iterable[tuple[EntryKey, EntryValue]], more: bool, now: float
+    ) -> list[Output]:
+        """A part of the answer to RequestDump, as `decode.flow_entries` cut it; the last one has `more` false."""
+        if self._check is not None and xid == self._check.xid:
+            return self._check_part(self._check, entries, more, now)
         if self.state is not State.DUMPING or xid != self._dump_xid or self._actual is None:
             return []
         self._wake = now + self._patience
-        for entry in entries:
-            if entry.table == HOST_LANE_TABLE:
-                continue
-            key = entry.key
-            if not is_larks(entry.cookie):
-                self._foreign_count += 1
-                if key is not None:
-                    self._foreign[key] = entry.cookie
-            elif key is None:
-                self._unreadable.append(TakeRaw(entry.table, entry.priority, entry.raw_match))
-            else:
-                self._actual[key] = entry.flow
+        wanted = self._expected()
+        for key, value in entries:
+            if wanted.get(key) != value:
+                if not _ours(key, value, self._seen):
+                    continue
+                key, value = decode.canonical(key, value)
+            self._actual[key] = value
         if more:
             return []
         self.state = State.STEADY
         self._wake = None
-        out: list[Output] = []
-        if self._foreign_count:
-            example = next(iter(self._foreign.items()), None)
-            text = f"{self._foreign_count} flows in the controller's tables are not Lark's and stay as they are"
-            if example is not None:
-                key, cookie = example
-                text += f", for example {_describe_key(key.table, key.priority, key.match)} cookie={cookie:#x}"
-            out.append(Notice(text, serious=True))
-        return out + self._advance(now)
+        self._next_check(now, 0.0)
+        return self._judge(self._seen) + self._advance(now)
 
     def barrier(self, xid: int, now: float) -> list[Output]:
         """A barrier was answered."""
@@ -406,14 +507,23 @@ class SwitchMachine:
         """The switch answered a message with an error."""
         if self.state is State.AWAY:
             return []
-        if xid in (self._dump_xid, self._ports_xid):
+        if xid in (self._dump_xid, self._ports_xid) or (self._check is not None and xid == self._check.xid):
             return [Disconnect(f"the switch refused to be read: {text}")]
+        if xid == self._description_xid:
+            return self.described(xid, "")
+        if xid == self._watch_xid:
+            self._watched = False
+            if self._check_at is not None:
+                self._check_at = min(self._check_at, now + self._check_blind)
+            return [
+                Notice(f"cannot tell of changes that others make ({text}): its flows are read every {self._every:g} s")
+            ]
         flight = self._flight
         if flight is not None:
             at = xid - flight.first_xid
             if 0 <= at < len(flight.items):
                 if flight.item_error is None:
-                    flight.item_error = f"{text}: {describe(flight.items[at])}"
+                    flight.item_error = f"{text}: {_item(*flight.items[at])}"
                 return []
             if xid in flight.control_xids:
                 if flight.control_error is None:
@@ -423,28 +533,134 @@ class SwitchMachine:
 
     def tick(self, now: float) -> list[Output]:
         """Time has passed."""
-        if self._wake is None or now < self._wake:
+        if self._wake is not None and now >= self._wake:
+            if self.state is State.RESTING:
+                return self._dump(now)
+            self._wake = None
+            return [Disconnect(f"no answer while {self.state.value}")]
+        if self._check is not None:
+            if now >= self._check.wake:
+                self._check = None
+                return [Disconnect("no answer while checking its flows")]
+        elif self._check_at is not None and now >= self._check_at:
+            return self._begin_check(now)
+        return []
+
+    # ---------------------------------------------------------------------------------------------------- the check
+
+    @property
+    def _every(self) -> float:
+        return self._check_watched if self._watched else self._check_blind
+
+    def _next_check(self, now: float, took: float) -> None:
+        self._check_not_before = now + CHECK_SHARE * took
+        self._check_at = max(now + (self._check_soon if self._suspicious else self._every), self._check_not_before)
+        self._suspicious = False
+
+    def _begin_check(self, now: float) -> list[Output]:
+        if self._base is None or self._actual is not None:
+            self._next_check(now, 0.0)
             return []
-        if self.state is State.RESTING:
-            return self._dump(now)
-        self._wake = None
-        return [Disconnect(f"no answer while {self.state.value}")]
+        under_way = () if self._flight is None else self._flight.items
+        self._check = _Check(self._next_xid(), now, now + self._patience, {key for key, _ in under_way})
+        self._check_at = None
+        self.counts.checks += 1
+        return [RequestDump(self._check.xid)]
+
+    def _check_part(
+        self, check: _Check, entries: Iterable[tuple[EntryKey, EntryValue]], more: bool, now: float
+    ) -> list[Output]:
+        check.wake = now + self._patience
+        base = self._base or {}
+        for key, value in entries:
+            if base.get(key) != value:
+                if not _ours(key, value, check.seen):
+                    continue
+                key, value = decode.canonical(key, value)
+                if base.get(key) != value:
+                    check.differs[key] = value
+                    continue
+            check.same.add(key)
+        if more:
+            return []
+        self._check = None
+        self._next_check(now, now - check.began)
+        if len(check.same) < len(base):
+            check.differs.update((key, None) for key in base if key not in check.same and key not in check.differs)
+        for key in check.touched:
+            check.differs.pop(key, None)
+        out = self._judge(check.seen)
+        if not check.differs:
+            return out
+        self._drift |= check.differs
+        self.counts.repaired += len(check.differs)
+        return [*out, Notice(self._damage(check.differs), serious=True), *self._advance(now)]
+
+    def _damage(self, differs: Mapping[EntryKey, EntryValue | None]) -> str:
+        base = self._base or {}
+        gone = sum(value is None for value in differs.values())
+        added = sum(key not in base for key in differs)
+        key, value = next(iter(differs.items()))
+        what = "gone" if value is None else "added" if key not in base else "altered"
+        return (
+            f"somebody else changed flows of Lark's, which are put right: {gone} gone, "
+            f"{len(differs) - gone - added} altered, {added} added; for example {what}: "
+            f"{describe(key, base.get(key, value))}"
+        )
+
+    def _judge(self, seen: _Seen) -> list[Output]:
+        """What a complete reading says about the bridge itself."""
+        foreign = strangers = lane = None
+        if seen.foreign:
+            example = describe(*next(iter(seen.foreign.items())))
+            count = len(seen.foreign)
+            foreign = (
+                f"{count} flows in the controller's tables are not Lark's and stay as they are, for example {example}"
+            )
+        if seen.strangers:
+            example = describe(*seen.strangers[0])
+            strangers = (
+                f"{len(seen.strangers)} flows in table 0 are not the agent's: what they take never comes to the "
+                f"policy, for example {example}"
+            )
+        if not seen.lane:
+            lane = "table 0 holds no flow of the agent's: nothing leads to the policy"
+        return self._fault("foreign", foreign) + self._fault("strangers", strangers) + self._fault("lane", lane)
+
+    def _fault(self, name: str, text: str | None) -> list[Output]:
+        before = self._faults.get(name)
+        if text == before:
+            return []
+        if text is None:
+            del self._faults[name]
+            return [Notice(f"no longer: {before}")]
+        self._faults[name] = text
+        return [Notice(text, serious=True)]
 
     # ------------------------------------------------------------------------------------------------------- inside
 
     def _reset(self) -> None:
         self.state = State.AWAY
-        self.detail = "not connected"
+        self.activity = "not connected"
         self._flight = None
         self._actual = None
-        self._unreadable = []
-        self._foreign = {}
-        self._foreign_count = 0
+        self._seen = _Seen()
+        self._check = None
+        self._check_at = None
+        self._check_not_before = 0.0
+        self._suspicious = False
+        self._watched = True
+        self._drift = {}
         self._alone = 0
         self._pause = self._retry
         self._wake = None
         self._ports_known = False
         self._ports_parts = {}
+
+    def _expected(self) -> Mapping[EntryKey, EntryValue]:
+        """What the switch will most probably show: only a hint, to tell familiar bytes from those to look into."""
+        waiting = (request.entries for request in reversed(self._queue) if isinstance(request, _Replace))
+        return next(waiting, self._base or {})
 
     def _next_xid(self, count: int = 1) -> int:
         """The first of `count` transaction ids in a row."""
@@ -456,11 +672,12 @@ class SwitchMachine:
 
     def _dump(self, now: float) -> list[Output]:
         self.state = State.DUMPING
-        self.detail = State.DUMPING.value
+        self.activity = State.DUMPING.value
         self._actual = {}
-        self._unreadable = []
-        self._foreign = {}
-        self._foreign_count = 0
+        self._seen = _Seen()
+        self._check = None
+        self._check_at = None
+        self._drift = {}
         self._dump_xid = self._next_xid()
         self._wake = now + self._patience
         self.counts.dumps += 1
@@ -472,12 +689,14 @@ class SwitchMachine:
         while self.state is State.STEADY:
             catches_up = self._actual is not None
             if self._base is None and not self._queue:
-                self.detail = "nothing was said yet about what this bridge shall hold"
+                self.activity = "nothing was said yet about what this bridge shall hold"
                 return out
-            if not catches_up and not self._queue:
-                self.detail = ""
+            if not catches_up and not self._queue and not self._drift:
+                self.activity = ""
                 return out
-            if not self._alone:
+            if self._drift:
+                requests = 0
+            elif not self._alone:
                 requests = len(self._queue)
             elif catches_up and self._base is not None:
                 requests = 0
@@ -491,40 +710,36 @@ class SwitchMachine:
         return out
 
     def _plan(self, requests: int) -> _Flight:
-        whole: dict[FlowKey, Flow] | None = None
-        overlay: dict[FlowKey, Flow | None] = {}
+        whole: dict[EntryKey, EntryValue] | None = None
+        overlay: dict[EntryKey, EntryValue | None] = {}
         for request in self._queue[:requests]:
             if isinstance(request, _Replace):
-                whole, overlay = dict(request.flows), {}
+                whole, overlay = dict(request.entries), {}
                 continue
-            for key in request.remove:
-                overlay[key] = None
-            for flow in request.add:
-                overlay[flow.key] = flow
+            overlay.update(dict.fromkeys(request.remove))
+            overlay.update(request.add)
         catches_up = self._actual is not None
-        puts: list[Item] = []
-        takes: list[Item] = []
-        if whole is None and not catches_up:
+        base = self._base or {}
+        puts: list[Item]
+        takes: list[Item]
+        if self._drift:
+            wanted = [(key, base.get(key)) for key in self._drift]
+            puts = [item for item in wanted if item[1] is not None]
+            takes = [item for item in wanted if item[1] is None]
+        elif whole is None and not catches_up:
             # The common case, a job comes or goes: nothing but its own flows is looked at.
-            base = self._base or {}
-            for key, wanted in overlay.items():
-                present = base.get(key)
-                if wanted is None:
-                    if present is not None:
-                        takes.append(Take(key))
-                elif wanted != present:
-                    puts.append(Put(wanted))
+            puts = [item for item in overlay.items() if item[1] is not None and item[1] != base.get(item[0])]
+            takes = [(key, None) for key, value in overlay.items() if value is None and key in base]
         else:
-            target = dict(self._base or {}) if whole is None else whole
-            for key, wanted in overlay.items():
-                if wanted is None:
+            target = dict(base) if whole is None else whole
+            for key, value in overlay.items():
+                if value is None:
                     target.pop(key, None)
                 else:
-                    target[key] = wanted
-            actual: Mapping[FlowKey, Flow | None] = (self._base or {}) if self._actual is None else self._actual
-            puts.extend(Put(wanted) for key, wanted in target.items() if actual.get(key) != wanted)
-            takes.extend(Take(key) for key in actual if key not in target)
-            takes.extend(self._unreadable)
+                    target[key] = value
+            actual = base if self._actual is None else self._actual
+            puts = [item for item in target.items() if actual.get(item[0]) != item[1]]
+            takes = [(key, None) for key in actual if key not in target]
             whole, overlay = target, {}
         return _Flight(self._bundle, requests, catches_up, whole, overlay, (*puts, *takes))
 
@@ -537,15 +752,17 @@ class SwitchMachine:
         flight.control_xids = {open_xid: "opening a bundle"}
         self._flight = flight
         self.state = State.STAGING
-        self.detail = f"sending {len(flight.items)} changes"
+        self.activity = f"sending {len(flight.items)} changes"
         self._wait(flight, now)
         self.counts.bundles += 1
         self.counts.flow_mods += len(flight.items)
+        if self._check is not None:
+            self._check.touched.update(key for key, _ in flight.items)
         out: list[Output] = []
-        replaced = [i for i in flight.items if isinstance(i, Put) and i.flow.key in self._foreign]
+        replaced = [item for item in flight.items if item[0] in self._seen.foreign] if self._seen.foreign else []
         if replaced:
             out.append(
-                Notice(f"replacing {len(replaced)} foreign flows in the way: {describe(replaced[0])}", serious=True)
+                Notice(f"replacing {len(replaced)} foreign flows in the way: {_item(*replaced[0])}", serious=True)
             )
         out.append(Stage(flight.bundle, open_xid, flight.first_xid, flight.items, flight.barrier))
         return out
@@ -583,10 +800,11 @@ class SwitchMachine:
                     self._base.pop(key, None)
                 else:
                     self._base[key] = wanted
+        for key, _ in flight.items if self._drift else ():
+            self._drift.pop(key, None)
         if flight.catches_up:
             self._actual = None
-            self._unreadable = []
-            self._foreign = {}
+        self._seen.foreign = {}
         settled, self._queue = self._queue[: flight.requests], self._queue[flight.requests :]
         self._alone = max(0, self._alone - flight.requests)
         return [Settle(request.ticket, None) for request in settled]
@@ -611,19 +829,35 @@ class SwitchMachine:
                 self._alone = max(0, self._alone - 1)
             return out + self._advance(now)
         self.state = State.RESTING
-        self.detail = f"the switch refuses what it held before: {reason}"
+        self._check = None
+        self._check_at = None
+        self.activity = f"the switch refuses what it held before: {reason}"
         self._wake = now + self._pause
         self._pause = min(2 * self._pause, self._retry_most)
-        return [Notice(self.detail, serious=True)]
+        return [Notice(self.activity, serious=True)]
 
 
-def _inadmissible(flows: Iterable[Flow]) -> str | None:
-    """Why these flows cannot be wanted of the controller's tables, or None."""
-    for flow in flows:
-        if flow.table == HOST_LANE_TABLE:
-            return f"table 0 belongs to the agent: {describe(Put(flow))}"
-        if not is_larks(flow.cookie):
-            return f"a cookie without Lark's mark: {describe(Put(flow))}"
+def _ours(key: EntryKey, value: EntryValue, seen: _Seen) -> bool:
+    """Is this entry one of Lark's in the controller's tables? What is not is noted down."""
+    if encode.key_table(key) == HOST_LANE_TABLE:
+        if is_larks(value):
+            seen.lane += 1
+        else:
+            seen.strangers.append((key, value))
+        return False
+    if not is_larks(value):
+        seen.foreign[decode.canonical(key, value)[0]] = value
+        return False
+    return True
+
+
+def _inadmissible(entries: Mapping[EntryKey, EntryValue]) -> str | None:
+    """Why these entries cannot be wanted of the controller's tables, or None."""
+    for key, value in entries.items():
+        if key[0] == HOST_LANE_TABLE:
+            return f"table 0 belongs to the agent: {_item(key, value)}"
+        if value[0] != cookies.MARK:
+            return f"a cookie without Lark's mark: {_item(key, value)}"
     return None
 
 

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mininet_tests.switch_flows import attempt, impossible
+from ryu_apps.openflow import decode, encode
 from ryu_apps.openflow.cookies import Feature, cookie
-from ryu_apps.openflow.decode import Dumped
-from ryu_apps.openflow.flows import Cookie, Flow, FlowKey, Goto, Normal
+from ryu_apps.openflow.encode import EntryKey, EntryValue
+from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, Goto, Normal, match
 from ryu_apps.reconcile.switch import (
+    PREPARED,
     Commit,
     Discard,
     Disconnect,
@@ -22,25 +24,45 @@ from ryu_apps.reconcile.switch import (
     Notice,
     Output,
     PortsChanged,
-    Put,
+    RequestDescription,
     RequestDump,
     RequestPorts,
     Settle,
     Stage,
     State,
     SwitchMachine,
-    Take,
-    TakeRaw,
     TicketId,
+    Watch,
 )
+
+
+def put(flow: Flow) -> Item:
+    return encode.entry_key(flow), encode.entry_value(flow)
+
+
+def take(flow: Flow) -> Item:
+    return encode.entry_key(flow), None
+
+
+def entries(flows: Iterable[Flow]) -> dict[EntryKey, EntryValue]:
+    return {encode.entry_key(flow): encode.entry_value(flow) for flow in flows}
+
+
+def read(key: EntryKey, value: EntryValue) -> Flow:
+    matches, actions = decode.key_match(key), decode.value_actions(value)
+    assert matches is not None
+    assert actions is not None
+    cookie = Cookie(encode.value_cookie(value))
+    return Flow(encode.key_table(key), encode.key_priority(key), matches, actions, cookie)
 
 
 @dataclass
 class PretendSwitch:
     """Keeps flows, bundles and the promises of OpenFlow. Its answers wait in `answers` until they are delivered."""
 
-    flows: dict[FlowKey, Flow] = field(default_factory=dict)
-    strange: list[Dumped] = field(default_factory=list)
+    flows: dict[EntryKey, EntryValue] = field(default_factory=dict)
+    description: str = PREPARED
+    can_watch: bool = True
     bad: Callable[[Item], bool] = lambda item: False
     bad_commit: bool = False
     bundles: dict[int, tuple[Item, ...]] = field(default_factory=dict)
@@ -52,9 +74,14 @@ class PretendSwitch:
             case RequestPorts(xid):
                 self.answers.append(("ports_part", xid, {"p1": 1}, False))
             case RequestDump(xid):
-                dumped = [show(flow) for flow in self.flows.values()] + self.strange
+                dumped = list(self.flows.items())
                 self.answers.append(("dump_part", xid, dumped[:2], True))
                 self.answers.append(("dump_part", xid, dumped[2:], False))
+            case RequestDescription(xid):
+                self.answers.append(("described", xid, self.description))
+            case Watch(xid):
+                if not self.can_watch:
+                    self.answers.append(("error", xid, "BAD_MULTIPART"))
             case Stage(bundle, _, first, items, barrier):
                 self.bundles[bundle] = tuple(item for item in items if not self.bad(item))
                 self.answers += [("error", first + n, "BAD") for n, item in enumerate(items) if self.bad(item)]
@@ -74,19 +101,12 @@ class PretendSwitch:
                 raise AssertionError(output)
 
     def apply(self, items: Iterable[Item]) -> None:
-        for item in items:
-            self.applied.append(item)
-            match item:
-                case Put(flow):
-                    self.flows[flow.key] = flow
-                case Take(key):
-                    self.flows.pop(key, None)
-                case TakeRaw(_, _, raw):
-                    self.strange = [one for one in self.strange if one.raw_match != raw]
-
-
-def show(flow: Flow) -> Dumped:
-    return Dumped(flow.table, flow.priority, flow.cookie, flow.match, flow.actions, b"", 0, 0)
+        for key, value in items:
+            self.applied.append((key, value))
+            if value is None:
+                self.flows.pop(key, None)
+            else:
+                self.flows[key] = value
 
 
 class Rig:
@@ -94,7 +114,7 @@ class Rig:
 
     def __init__(self, *flows: Flow) -> None:
         self.machine = SwitchMachine()
-        self.switch = PretendSwitch({flow.key: flow for flow in flows})
+        self.switch = PretendSwitch(entries(flows))
         self.now = 100.0
         self.settled: dict[int, str | None] = {}
         self.notices: list[Notice] = []
@@ -124,7 +144,7 @@ class Rig:
             most -= 1
             name, *args = self.switch.answers.pop(0)
             method = getattr(self.machine, str(name))
-            timed = str(name) not in ("committed",)
+            timed = str(name) not in ("committed", "described")
             self.carry(method(*args, self.now) if timed else method(*args))
 
     def connect(self) -> None:
@@ -142,17 +162,17 @@ class Rig:
 
     def desire(self, *flows: Flow) -> TicketId:
         ticket = self.ticket()
-        self.carry(self.machine.set_desired(ticket, {flow.key: flow for flow in flows}, self.now))
+        self.carry(self.machine.set_desired(ticket, entries(flows), self.now))
         return ticket
 
     def change(self, add: Iterable[Flow] = (), remove: Iterable[Flow] = ()) -> TicketId:
         ticket = self.ticket()
-        self.carry(self.machine.change(ticket, list(add), [flow.key for flow in remove], self.now))
+        self.carry(self.machine.change(ticket, entries(add), list(entries(remove)), self.now))
         return ticket
 
     @property
     def held(self) -> set[Flow]:
-        return set(self.switch.flows.values())
+        return {read(*entry) for entry in self.switch.flows.items()}
 
     @property
     def flow_mods(self) -> int:
@@ -169,7 +189,7 @@ WORSE = impossible()
 
 
 def is_worse(item: Item) -> bool:
-    return item == Put(WORSE)
+    return item == put(WORSE)
 
 
 def in_line(*flows: Flow) -> Rig:
@@ -189,7 +209,7 @@ def test_connect_reads_then_sends_only_the_difference() -> None:
     assert rig.flow_mods == 0, "nothing is sent before the switch was read"
     rig.deliver()
     assert rig.held == {A, C}
-    assert rig.switch.applied == [Put(C), Take(B.key)], "additions first, what is stale last"
+    assert rig.switch.applied == [put(C), take(B)], "additions first, what is stale last"
     assert rig.settled == {ticket: None}
     assert rig.ports == [{"p1": 1}]
 
@@ -292,7 +312,7 @@ def test_a_good_change_is_not_refused_for_the_sake_of_what_the_switch_held_befor
     rig = in_line(A)
     rig.lose()
     rig.switch.flows.clear()
-    rig.switch.bad = lambda item: item == Put(A)
+    rig.switch.bad = lambda item: item == put(A)
     ticket = rig.change([B])
     rig.connect()
     rig.deliver()
@@ -372,7 +392,7 @@ def test_a_bad_whole_truth_leaves_the_one_before() -> None:
     rig.deliver()
     assert rig.settled[bad] is not None
     assert rig.held == {A}
-    assert rig.machine.desired == {A.key: A}
+    assert rig.machine.desired == entries([A])
 
 
 def test_a_bad_first_truth_touches_nothing_and_fails_the_changes_to_it() -> None:
@@ -413,6 +433,7 @@ def test_table_0_and_foreign_flows_are_left_alone() -> None:
     rig.deliver()
     assert rig.held == {lane, foreign}, "a feature of a newer version is Lark's: it goes"
     assert [notice.serious for notice in rig.notices] == [True]
+    assert "1 flows in the controller's tables are not Lark's" in rig.notices[0].text
     assert "cookie=0x77" in rig.notices[0].text
 
 
@@ -439,20 +460,36 @@ def test_what_may_not_be_wanted_is_refused_at_once(flow: Flow, why: str) -> None
     for ticket in (rig.change([flow]), rig.desire(flow)):
         assert why in str(rig.settled[ticket])
     assert rig.on_the_wire == wire
-    assert rig.machine.desired == {A.key: A}
+    assert rig.machine.desired == entries([A])
 
 
 def test_entries_that_cannot_be_read_are_taken_away_by_their_bytes() -> None:
     rig = Rig()
-    rig.switch.strange = [
-        Dumped(5, 9, A.cookie, None, (), b"match", 0, 0),
-        Dumped(A.table, A.priority, A.cookie, A.match, None, b"", 0, 0),
-        Dumped(B.table, B.priority, B.cookie, B.match, None, b"", 0, 0),
-    ]
+    odd = encode.entry_head(5, 9) + b"\0\1\0\x09\x80\0\x10\1\x09".ljust(16, b"\0")
+    mark = encode.entry_value(A)[:8]
+    assert decode.key_match(odd) is None
+    rig.switch.flows = {odd: mark, put(A)[0]: mark + decode.EXPIRES, put(B)[0]: mark + b"odd"}
     rig.desire(A)
     rig.connect()
     rig.deliver()
-    assert rig.switch.applied == [Put(A), Take(B.key), TakeRaw(5, 9, b"match")]
+    assert set(rig.switch.applied) == {put(A), take(B), (odd, None)}
+    assert rig.switch.applied[0] == put(A)
+    assert rig.held == {A}
+
+
+def test_a_switch_that_writes_the_same_flows_in_other_bytes_is_sent_nothing() -> None:
+    flow = Flow(5, 9, match(FieldMatch("in_port", 7)), A.actions, A.cookie)
+    as_nxm = encode.entry_head(5, 9) + b"\0\1\0\x0a" + b"\0\0\0\2\0\7" + bytes(6)
+    assert as_nxm != encode.entry_key(flow)
+    rig = Rig()
+    rig.switch.flows = {as_nxm: encode.entry_value(flow)}
+    rig.desire(flow)
+    rig.connect()
+    rig.deliver()
+    assert (rig.machine.converged, rig.flow_mods) == (True, 0)
+    rig.desire()
+    rig.deliver()
+    assert rig.switch.applied == [take(flow)], "the positive control"
 
 
 def test_a_switch_that_falls_silent_is_given_up_and_read_again() -> None:
@@ -477,7 +514,7 @@ def test_a_dump_that_never_ends_is_given_up() -> None:
     rig = Rig(A)
     rig.desire(A)
     rig.connect()
-    rig.deliver(2)  # the ports and the first part
+    rig.deliver(3)  # the ports, the description and the first part
     assert rig.machine.state is State.DUMPING
     rig.now += 60
     rig.carry(rig.machine.tick(rig.now))
@@ -524,7 +561,7 @@ def test_answers_to_nothing_do_nothing() -> None:
     assert rig.machine.committed(99) == []
     assert rig.machine.dump_part(1, [], False, rig.now) == []
     assert [type(one) for one in rig.machine.error(0x7000_0000, "odd", rig.now)] == [Notice]
-    assert rig.machine.tick(rig.now + 1e6) == []
+    assert rig.machine.tick(rig.now + 1) == []
     assert (rig.on_the_wire, rig.machine.converged) == (wire, True)
 
 
@@ -578,7 +615,7 @@ def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, 
     chance = random.Random(seed)
     foreign = Flow(7, 7, A.match, (Normal(),), Cookie(0x77))
     rig = Rig(foreign)
-    rig.switch.bad = lambda item: isinstance(item, Put) and item.flow.priority == 300
+    rig.switch.bad = lambda item: item[1] is not None and encode.key_priority(item[0]) == 300
     rig.desire()
     connected = False
     wishes: list[tuple[TicketId, Callable[[dict[FlowKey, Flow]], dict[FlowKey, Flow]]]] = []
@@ -611,10 +648,10 @@ def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, 
         elif step == "restart" and connected:
             rig.lose()
             connected = False
-            rig.switch.flows = {foreign.key: foreign}
+            rig.switch.flows = entries([foreign])
         elif step == "vandal" and not connected:
-            rig.switch.flows.pop(flow.key, None)
-            rig.switch.flows[variant(8, 3).key] = variant(8, 3)
+            rig.switch.flows.pop(encode.entry_key(flow), None)
+            rig.switch.flows |= entries([variant(8, 3)])
     if not connected:
         rig.connect()
     rig.deliver()
