@@ -87,16 +87,23 @@ class DummySwitch:
             f'other-config:dp-desc="{PREPARED}"',
         )  # fmt: skip
         if controller is not None:
-            target = f"tcp:{controller[0]}:{controller[1]}"
-            self.vsctl("set-controller", name, target, "--", "set", "controller", name, "max_backoff=1000")
+            self.connect(name, controller)
 
     def reconnect(self, name: str, controller: tuple[str, int]) -> None:
         """Drop the bridge's connection and let it connect anew, or to a new address.
 
         By way of another address, not of none: a bridge that has lost its last controller throws its flows away.
         """
-        for target in ("tcp:127.0.0.1:1", f"tcp:{controller[0]}:{controller[1]}"):
-            self.vsctl("set-controller", name, target, "--", "set", "controller", name, "max_backoff=1000")
+        self.disconnect(name)
+        self.connect(name, controller)
+
+    def disconnect(self, name: str) -> None:
+        """Send the bridge to an address where nobody is."""
+        self.connect(name, ("127.0.0.1", 1))
+
+    def connect(self, name: str, controller: tuple[str, int]) -> None:
+        target = f"tcp:{controller[0]}:{controller[1]}"
+        self.vsctl("set-controller", name, target, "--", "set", "controller", name, "max_backoff=1000")
 
     @property
     def _db(self) -> str:

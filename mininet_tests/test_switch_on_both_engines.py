@@ -86,6 +86,9 @@ def test_what_was_changed_by_hand_is_mended_at_reconnect(switch: DummySwitch, ap
     flows = [attempt(n) for n in range(1, 5)]
     assert app.realise("set_desired", BRIDGE, {flow.key: flow for flow in flows})[0] == "realised"
     good = switch.flows(BRIDGE)
+    dumps = app.call("counts", BRIDGE).dumps
+    switch.disconnect(BRIDGE)
+    wait_until("it is away", lambda: not app.state(BRIDGE).connected)
     stray = "table=6,cookie=0x4c07000000000063,priority=9,in_port=9,actions=NORMAL"
     weird = "table=6,cookie=0x4c07000000000064,priority=9,ip,ip_dscp=9,actions=NORMAL"
     unread = "table=6,cookie=0x4c07000000000065,priority=9,ip,ip_ecn=1,actions=dec_ttl,NORMAL"
@@ -98,7 +101,8 @@ def test_what_was_changed_by_hand_is_mended_at_reconnect(switch: DummySwitch, ap
         switch.ofctl("add-flow", BRIDGE, line)
     assert switch.flows(BRIDGE) != good
     before = flow_mods(app)
-    reconnect(switch, app)
+    switch.connect(BRIDGE, app.address)
+    app.until_converged(BRIDGE, dumps + 1)
     assert switch.flows(BRIDGE) == good
     assert flow_mods(app) - before == 6  # one put back, one changed back, one without its timeout, three taken away
 
