@@ -109,10 +109,12 @@ test-full: need-root packages python condor condor-25
 	    (cd $(ROOT) && LARK_TEST_FULL=1 LARK_TEST_ENGINE=$$engine $(PYTEST) --junitxml=$(REPORTS)/full-$$engine.xml mininet_tests $(ARGS)) || exit 1; \
 	done
 
-bench:
-	@echo 'make bench: nothing is measured yet. Missing:'
+bench: need-root packages python
+	@mkdir -p $(REPORTS)
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.resync --engine $(ENGINE) --json $(REPORTS)/bench-resync.json
+	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
-	@echo '  - bursts of registrations; resync of 50,000 flows; churn; memory for each attempt'
+	@echo '  - bursts of registrations; churn; memory for each attempt'
 	@echo '  - job network set-up against the CNI bridge plugin; HTCondor jobs per second with and without Lark'
 	@echo '  - packets through the pipeline against actions=NORMAL; border shares; rates; accounting'
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
+from ovs_agent import plan
+
 LANE = "table=0,cookie=0x4c01000000000000,priority=1,actions=goto_table:1"
 """A host lane as short as a gate's: the least that table 0 must hold."""
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ class DummySwitch:
             "--", "add-br", name,
             "--", "set", "bridge", name, "datapath_type=dummy", "fail_mode=secure",
             f"other-config:datapath-id={dpid:016x}", "other-config:disable-in-band=true", "protocols=OpenFlow14",
-            f'other-config:dp-desc="{PREPARED}"',
+            f'other-config:dp-desc="{plan.PREPARED}"',
         )  # fmt: skip
         if controller is not None:
             self.connect(name, controller)
@@ -291,7 +292,53 @@ def _serve(descriptor: int) -> None:
                 took.append(time.perf_counter() - start)
         return took
 
+    kept: dict[Any, Any] = {}
+
+    def timed(bridge: str) -> tuple[str, float, float]:
+        """Want the kept flows: outcome, seconds until the switch confirmed it, seconds of this process's CPU."""
+        cpu, start = time.process_time(), time.perf_counter()
+        outcome = app.set_desired(bridge, kept).wait(time.monotonic() + 60).outcome.value
+        return outcome, time.perf_counter() - start, time.process_time() - cpu
+
+    stalls: list[float] = []
+    slow: list[float] = []
+    probing: list[bool] = []
+
+    def probe_hub() -> None:
+        while probing:
+            start = time.perf_counter()
+            engine.sleep(0.001)
+            stalls.append(time.perf_counter() - start - 0.001)
+
+    def probe_switch(bridge: str, flow: Any) -> None:
+        while probing:
+            slow.extend(latency(bridge, [flow]))
+            engine.sleep(0.005)
+
+    def begin_probes(bridge: str, flow: Any) -> None:
+        """Watch how long the hub stalls, and how long changes of another switch take."""
+        stalls.clear()
+        slow.clear()
+        probing.append(True)
+        engine.spawn(probe_hub)
+        engine.spawn(probe_switch, bridge, flow)
+
+    def end_probes() -> tuple[list[float], list[float]]:
+        probing.clear()
+        engine.sleep(0.1)
+        return sorted(stalls), sorted(slow)
+
+    def site(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"hello"]
+
     calls: dict[str, Callable[..., Any]] = {
+        "keep": kept.update,
+        "timed": timed,
+        "begin_probes": begin_probes,
+        "end_probes": end_probes,
+        "cpu": time.process_time,
+        "serve_http": lambda: engine.serve_wsgi(site, "127.0.0.1", 0).address[1],
         "set_desired": lambda *args: ticket("set_desired", *args),
         "change": lambda *args: ticket("change", *args),
         "changes": lambda bridge, several: [ticket("change", bridge, *one) for one in several],

@@ -49,6 +49,8 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
         if mac is None:
             raise AgentError("no such device; name one that exists with --uplink", wish.uplinks[0])
     settings = ["fail_mode=secure", "other_config:disable-in-band=true", "protocols=OpenFlow13,OpenFlow14"]
+    # OpenFlow tells a controller neither setting; this line, which it does tell, says that they were made.
+    settings.append(f'other_config:dp-desc="{plan.PREPARED}"')
     if wish.datapath_id:
         settings.append(f"other_config:datapath-id={wish.datapath_id}")
     if mac:
@@ -82,6 +84,8 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
             mend.append("fail_mode=secure")
         if other.get("disable-in-band") != "true":
             mend.append("other_config:disable-in-band=true")
+        if other.get("dp-desc") != plan.PREPARED:
+            mend.append(f'other_config:dp-desc="{plan.PREPARED}"')
         if wish.datapath_id and other.get("datapath-id") != wish.datapath_id:
             mend.append(f"other_config:datapath-id={wish.datapath_id}")
         if mac and other.get("hwaddr") != mac:

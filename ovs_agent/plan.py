@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 HOST_LANE_COOKIE = 0x4C01_0000_0000_0000
 """Cookie of the flows of table 0: what `ryu_apps.openflow.cookies` gives for HOST_LANE (a test compares)."""
+PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
+"""The description of a prepared bridge: what the controller looks for (a test compares)."""
 FIRST_CONTROLLER_TABLE = 1
 PORT_PREFIX = "lj"
 INNER_DEVICE = "eth0"

@@ -558,7 +558,11 @@ class SwitchMachine:
         self._suspicious = False
 
     def _begin_check(self, now: float) -> list[Output]:
-        if self._base is None or self._actual is not None:
+        if self._actual is not None:
+            if self.state is State.STEADY:
+                # Nothing was wanted of it yet: what it showed when it connected may not be true any more.
+                return self._dump(now)
+            self._suspicious = True
             self._next_check(now, 0.0)
             return []
         under_way = () if self._flight is None else self._flight.items

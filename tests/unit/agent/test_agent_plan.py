@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from ovs_agent import plan
 from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.reconcile import switch
 
 NET = plan.network("wn1", "10.20.1.64/26", 16, "10.20.0.1", "2001:db8:20::/64", 64, "2001:db8:20::1", 1500)
 
 
 def test_the_cookie_of_table_0_is_the_controllers_host_lane() -> None:
     assert cookie(Feature.HOST_LANE, 0) == plan.HOST_LANE_COOKIE
+    assert switch.PREPARED == plan.PREPARED
 
 
 def test_everything_follows_from_the_number() -> None:

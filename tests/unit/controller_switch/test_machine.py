@@ -598,9 +598,211 @@ def test_a_port_that_comes_between_two_parts_of_the_answer_is_kept() -> None:
     assert machine.ports_part(ports.xid, {"c": 3}, False, 0.0) == [PortsChanged({"a": 1, "b": 2, "c": 3})]
 
 
+# --- checks of a running switch
+
+
+def tick(rig: Rig) -> None:
+    """Let the time come for which the machine asked."""
+    assert rig.machine.wake is not None
+    rig.now = max(rig.now, rig.machine.wake)
+    rig.carry(rig.machine.tick(rig.now))
+
+
+def altered(flow: Flow) -> Flow:
+    return Flow(flow.table, flow.priority, flow.match, (Normal(),), flow.cookie)
+
+
+def test_what_others_change_is_found_soon_after_they_were_seen_put_right_and_said() -> None:
+    rig = in_line(A, B, C)
+    sent = rig.flow_mods
+    del rig.switch.flows[encode.entry_key(A)]
+    rig.switch.flows |= entries([altered(B), D])
+    began = rig.now
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    assert rig.now - began < 1
+    rig.deliver()
+    assert rig.held == {A, B, C}
+    assert rig.flow_mods - sent == 3
+    assert rig.switch.applied[-1] == take(D)
+    assert [notice.text for notice in rig.notices if "somebody else" in notice.text and notice.serious] == [
+        "somebody else changed flows of Lark's, which are put right: 1 gone, 1 altered, 1 added; for example altered: "
+        "table=5,priority=200,in_port=0x2 cookie=0x4c07000000000002"
+    ]
+    assert (rig.machine.counts.repaired, rig.machine.counts.checks, rig.machine.counts.dumps) == (3, 1, 1)
+    assert rig.machine.converged
+
+
+def test_a_check_that_finds_nothing_sends_nothing_and_says_nothing() -> None:
+    rig = in_line(A, B)
+    sent, said = rig.flow_mods, len(rig.notices)
+    for _ in range(3):
+        tick(rig)
+        rig.deliver()
+    assert rig.machine.counts.checks == 3
+    assert (rig.flow_mods, len(rig.notices), rig.machine.converged) == (sent, said, True)
+
+
+@pytest.mark.parametrize(("can_watch", "pause"), [(True, 60.0), (False, 5.0)])
+def test_how_often_a_switch_is_checked_depends_on_what_it_can_tell(can_watch: bool, pause: float) -> None:
+    rig = Rig()
+    rig.switch.can_watch = can_watch
+    rig.desire(A)
+    rig.connect()
+    rig.deliver()
+    assert rig.machine.wake == rig.now + pause
+    assert any("cannot tell of changes" in notice.text for notice in rig.notices) is not can_watch
+    del rig.switch.flows[encode.entry_key(A)]
+    tick(rig)
+    rig.deliver()
+    assert rig.held == {A}
+
+
+def test_checks_take_at_most_their_share_of_the_time() -> None:
+    rig = in_line(A)
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    rig.now += 0.5  # the switch takes its time to answer
+    rig.deliver()
+    rig.carry(rig.machine.others_changed(rig.now))
+    assert rig.machine.wake == rig.now + 20 * 0.5
+
+
+def test_changes_go_on_during_a_check_which_leaves_their_flows_alone() -> None:
+    """The switch answers with what it held before the change was committed."""
+    rig = in_line(A, B)
+    tick(rig)
+    shown = [answer for answer in rig.switch.answers if answer[0] == "dump_part"]
+    rig.switch.answers.clear()
+    ticket = rig.change([C], [A])
+    rig.deliver()
+    assert rig.settled[ticket] is None
+    sent = rig.flow_mods
+    rig.switch.answers = list(shown)
+    rig.deliver()
+    assert (rig.held, rig.flow_mods, rig.machine.counts.repaired) == ({B, C}, sent, 0)
+    # The positive control: the same picture without a change in between is put right.
+    tick(rig)
+    rig.switch.answers = [(name, rig.machine._check.xid, *rest) for name, _, *rest in shown]  # type: ignore[union-attr]
+    rig.deliver()
+    assert (rig.machine.counts.repaired, rig.flow_mods - sent) == (2, 2)
+
+
+def test_a_change_under_way_when_a_check_begins_is_left_alone_too() -> None:
+    rig = in_line(A)
+    ticket = rig.change([B])
+    assert rig.machine.state is State.STAGING
+    rig.machine._check_at = rig.now
+    rig.carry(rig.machine.tick(rig.now))
+    assert rig.machine.counts.checks == 1
+    rig.deliver()
+    assert rig.settled[ticket] is None
+    assert (rig.held, rig.flow_mods, rig.machine.counts.repaired) == ({A, B}, 2, 0)
+
+
+def test_a_check_without_an_answer_gives_the_connection_up() -> None:
+    rig = in_line(A)
+    tick(rig)
+    rig.switch.answers.clear()
+    tick(rig)
+    assert rig.disconnects == ["no answer while checking its flows"]
+
+
+def test_a_repair_that_is_refused_is_tried_again() -> None:
+    rig = in_line(A)
+    rig.switch.flows.clear()
+    rig.switch.bad = lambda item: True
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    rig.deliver()
+    assert rig.machine.state is State.RESTING
+    rig.switch.bad = lambda item: False
+    tick(rig)
+    rig.deliver()
+    assert (rig.held, rig.machine.converged) == ({A}, True)
+
+
+def test_what_others_do_before_the_truth_is_said_is_seen() -> None:
+    rig = Rig(A)
+    rig.connect()
+    rig.deliver()
+    rig.switch.flows.clear()
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    rig.deliver()
+    rig.desire(A)
+    rig.deliver()
+    assert rig.held == {A}
+
+
+def test_what_others_do_while_the_switch_is_read_is_looked_at_afterwards() -> None:
+    rig = Rig(A)
+    rig.desire(A)
+    rig.connect()
+    rig.carry(rig.machine.others_changed(rig.now))
+    rig.switch.flows.clear()  # after its flows were read
+    rig.deliver()
+    assert rig.machine.converged
+    assert rig.machine.wake is not None
+    assert rig.machine.wake - rig.now < 1
+    tick(rig)
+    rig.deliver()
+    assert rig.held == {A}
+
+
+# --- what is wrong with the bridge itself
+
+
+LANE = Flow(0, 1, (), (Goto(1),), cookie(Feature.HOST_LANE, 0))
+
+
+def test_a_bridge_as_it_must_be_has_no_faults() -> None:
+    rig = Rig(LANE)
+    rig.connect()
+    rig.desire(A)
+    rig.deliver()
+    assert (list(rig.machine.faults), rig.machine.detail, rig.notices) == ([], "", [])
+
+
+@pytest.mark.parametrize(
+    ("flows", "description", "wrong"),
+    [
+        ([], PREPARED, "table 0 holds no flow of the agent's"),
+        ([LANE, Flow(0, 7, A.match, (Normal(),), Cookie(7))], PREPARED, "1 flows in table 0 are not the agent's"),
+        ([LANE, Flow(9, 7, A.match, (Normal(),), Cookie(7))], PREPARED, "1 flows in the controller's tables are not"),
+        ([LANE], "", "was not prepared for Lark"),
+        ([LANE], "my bridge", "was not prepared for Lark"),
+    ],
+)
+def test_what_is_wrong_is_said_once_shown_while_it_lasts_and_stops_nothing(
+    flows: list[Flow], description: str, wrong: str
+) -> None:
+    rig = Rig(*flows)
+    rig.switch.description = description
+    rig.connect()
+    ticket = rig.desire(A)
+    rig.deliver()
+    for _ in range(3):
+        tick(rig)
+        rig.deliver()
+    assert (rig.settled[ticket], rig.machine.converged) == (None, True)
+    assert wrong in rig.machine.detail
+    assert [wrong in notice.text for notice in rig.notices if notice.serious] == [True]
+    assert rig.held == {*flows, A}
+    rig.switch.flows = entries([LANE, A])
+    rig.switch.description = PREPARED
+    rig.lose()
+    rig.connect()
+    rig.deliver()
+    assert rig.machine.detail == ""
+    assert rig.notices[-1].text.startswith("no longer: ")
+
+
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "remove", "replace", "bad", "deliver", "lose", "connect", "restart", "vandal"]),
+        st.sampled_from(
+            ["add", "remove", "replace", "bad", "deliver", "lose", "connect", "restart", "vandal", "later"]
+        ),
         st.integers(1, 8),
         st.integers(0, 3),
     ),
@@ -649,12 +851,20 @@ def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, 
             rig.lose()
             connected = False
             rig.switch.flows = entries([foreign])
-        elif step == "vandal" and not connected:
+        elif step == "vandal":
             rig.switch.flows.pop(encode.entry_key(flow), None)
             rig.switch.flows |= entries([variant(8, 3)])
+            if connected:
+                rig.carry(rig.machine.others_changed(rig.now))
+        elif step == "later":
+            rig.now += number
+            rig.carry(rig.machine.tick(rig.now))
     if not connected:
         rig.connect()
     rig.deliver()
+    if rig.machine.wake is not None:
+        tick(rig)  # the last vandal may have come after the last look
+        rig.deliver()
     held: dict[FlowKey, Flow] = {}
     for ticket, effect in wishes:
         refused = rig.settled[ticket]
