@@ -6,9 +6,9 @@
 Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
 others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
 order, and may wait. Turned away are: a datapath id that the site does not name; a connection from another address than
-the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch. Whatever
-has to be done for many flows is done in slices, between which other greenlets run: a large bridge delays neither other
-switches nor requests (`SLICE`).
+the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch.
+Whatever has to be done for many flows is done in slices, between which other greenlets run: a large bridge delays
+neither other switches nor requests (`SLICE`).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mininet_tests.switch_flows import attempt
 from mininet_tests.switch_rig import LANE, Application, DummySwitch, RigError, wait_until
@@ -157,7 +158,7 @@ class Bench:
             raise RigError("the bench is not running")
         return self.app
 
-    def state(self, bridge: str) -> object:
+    def state(self, bridge: str) -> Any:
         return self.running.state(bridge)
 
     def _empty(self) -> None:
