@@ -11,6 +11,10 @@ from collections.abc import Mapping
 
 import classad2
 
+# HTCondor adds functions of its own to the ClassAd language (splitUserName, stringListMember, …) when its library first
+# reads an ad. Expressions parsed before that keep those functions as unknown ones for ever.
+classad2.parseOne("Start = true")
+
 
 class State(enum.Enum):
     UNDEFINED = "undefined"
@@ -20,9 +24,6 @@ class State(enum.Enum):
 UNDEFINED = State.UNDEFINED
 ERROR = State.ERROR
 Result = bool | int | float | str | list[object] | State
-
-NON_DETERMINISTIC = ("random", "time")
-"""Functions whose value changes from one evaluation to the next: a decision must not."""
 
 
 class BadExpression(ValueError):
@@ -42,10 +43,6 @@ def references(text: str) -> frozenset[str]:
         tree = _parse(text)
     except classad2.ClassAdException as exc:
         raise BadExpression(f"not a ClassAd expression: {text!r}") from exc
-    lowered = str(tree).lower()
-    for name in NON_DETERMINISTIC:
-        if f"{name}(" in lowered.replace(" ", ""):
-            raise BadExpression(f"{name}() changes from one evaluation to the next; a decision must not")
     # With an empty ad every reference is external, whatever its scope.
     names = (n.lower() for n in classad2.ClassAd().externalRefs(tree))
     return frozenset(n.removeprefix("my.") for n in names if n)
