@@ -177,3 +177,14 @@ def test_nesting_is_bounded_before_the_library_sees_it() -> None:
 
 def test_written_out_regular_expressions_are_found_with_their_place() -> None:
     assert examine('regexp("^a$", User) && regexps("(", b, "")').patterns == ((7, '"^a$"'), (31, '"("'))
+
+
+def test_what_a_job_does_not_have_is_not_looked_for_in_its_slot() -> None:
+    """The library does so by itself; the slot's word would then pass for the schedd's."""
+    slot = {"LarkGroup": "physics", "Machine": "wn1"}
+    for ad, group in (({}, expressions.UNDEFINED), ({"larkgroup": "staff"}, "staff")):
+        scope = expressions.Scope(ad, slot)
+        assert scope.evaluate("LarkGroup") == group
+        assert scope.evaluate("MY.LarkGroup") == group
+        assert scope.evaluate("TARGET.LarkGroup") == "physics"
+    assert expressions.Scope({"LarkGroup": "a"}, {}).evaluate("TARGET.LarkGroup") is expressions.UNDEFINED
