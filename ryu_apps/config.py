@@ -7,14 +7,18 @@ stand in); nothing is opened or started here. `docs/operations.md` lists the key
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from policies.wire import NAME_PATTERN
+from ryu_apps.store.jsonrpc import Tls, parse_remote
+from ryu_apps.store.opening import StoreSettings
 from ryu_apps.tls import TlsFiles
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -79,6 +83,46 @@ class ApiSection(_Section):
         return ipaddress.ip_address(parse_listen(self.listen)[0]).is_loopback
 
 
+def _server(text: str) -> str:
+    parse_remote(text)
+    return text
+
+
+Server = Annotated[str, AfterValidator(_server)]
+
+
+class StoreSection(_Section):
+    mode: Literal["embedded", "cluster"] = "embedded"
+    servers: Annotated[list[Server], Field(min_length=1, max_length=15)] | None = None
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    private_key: Text | None = Field(default=None, alias="private-key")
+    certificate: Text | None = None
+    ca_certificate: Text | None = Field(default=None, alias="ca-certificate")
+    allow_plaintext: bool = Field(default=False, alias="allow-plaintext")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StoreSection:
+        files = (self.private_key, self.certificate, self.ca_certificate)
+        if self.mode == "embedded":
+            if self.servers or self.name or any(files):
+                raise ValueError("`servers`, `name` and certificates go with `mode: cluster`")
+            return self
+        if not self.servers:
+            raise ValueError("`mode: cluster` needs `servers`, each as ssl:ADDRESS:PORT")
+        remotes = [parse_remote(text) for text in self.servers]
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("`servers` names a server twice")
+        if any(remote.kind == "ssl" for remote in remotes) and not all(files):
+            raise ValueError("ssl: servers need `private-key`, `certificate` and `ca-certificate`")
+        open_ones = [remote.text for remote in remotes if remote.kind == "tcp" and not remote.loopback]
+        if open_ones and not self.allow_plaintext:
+            raise ValueError(
+                f"whoever reaches {open_ones[0]} can write the store, and so rule the network; use ssl:, or say "
+                "`allow-plaintext: true` if only a management network that no job and no user reaches can see it"
+            )
+        return self
+
+
 class ControllerFile(_Section):
     """The keys of `controller.yaml`."""
 
@@ -91,6 +135,7 @@ class ControllerFile(_Section):
     deadline: Annotated[float, Field(strict=False, ge=0.1, le=300)] = 10.0
     lease: Annotated[int, Field(ge=5, le=86400)] = 60
     engine: Literal["os-ken", "ryu"] = "os-ken"
+    store: StoreSection = StoreSection()
 
 
 class Config:
@@ -111,6 +156,21 @@ class Config:
         self.openflow_tls = file.openflow.tls.files(home) if file.openflow.tls is not None else None
         self.api_tls = file.api.tls.files(home) if file.api.tls is not None else None
         self.plaintext_warning = not file.api.loopback and self.api_tls is None
+        self.store = _store_settings(home, file)
+
+
+def _store_settings(home: Path, file: ControllerFile) -> StoreSettings:
+    section = file.store
+    tls = None
+    if section.private_key and section.certificate and section.ca_certificate:
+        tls = Tls(home / section.private_key, home / section.certificate, home / section.ca_certificate)
+    return StoreSettings(
+        state_dir=home / file.state_dir,
+        servers=tuple(section.servers or ()),
+        name=section.name or socket.gethostname(),
+        api=file.api.listen,
+        tls=tls,
+    )
 
 
 def load_config(path: Path) -> Config:
