@@ -28,7 +28,7 @@ _CLIENT_SECONDS = 60
 
 
 def backup(settings: StoreSettings, target: Path, *, force: bool) -> str:
-    """Write everything stored to a file; with a running controller or without. Returns what to tell. Raises StoreError."""
+    """Write everything stored to a file, whether the controller runs or not. Returns what to tell."""
     if target.exists() and not force:
         raise StoreError(f"{target} exists; give another name, or --force")
     with _beside(target) as new:
@@ -132,7 +132,7 @@ def _prepare(source: Path, ready: Path) -> None:
     try:
         if subprocess.run([tool, "db-is-clustered", str(ready)], capture_output=True, check=False).returncode == 0:
             raise StoreError(
-                f"{source} is the file of a cluster's member, not a back-up; make one with `lark-controller store backup`"
+                f"{source} is the file of a cluster's member, not a back-up made with `lark-controller store backup`"
             )
         prepare_file(ready)
     except StoreError as problem:

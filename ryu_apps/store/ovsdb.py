@@ -31,7 +31,7 @@ from typing import Any
 
 from ryu_apps.store.feed import ChangeFeed
 from ryu_apps.store.jsonrpc import Connection, Lost, Message, Remote, Tls, parse_remote
-from ryu_apps.store.rows import Columns, Key, fingerprint, key_of, planned, row_of, snapshot_of
+from ryu_apps.store.rows import KEY_COLUMNS, Columns, Key, fingerprint, key_of, planned, row_of, snapshot_of
 from ryu_apps.store.schema import COLUMNS, DATABASE, is_older
 from ryu_apps.store.store import (
     ANY,
@@ -582,7 +582,7 @@ class OvsdbStore:
         mine = self._controllers.get(self.name)
         if mine is None or mine.place != self._place:  # else: written, and the answer was lost
             old = [key for key in self._known if key[0] == "Controller" and (self._alone or key[1] == self.name)]
-            operations: list[Columns] = [_delete(key, self._known[key].uuid) for key in old]
+            operations: list[Columns] = [_delete(key, self._where(key)) for key in old]
             row = {
                 "name": self.name,
                 "beat": 0,
@@ -677,6 +677,7 @@ class OvsdbStore:
         writes: list[_Write] = []
         waits: list[tuple[Columns, _Write]] = []
         final: dict[Key, tuple[Columns | None, _Write]] = {}
+        expected: dict[Key, Columns | None] = {}
         conflicts: list[tuple[_Write, str]] = []
         beat_only = False
         with self._lock:
@@ -693,8 +694,13 @@ class OvsdbStore:
                 writes.append(write)
                 beat_only = beat_only or not write.rows
                 for key, before in write.before.items():
-                    if before is not None and not isinstance(before, Unchecked) and key not in final:
-                        waits.append((_wait(key, self._known[key].uuid, before), write))
+                    if not isinstance(before, Unchecked) and key not in final:
+                        expected[key] = before
+                        if before is not None:
+                            waits.append((_wait(key, self._where(key), before), write))
+                        elif key in self._known:
+                            # It is there as far as we know, but may have gone a moment ago.
+                            waits.append((_wait(key, self._where(key), None), write))
                 for key, columns in write.rows.items():
                     final[key] = (columns, write)
             self._singly = max(0, self._singly - 1)
@@ -702,12 +708,12 @@ class OvsdbStore:
             write.end(StoreConflict(wrong))
         operations: list[tuple[Columns, _Write]] = list(waits)
         for key, (columns, write) in final.items():
-            known = self._known.get(key)
+            present = expected[key] is not None if key in expected else key in self._known
             if columns is None:
-                if known is not None:
-                    operations.append((_delete(key, known.uuid), write))
-            elif known is not None:
-                operations.append((_update(key, known.uuid, columns), write))
+                if present:
+                    operations.append((_delete(key, self._where(key)), write))
+            elif present:
+                operations.append((_update(key, self._where(key), columns), write))
             else:
                 operations.append(({"op": "insert", "table": key[0], "row": columns}, write))
         if not operations and not beat_only:
@@ -717,9 +723,9 @@ class OvsdbStore:
         assert self.name is not None
         assert self._own is not None
         own: Key = ("Controller", self.name)
-        first = [_wait(own, self._own, {"beat": self._beat})]
+        first = [_wait(own, _uuid_is(self._own), {"beat": self._beat})]
         if own not in final:  # else this is our farewell
-            first.append(_update(own, self._own, {"beat": self._beat + 1}))
+            first.append(_update(own, _uuid_is(self._own), {"beat": self._beat + 1}))
         body = [*first, *(operation for operation, _ in operations), {"op": "commit", "durable": True}]
         self._flight = _Flight(
             id="",
@@ -733,22 +739,25 @@ class OvsdbStore:
         self._request("transact", [DATABASE, *body])
 
     def _mismatch(self, write: _Write, final: Mapping[Key, tuple[Columns | None, _Write]]) -> str | None:
-        """Why a write cannot take place after those of its batch, as far as that is known here."""
+        """Why a write cannot take place after those of its batch. All else only the server knows."""
         for key, before in write.before.items():
-            if isinstance(before, Unchecked):
+            if isinstance(before, Unchecked) or key not in final:
                 continue
-            if key in final:
-                present = final[key][0]
-                fits = (
-                    present is None
-                    if before is None
-                    else present is not None and all(present[name] == value for name, value in before.items())
-                )
+            present = final[key][0]
+            if before is None or present is None:
+                fits = before is present
             else:
-                fits = (key in self._known) == (before is not None)
+                fits = all(present[name] == value for name, value in before.items())
             if not fits:
                 return _changed(key)
         return None
+
+    def _where(self, key: Key) -> list[Any]:
+        """Which row this is; by its UUID if we know it, since anything else makes the server scan the table."""
+        known = self._known.get(key)
+        if known is not None:
+            return _uuid_is(known.uuid)
+        return [[column, "==", value] for column, value in zip(KEY_COLUMNS[key[0]], key[1:], strict=True)]
 
     def _answered(self, message: Message) -> None:
         flight, self._flight = self._flight, None
@@ -788,12 +797,12 @@ class OvsdbStore:
     def _took_place(self, flight: _Flight, result: Sequence[Any] | None) -> None:
         missing = []
         for owner, operation in zip(flight.owners, result or (), strict=False):
-            # An update that found nothing: another controller has removed the row in the same moment.
+            # It found nothing: another controller has removed or replaced the row in the same moment.
             if owner is not None and isinstance(operation, dict) and operation.get("count") == 0:
                 missing.append(owner)
         again = []
         for write in flight.writes:
-            if any(write is one for one in missing) and write.tries < _TRIES and any(write.rows.values()):
+            if any(write is one for one in missing) and write.tries < _TRIES:
                 write.tries += 1
                 again.append(write)
             else:
@@ -841,29 +850,29 @@ def _words(trouble: Mapping[str, str]) -> str:
     return "; ".join(f"{where}: {what}" for where, what in list(trouble.items()))
 
 
-def _where(uuid: str) -> list[Any]:
+def _uuid_is(uuid: str) -> list[Any]:
     return [["_uuid", "==", ["uuid", uuid]]]
 
 
-def _wait(key: Key, uuid: str, columns: Columns) -> Columns:
-    """Fails the transaction at once unless the row is there and has these values."""
+def _wait(key: Key, where: list[Any], columns: Columns | None) -> Columns:
+    """Fails the transaction at once unless the row is there and has these values; with None, unless it is gone."""
     return {
         "op": "wait",
         "timeout": 0,
         "table": key[0],
-        "where": _where(uuid),
-        "columns": list(columns),
+        "where": where,
+        "columns": list(KEY_COLUMNS[key[0]] if columns is None else columns),
         "until": "==",
-        "rows": [columns],
+        "rows": [] if columns is None else [columns],
     }
 
 
-def _update(key: Key, uuid: str, columns: Columns) -> Columns:
-    return {"op": "update", "table": key[0], "where": _where(uuid), "row": columns}
+def _update(key: Key, where: list[Any], columns: Columns) -> Columns:
+    return {"op": "update", "table": key[0], "where": where, "row": columns}
 
 
-def _delete(key: Key, uuid: str) -> Columns:
-    return {"op": "delete", "table": key[0], "where": _where(uuid)}
+def _delete(key: Key, where: list[Any]) -> Columns:
+    return {"op": "delete", "table": key[0], "where": where}
 
 
 def _fault(result: Any) -> tuple[int, Columns] | None:
