@@ -91,29 +91,37 @@ def _server(text: str) -> str:
 Server = Annotated[str, AfterValidator(_server)]
 
 
+class StoreTlsSection(_Section):
+    """Files in PEM, of the store's own CA."""
+
+    certificate: Text
+    private_key: Text = Field(alias="private-key")
+    ca: Text
+
+    def files(self, home: Path) -> Tls:
+        return Tls(home / self.private_key, home / self.certificate, home / self.ca)
+
+
 class StoreSection(_Section):
     mode: Literal["embedded", "cluster"] = "embedded"
     servers: Annotated[list[Server], Field(min_length=1, max_length=15)] | None = None
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
-    private_key: Text | None = Field(default=None, alias="private-key")
-    certificate: Text | None = None
-    ca_certificate: Text | None = Field(default=None, alias="ca-certificate")
+    tls: StoreTlsSection | None = None
     allow_plaintext: bool = Field(default=False, alias="allow-plaintext")
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSection:
-        files = (self.private_key, self.certificate, self.ca_certificate)
         if self.mode == "embedded":
-            if self.servers or self.name or any(files):
-                raise ValueError("`servers`, `name` and certificates go with `mode: cluster`")
+            if self.servers or self.name or self.tls:
+                raise ValueError("`servers`, `name` and `tls` go with `mode: cluster`")
             return self
         if not self.servers:
             raise ValueError("`mode: cluster` needs `servers`, each as ssl:ADDRESS:PORT")
         remotes = [parse_remote(text) for text in self.servers]
         if len(set(self.servers)) < len(self.servers):
             raise ValueError("`servers` names a server twice")
-        if any(remote.kind == "ssl" for remote in remotes) and not all(files):
-            raise ValueError("ssl: servers need `private-key`, `certificate` and `ca-certificate`")
+        if any(remote.kind == "ssl" for remote in remotes) and self.tls is None:
+            raise ValueError("ssl: servers need `tls`, with `certificate`, `private-key` and `ca`")
         open_ones = [remote.text for remote in remotes if remote.kind == "tcp" and not remote.loopback]
         if open_ones and not self.allow_plaintext:
             raise ValueError(
@@ -161,15 +169,12 @@ class Config:
 
 def _store_settings(home: Path, file: ControllerFile) -> StoreSettings:
     section = file.store
-    tls = None
-    if section.private_key and section.certificate and section.ca_certificate:
-        tls = Tls(home / section.private_key, home / section.certificate, home / section.ca_certificate)
     return StoreSettings(
         state_dir=home / file.state_dir,
         servers=tuple(section.servers or ()),
         name=section.name or socket.gethostname(),
         api=file.api.listen,
-        tls=tls,
+        tls=None if section.tls is None else section.tls.files(home),
     )
 
 

@@ -92,23 +92,23 @@ def join(directory: Path, raft: str, members: tuple[str, ...]) -> None:
 @click.option("--listen", required=True, multiple=True, help="where controllers connect, as ssl:ADDRESS:PORT")
 @click.option("--private-key", type=_FILE)
 @click.option("--certificate", type=_FILE)
-@click.option("--ca-certificate", type=_FILE)
+@click.option("--ca", type=_FILE)
 def serve(
     directory: Path,
     listen: tuple[str, ...],
     private_key: Path | None,
     certificate: Path | None,
-    ca_certificate: Path | None,
+    ca: Path | None,
 ) -> None:
     """Run a member until SIGTERM."""
     from ryu_apps.store import member
     from ryu_apps.store.jsonrpc import Tls
 
     tls = None
-    if private_key and certificate and ca_certificate:
-        tls = Tls(private_key, certificate, ca_certificate)
-    elif private_key or certificate or ca_certificate:
-        raise click.UsageError("--private-key, --certificate and --ca-certificate go together")
+    if private_key and certificate and ca:
+        tls = Tls(private_key, certificate, ca)
+    elif private_key or certificate or ca:
+        raise click.UsageError("--private-key, --certificate and --ca go together")
     with _faults():
         member.serve(directory, listen, tls)
 

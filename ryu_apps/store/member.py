@@ -54,7 +54,7 @@ def serve_command(directory: Path, listen: Sequence[str], tls: Tls | None) -> li
             command.append(f"--remote=punix:{remote.host}")
             continue
         if remote.kind == "ssl" and tls is None:
-            raise StoreError("to listen with ssl: needs --private-key, --certificate and --ca-certificate")
+            raise StoreError("to listen with ssl: needs --private-key, --certificate and --ca")
         host = f"[{remote.host}]" if ":" in remote.host else remote.host
         command.append(f"--remote=p{remote.kind}:{remote.port}:{host}")
     if tls is not None:
