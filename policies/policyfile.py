@@ -155,13 +155,13 @@ _EXPOSE: Schema[_ExposeIn] = Schema(_ExposeIn)
 _SCITAG: Schema[_ScitagIn] = Schema(_ScitagIn)
 _MODE: Schema[str] = Schema(_ModeWord)
 _DEFAULTS: Schema[_DefaultsIn] = Schema(_DefaultsIn)
-_MAPPINGS: Mapping[str, Schema[Any]] = {
+MAPPINGS: Mapping[str, Schema[Any]] = {
     "networks": _NETWORK,
     "services": _SERVICE,
     "attributes": _ATTRIBUTE,
     "groups": _GROUP,
 }
-_LISTS: Mapping[str, Schema[Any]] = {
+LISTS: Mapping[str, Schema[Any]] = {
     "node-modes": _NODE_MODE,
     "grants": _GRANT,
     "classes": _CLASS,
@@ -172,7 +172,7 @@ _LISTS: Mapping[str, Schema[Any]] = {
     "expose": _EXPOSE,
     "scitags": _SCITAG,
 }
-_SINGLE: Mapping[str, Schema[Any]] = {"mode": _MODE, "defaults": _DEFAULTS}
+SINGLE: Mapping[str, Schema[Any]] = {"mode": _MODE, "defaults": _DEFAULTS}
 """Sections that one file alone may give."""
 SECTIONS = (
     "include", "mode", "node-modes", "networks", "services", "attributes", "groups", "grants", "classes", "classify",
@@ -203,7 +203,7 @@ class _Sources:
 
     findings: Findings
     entries: dict[str, list[_Entry[Any]]] = field(default_factory=dict)
-    places: dict[str, dict[str, Place]] = field(default_factory=lambda: {s: {} for s in _MAPPINGS})
+    places: dict[str, dict[str, Place]] = field(default_factory=lambda: {s: {} for s in MAPPINGS})
     single: dict[str, _Entry[Any]] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
 
@@ -231,9 +231,9 @@ def _gather(documents: Sequence[Document], findings: Findings) -> _Sources:
             spot = top.at(key)
             if key == "include":
                 continue  # policies.language has followed it
-            if key in _MAPPINGS:
+            if key in MAPPINGS:
                 _gather_names(sources, key, spot, value)
-            elif key in _LISTS:
+            elif key in LISTS:
                 if not isinstance(value, list):
                     fix = "write it as a list: one `- …` line for each, or [ … ]"
                     spot.add(f"`{key}`: a list is expected, not {shown(value)}", fix)
@@ -241,14 +241,14 @@ def _gather(documents: Sequence[Document], findings: Findings) -> _Sources:
                 if value:
                     sources.given.add(key)
                 for position, item in enumerate(value):
-                    _gather_entry(sources, key, spot.at(position), item, _LISTS[key])
-            elif key in _SINGLE:
+                    _gather_entry(sources, key, spot.at(position), item, LISTS[key])
+            elif key in SINGLE:
                 first = sources.single.get(key)
                 if first is not None:
                     message = f"`{key}` is given in two files (first at {first.place})"
                     spot.add(message, "keep one of them")
                     continue
-                entry = _entry(spot, value, _SINGLE[key])
+                entry = _entry(spot, value, SINGLE[key])
                 if entry is not None:
                     sources.single[key] = entry
             else:
@@ -274,7 +274,7 @@ def _gather_names(sources: _Sources, section: str, spot: Spot, value: object) ->
             continue
         seen[name] = here.place
         if valid is not None:
-            _gather_entry(sources, section, here, item, _MAPPINGS[section], name)
+            _gather_entry(sources, section, here, item, MAPPINGS[section], name)
 
 
 def _gather_entry(

@@ -32,7 +32,7 @@ from policies.validation import CertificateName, DatapathId, Findings, Name, Por
 from policies.values import did_you_mean
 
 
-class _NetworkIn(Section):
+class NetworkIn(Section):
     ipv4: Text
     gateway_ipv4: Text | None = Field(default=None, alias="gateway-ipv4")
     ipv6: Text | None = None
@@ -40,7 +40,7 @@ class _NetworkIn(Section):
     mtu: Annotated[int, Field(ge=1280, le=9216)] = 1500
 
 
-class _NodeIn(Section):
+class NodeIn(Section):
     bridge: Name
     ipv4: Text
     ipv6: Text | None = None
@@ -48,7 +48,7 @@ class _NodeIn(Section):
     certificate: CertificateName | None = None
 
 
-class _BridgeIn(Section):
+class BridgeIn(Section):
     datapath_id: DatapathId = Field(alias="datapath-id")
     roles: Annotated[list[Literal["worker", "gate", "border"]], Field(min_length=1)]
     ports: dict[Literal["uplink", "worker-facing", "server-facing", "wan"], list[PortName]]
@@ -59,10 +59,10 @@ class _BridgeIn(Section):
 
 class _SiteIn(Section):
     site: Name
-    network: _NetworkIn
+    network: NetworkIn
     infrastructure: list[object] = Field(default_factory=list)
-    nodes: dict[Name, _NodeIn]
-    bridges: dict[Name, _BridgeIn]
+    nodes: dict[Name, NodeIn]
+    bridges: dict[Name, BridgeIn]
 
 
 _SITE: Schema[_SiteIn] = Schema(_SiteIn)
@@ -123,7 +123,7 @@ def _gateway(spot: Spot, text: str | None, net: Network | None) -> Address | Non
     return address
 
 
-def _job_network(spot: Spot, source: _NetworkIn) -> JobNetwork | None:
+def _job_network(spot: Spot, source: NetworkIn) -> JobNetwork | None:
     ipv4 = _ipv4(spot.at("ipv4"), source.ipv4)
     ipv6 = _ipv6(spot.at("ipv6"), source.ipv6)
     if source.gateway_ipv6 and not source.ipv6:
@@ -135,7 +135,7 @@ def _job_network(spot: Spot, source: _NetworkIn) -> JobNetwork | None:
     return JobNetwork(ipv4, gateway4, ipv6, gateway6, source.mtu)
 
 
-def _node(spot: Spot, name: str, source: _NodeIn, site: _SiteIn, network: JobNetwork | None) -> Node | None:
+def _node(spot: Spot, name: str, source: NodeIn, site: _SiteIn, network: JobNetwork | None) -> Node | None:
     at4, at6, at_bridge = spot.at("ipv4"), spot.at("ipv6"), spot.at("bridge")
     ipv4 = _ipv4(at4, source.ipv4)
     ipv6 = _ipv6(at6, source.ipv6)
@@ -187,7 +187,7 @@ def _refuse_node_overlaps(top: Spot, nodes: Mapping[str, Node]) -> None:
             top.at("nodes", after.name, "ipv4").add(message, "keep them apart")
 
 
-def _bridge(spot: Spot, name: str, source: _BridgeIn, site: _SiteIn) -> Bridge:
+def _bridge(spot: Spot, name: str, source: BridgeIn, site: _SiteIn) -> Bridge:
     ports: dict[str, PortKind] = {}
     at_ports = spot.at("ports")
     for word, names in source.ports.items():
