@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,10 +42,8 @@ bridges:
 """
 POLICY = """\
 mode: enforce
+include: [services.yaml]
 networks: {campus: [10.9.1.0/24]}
-services:
-  files: {hosts: [10.20.0.5, "2001:db8:20::5"], ports: [tcp/1094], protected: true}
-  database: {hosts: [10.20.0.6], ports: [tcp/5432], protected: true, mode: audit}
 attributes:
   LarkServes: {type: boolean, default: false}
 groups:
@@ -60,6 +59,11 @@ expose:
   - {for: serves, ports: [tcp/8000-8999], to: slice}
   - {for: physics, ports: [tcp/8080], to: [campus]}
 defaults: {egress: allow, ingress: deny, between-jobs: deny}
+"""
+SERVICES = """\
+services:
+  files: {hosts: [10.20.0.5, "2001:db8:20::5"], ports: [tcp/1094], protected: true}
+  database: {hosts: [10.20.0.6], ports: [tcp/5432], protected: true, mode: audit}
 """
 AF41, CS1 = 34, 8
 BOOT = "3f2a9c1e-0000-4000-8000-000000000001"
@@ -198,6 +202,7 @@ def _site(engine: str, machines: dict[str, Machine]) -> Iterator[Site]:
     lark.mkdir()
     (lark / "site.yaml").write_text(SITE)
     (lark / "policy.yaml").write_text(POLICY)
+    (lark / "services.yaml").write_text(SERVICES)
     (lark / "controller.yaml").write_text(
         "site: site.yaml\npolicy: policy.yaml\nstate-dir: state\ntokens: tokens.yaml\n"
         'openflow: {listen: "127.0.0.1:6653"}\napi: {listen: "127.0.0.1:8080"}\n'
@@ -333,6 +338,23 @@ def test_a_service_in_audit_mode_is_reached_counted_and_logged(site: Site) -> No
     assert int(found.group(1)) == counted
     # The end took the way along that was open a moment ago.
     assert not other.reaches(DATABASE, 5432)
+
+
+def test_the_end_of_a_service_s_audit_closes_it_and_is_logged(site: Site) -> None:
+    """An included file is changed, and SIGHUP sent."""
+    step = site.jobs["step"]
+    assert step.reaches(DATABASE, 5432)
+    counted = _no_grants(site, step)
+    assert counted > 0
+    (site.host.root / "lark" / "services.yaml").write_text(SERVICES.replace(", mode: audit", ""))
+    site.controller.send(signal.SIGHUP)
+    line = "node=wn1 the policy changes; until now refused, or let on by a rule in audit mode: "
+    wait_until("the log says what was let on until now", lambda: line in site.log(), 10)
+    found = re.search(re.escape(line) + r".*no-grant (\d+) packets .*; jobs .*; from now on refused", site.log())
+    assert found
+    assert int(found.group(1)) == counted
+    assert not step.reaches(DATABASE, 5432)
+    assert site.jobs["physicist"].reaches(FILES, 1094)  # what was granted stays open
 
 
 def _no_grants(site: Site, job: Job) -> int:

@@ -306,7 +306,9 @@ def page() -> Mapping[str, str]:
 
 
 def _markdown(example: Example) -> str:
-    lines = []
+    lines = ["| job | node | says |", "|---|---|---|"]
+    lines += [f"| {name} | {row.node} | {_said(row)} |" for name, row in example.table.jobs.items()]
+    lines.append("")
     classes = bool(example.policy.classes)
     head = ["job", "packet", "verdict", "decided by", *(["class"] if classes else [])]
     lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -332,6 +334,10 @@ def _markdown(example: Example) -> str:
                 f"| {name} | {said} | {held.reason if held else 'not held'} (`{held.place if held else ''}`) |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _said(row: JobRow) -> str:
+    return ", ".join(f"`{key} = {_classad(value)}`" for key, value in row.ad.items())
 
 
 def _classad(value: object) -> str:
