@@ -9,13 +9,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field
-
-from policies import classads, expressions, trust, values
+from policies import classads, expressions, values
 from policies.classads import Kind
 from policies.decide import MAX_RATE, misfit
 from policies.documents import Document, Problem
@@ -47,248 +44,33 @@ from policies.model import (
     TrafficClass,
     Verdict,
 )
-from policies.validation import AttributeName, Findings, Name, Schema, Section, Some, Spot, Text, unknown_key_fix
+from policies.sections import (
+    ATTRIBUTE,
+    CLASS,
+    CLASSIFY,
+    EXPOSE,
+    GRANT,
+    GROUP,
+    NETWORK,
+    NODE_MODE,
+    RATE,
+    SCITAG,
+    SEAL,
+    SERVICE,
+    SLICE,
+    AttributeIn,
+    DefaultsIn,
+    Entry,
+    ServiceIn,
+    Sources,
+    gather,
+)
+from policies.trust import Beliefs
+from policies.validation import Findings, Spot
 from policies.values import did_you_mean, shown
 from policies.wire import Phase
 
-# --- what a file may hold ---------------------------------------------------------------------------------------------
-
-_ModeWord = Literal["enforce", "audit"]
-
-
-class _ServiceIn(Section):
-    hosts: list[object] = Field(default_factory=list)
-    ports: Some
-    protected: bool = False
-    open_to: list[Name] = Field(default_factory=list, alias="open-to")
-    mode: _ModeWord = "enforce"
-
-
-class _AttributeIn(Section):
-    type: Literal["string", "number", "boolean", "enum"]
-    values: Annotated[list[Text], Field(min_length=1)] | None = None
-    default: object = None
-    max_length: Annotated[int, Field(ge=1, le=65536)] | None = Field(default=None, alias="max-length")
-    min: object = None
-    max: object = None
-    set_by: Literal["owner", "access-point"] = Field(default="owner", alias="set-by")
-
-
-class _GrantIn(Section):
-    for_: Name = Field(alias="for")
-    to: Name
-    during: Annotated[list[Literal["stage-in", "run", "stage-out"]], Field(min_length=1)] | None = None
-    nodes: Some | None = None
-    mode: _ModeWord = "enforce"
-    trust_user: bool = Field(default=False, alias="trust-user")
-
-
-class _NodeModeIn(Section):
-    nodes: Some
-    mode: _ModeWord
-
-
-class _ClassIn(Section):
-    name: Name
-    dscp: object
-    guarantee: object = None
-    ceiling: object = None
-
-
-class _ClassifyIn(Section):
-    for_: Name | None = Field(default=None, alias="for")
-    service: Name | None = None
-    class_: Name = Field(alias="class")
-    trust_user: bool = Field(default=False, alias="trust-user")
-
-
-class _SliceIn(Section):
-    for_: Name = Field(alias="for")
-    name: object
-    scope: Literal["user", "site"] = "user"
-    between: Literal["open", "exposed"] = "open"
-    trust_user: bool = Field(default=False, alias="trust-user")
-
-
-class _RateIn(Section):
-    for_: Name | None = Field(default=None, alias="for")
-    rate: object
-    unit: object
-
-
-class _ExposeIn(Section):
-    for_: Name = Field(alias="for")
-    ports: Some
-    to: object
-    trust_user: bool = Field(default=False, alias="trust-user")
-
-
-class _ScitagIn(Section):
-    for_: Name = Field(alias="for")
-    experiment: object
-    activity: object
-    trust_user: bool = Field(default=False, alias="trust-user")
-
-
-_DefaultWord = Literal["allow", "deny", "audit"]
-
-
-class _DefaultsIn(Section):
-    egress: _DefaultWord = "allow"
-    ingress: _DefaultWord = "deny"
-    between_jobs: _DefaultWord = Field(default="deny", alias="between-jobs")
-
-
-_T = TypeVar("_T")
-_NETWORK: Schema[list[object]] = Schema(Some)
-_SERVICE: Schema[_ServiceIn] = Schema(_ServiceIn)
-_ATTRIBUTE: Schema[_AttributeIn] = Schema(_AttributeIn)
-_GROUP: Schema[object] = Schema(object)
-_NODE_MODE: Schema[_NodeModeIn] = Schema(_NodeModeIn)
-_GRANT: Schema[_GrantIn] = Schema(_GrantIn)
-_CLASS: Schema[_ClassIn] = Schema(_ClassIn)
-_CLASSIFY: Schema[_ClassifyIn] = Schema(_ClassifyIn)
-_SLICE: Schema[_SliceIn] = Schema(_SliceIn)
-_SEAL: Schema[str] = Schema(Name)
-_RATE: Schema[_RateIn] = Schema(_RateIn)
-_EXPOSE: Schema[_ExposeIn] = Schema(_ExposeIn)
-_SCITAG: Schema[_ScitagIn] = Schema(_ScitagIn)
-_MODE: Schema[str] = Schema(_ModeWord)
-_DEFAULTS: Schema[_DefaultsIn] = Schema(_DefaultsIn)
-MAPPINGS: Mapping[str, Schema[Any]] = {
-    "networks": _NETWORK,
-    "services": _SERVICE,
-    "attributes": _ATTRIBUTE,
-    "groups": _GROUP,
-}
-LISTS: Mapping[str, Schema[Any]] = {
-    "node-modes": _NODE_MODE,
-    "grants": _GRANT,
-    "classes": _CLASS,
-    "classify": _CLASSIFY,
-    "slices": _SLICE,
-    "seal": _SEAL,
-    "rates": _RATE,
-    "expose": _EXPOSE,
-    "scitags": _SCITAG,
-}
-SINGLE: Mapping[str, Schema[Any]] = {"mode": _MODE, "defaults": _DEFAULTS}
-"""Sections that one file alone may give."""
-SECTIONS = (
-    "include", "mode", "node-modes", "networks", "services", "attributes", "groups", "grants", "classes", "classify",
-    "slices", "seal", "rates", "expose", "scitags", "defaults",
-)  # fmt: skip
 MAX_EXPRESSION = 16_384
-_NAME_OF = {"networks": "network", "services": "service", "attributes": "attribute", "groups": "group"}
-_NAME: Schema[str] = Schema(Name)
-_ATTRIBUTE_NAME: Schema[str] = Schema(AttributeName)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry(Generic[_T]):
-    """One service, group, rule …, as it stands in a file, with types checked."""
-
-    spot: Spot
-    value: _T
-    name: str = ""
-
-    @property
-    def place(self) -> Place:
-        return self.spot.place
-
-
-@dataclass(slots=True)
-class _Sources:
-    """Every entry of every file. `places`: names per section, also of entries that were not accepted."""
-
-    findings: Findings
-    entries: dict[str, list[_Entry[Any]]] = field(default_factory=dict)
-    places: dict[str, dict[str, Place]] = field(default_factory=lambda: {s: {} for s in MAPPINGS})
-    single: dict[str, _Entry[Any]] = field(default_factory=dict)
-    given: set[str] = field(default_factory=set)
-
-    def of(self, section: str, _schema: Schema[_T]) -> list[_Entry[_T]]:
-        """The entries of a section, whose type the schema tells."""
-        return self.entries.get(section, [])
-
-    def gave(self, section: str) -> bool:
-        """Whether any file has entries in a section, accepted or not."""
-        return section in self.given
-
-    def defined(self, spot: Spot, section: str, name: str | None) -> bool:
-        """Whether a name is defined anywhere; if not, that is reported."""
-        if name is None or name in self.places[section]:
-            return True
-        spot.add(f"{_NAME_OF[section]} `{name}` is not defined", did_you_mean(name, self.places[section]))
-        return False
-
-
-def _gather(documents: Sequence[Document], findings: Findings) -> _Sources:
-    sources = _Sources(findings)
-    for document in documents:
-        top = Spot(findings, document, ())
-        for key, value in document.data.items():
-            spot = top.at(key)
-            if key == "include":
-                continue  # policies.language has followed it
-            if key in MAPPINGS:
-                _gather_names(sources, key, spot, value)
-            elif key in LISTS:
-                if not isinstance(value, list):
-                    fix = "write it as a list: one `- …` line for each, or [ … ]"
-                    spot.add(f"`{key}`: a list is expected, not {shown(value)}", fix)
-                    continue
-                if value:
-                    sources.given.add(key)
-                for position, item in enumerate(value):
-                    _gather_entry(sources, key, spot.at(position), item, LISTS[key])
-            elif key in SINGLE:
-                first = sources.single.get(key)
-                if first is not None:
-                    message = f"`{key}` is given in two files (first at {first.place})"
-                    spot.add(message, "keep one of them")
-                    continue
-                entry = _entry(spot, value, SINGLE[key])
-                if entry is not None:
-                    sources.single[key] = entry
-            else:
-                spot.add(f"unknown key `{key}`", unknown_key_fix(key, SECTIONS))
-    return sources
-
-
-def _gather_names(sources: _Sources, section: str, spot: Spot, value: object) -> None:
-    if not isinstance(value, dict):
-        message = f"`{section}`: a mapping is expected, not {shown(value)}"
-        spot.add(message, "write one `name: …` line for each")
-        return
-    seen = sources.places[section]
-    for name, item in value.items():
-        here = spot.at(name)
-        valid = here.validated(_ATTRIBUTE_NAME if section == "attributes" else _NAME, name)
-        twin = next((n for n in seen if n.lower() == name.lower()), None) if section == "attributes" else None
-        first = seen.get(twin or name)
-        if first is not None:
-            what = f"{_NAME_OF[section]} `{name}`"
-            also = ", whatever the case of its letters" if twin not in (None, name) else ""
-            here.add(f"{what} is defined twice{also} (first at {first})", "keep one, or rename it")
-            continue
-        seen[name] = here.place
-        if valid is not None:
-            _gather_entry(sources, section, here, item, MAPPINGS[section], name)
-
-
-def _gather_entry(
-    sources: _Sources, section: str, spot: Spot, value: object, schema: Schema[Any], name: str = ""
-) -> None:
-    entry = _entry(spot, value, schema, name)
-    if entry is not None:
-        sources.entries.setdefault(section, []).append(entry)
-
-
-def _entry(spot: Spot, value: object, schema: Schema[_T], name: str = "") -> _Entry[_T] | None:
-    checked = spot.validated(schema, value)
-    return None if checked is None else _Entry(spot, checked, name)
-
 
 # --- expressions ------------------------------------------------------------------------------------------------------
 
@@ -341,14 +123,15 @@ def _expression(spot: Spot, what: str, value: object, wanted: Kind) -> Expressio
 def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> Policy:
     """`documents`: in reading order; the last is the one that was asked for. Raises PolicyError."""
     findings = Findings()
-    sources = _gather(documents, findings)
+    sources = gather(documents, findings)
     top = Spot(findings, documents[-1], ())
-    networks = {e.name: e.spot.convert_all(e.value, values.network) for e in sources.of("networks", _NETWORK)}
-    services = {e.name: _service(sources, e, networks) for e in sources.of("services", _SERVICE)}
+    networks = {e.name: e.spot.convert_all(e.value, values.network) for e in sources.of("networks", NETWORK)}
+    services = {e.name: _service(sources, e, networks) for e in sources.of("services", SERVICE)}
     _refuse_overlaps(sources, services)
-    attributes = {e.name: a for e in sources.of("attributes", _ATTRIBUTE) if (a := _attribute(e)) is not None}
-    groups = {e.name: g for e in sources.of("groups", _GROUP) if (g := _group(e)) is not None}
-    trusted = _Trust(sources, groups)
+    attributes = {e.name: a for e in sources.of("attributes", ATTRIBUTE) if (a := _attribute(e)) is not None}
+    groups = {e.name: g for e in sources.of("groups", GROUP) if (g := _group(e)) is not None}
+    declared = sources.of("attributes", ATTRIBUTE)
+    trusted = Beliefs(groups, [(e.name, e.value.set_by) for e in declared], sources.places["attributes"])
     grants = tuple(_grants(sources, services, trusted))
     classes = _classes(sources)
     classify = tuple(_classify(sources, trusted))
@@ -359,7 +142,7 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
     scitags = tuple(_scitags(sources, trusted))
     node_modes = tuple(
         NodeMode(_node_patterns(e.spot.at("nodes"), e.value.nodes), Mode(e.value.mode), e.place)
-        for e in sources.of("node-modes", _NODE_MODE)
+        for e in sources.of("node-modes", NODE_MODE)
     )
     _check_bits(sources)
     findings.finish()
@@ -373,7 +156,7 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
         grants=grants,
         seals=seals,
         slices=slices,
-        defaults=_defaults(defaults.value, defaults.place) if defaults else _defaults(_DefaultsIn(), top.place),
+        defaults=_defaults(defaults.value, defaults.place) if defaults else _defaults(DefaultsIn(), top.place),
         digest=digest,
         files=tuple(files),
         mode_place=mode.place if mode else top.place,
@@ -389,11 +172,11 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
 def faults_of_form(documents: Sequence[Document]) -> list[Problem]:
     """What is wrong in documents whatever the others say: for a load of which a file could not be read."""
     findings = Findings()
-    _gather(documents, findings)
+    gather(documents, findings)
     return findings.problems
 
 
-def _service(sources: _Sources, entry: _Entry[_ServiceIn], networks: Mapping[str, tuple[Network, ...]]) -> Service:
+def _service(sources: Sources, entry: Entry[ServiceIn], networks: Mapping[str, tuple[Network, ...]]) -> Service:
     source, spot = entry.value, entry.spot
     if source.protected and not source.hosts:
         spot.add(f"service `{entry.name}` is protected but names no hosts", "add `hosts: […]`")
@@ -418,11 +201,11 @@ def _service(sources: _Sources, entry: _Entry[_ServiceIn], networks: Mapping[str
     )
 
 
-def _refuse_overlaps(sources: _Sources, services: Mapping[str, Service]) -> None:
+def _refuse_overlaps(sources: Sources, services: Mapping[str, Service]) -> None:
     """A host and port that two protected services claim would have two meanings."""
     holders: dict[Address, list[str]] = {}
     told: set[tuple[str, str]] = set()
-    for entry in sources.of("services", _SERVICE):
+    for entry in sources.of("services", SERVICE):
         service = services[entry.name]
         for host in service.hosts if service.protected else ():
             others = holders.setdefault(host, [])
@@ -454,7 +237,7 @@ def _shared_ports(one: Sequence[PortRange], other: Sequence[PortRange]) -> PortR
 _RESERVED = ("true", "false", "undefined", "error", "is", "isnt", "my", "target", "parent", "currenttime")
 
 
-def _attribute(entry: _Entry[_AttributeIn]) -> Attribute | None:
+def _attribute(entry: Entry[AttributeIn]) -> Attribute | None:
     source, spot, name = entry.value, entry.spot, entry.name
     kind = AttributeType(source.type)
     before = len(spot.findings.problems)
@@ -500,7 +283,7 @@ def _attribute(entry: _Entry[_AttributeIn]) -> Attribute | None:
     return replace(attribute, default=default)
 
 
-def _group(entry: _Entry[object]) -> Group | None:
+def _group(entry: Entry[object]) -> Group | None:
     condition = _expression(entry.spot, f"group `{entry.name}`", entry.value, Kind.BOOLEAN)
     return None if condition is None else Group(entry.name, condition, entry.place)
 
@@ -519,8 +302,8 @@ def _node_patterns(spot: Spot, items: Iterable[object]) -> tuple[str, ...]:
     return spot.convert_all(items, _node_pattern)
 
 
-def _grants(sources: _Sources, services: Mapping[str, Service], trusted: _Trust) -> Iterator[Grant]:
-    for entry in sources.of("grants", _GRANT):
+def _grants(sources: Sources, services: Mapping[str, Service], trusted: Beliefs) -> Iterator[Grant]:
+    for entry in sources.of("grants", GRANT):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         known = sources.defined(spot.at("to"), "services", source.to)
@@ -534,8 +317,8 @@ def _grants(sources: _Sources, services: Mapping[str, Service], trusted: _Trust)
         yield Grant(source.for_, source.to, during, nodes, entry.place, source.mode == "audit")
 
 
-def _classes(sources: _Sources) -> tuple[TrafficClass, ...]:
-    entries = sources.of("classes", _CLASS)
+def _classes(sources: Sources) -> tuple[TrafficClass, ...]:
+    entries = sources.of("classes", CLASS)
     found: dict[str, TrafficClass] = {}
     shares = 0.0
     for entry in entries:
@@ -573,9 +356,9 @@ def _less(one: Bandwidth, other: Bandwidth) -> bool:
     return one.bits is not None and other.bits is not None and one.bits < other.bits
 
 
-def _classify(sources: _Sources, trusted: _Trust) -> Iterator[Classify]:
-    classes = {e.value.name for e in sources.of("classes", _CLASS)}
-    entries = sources.of("classify", _CLASSIFY)
+def _classify(sources: Sources, trusted: Beliefs) -> Iterator[Classify]:
+    classes = {e.value.name for e in sources.of("classes", CLASS)}
+    entries = sources.of("classify", CLASSIFY)
     if entries and not sources.gave("classes"):
         entries[0].spot.add("`classify` without `classes`", "define `classes:`, or drop `classify:`")
     for entry in entries:
@@ -590,8 +373,8 @@ def _classify(sources: _Sources, trusted: _Trust) -> Iterator[Classify]:
         yield Classify(source.for_, source.service, source.class_, entry.place)
 
 
-def _slices(sources: _Sources, trusted: _Trust) -> Iterator[Slice]:
-    for entry in sources.of("slices", _SLICE):
+def _slices(sources: Sources, trusted: Beliefs) -> Iterator[Slice]:
+    for entry in sources.of("slices", SLICE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         name = _expression(spot.at("name"), "name of a slice", source.name, Kind.STRING)
@@ -602,15 +385,15 @@ def _slices(sources: _Sources, trusted: _Trust) -> Iterator[Slice]:
         yield Slice(source.for_, name, site_wide, entry.place, source.between == "exposed")
 
 
-def _seals(sources: _Sources, trusted: _Trust) -> Iterator[Seal]:
-    for entry in sources.of("seal", _SEAL):
+def _seals(sources: Sources, trusted: Beliefs) -> Iterator[Seal]:
+    for entry in sources.of("seal", SEAL):
         if sources.defined(entry.spot, "groups", entry.value):
             trusted.restricting(entry.spot, "restriction", entry.value)
             yield Seal(entry.value, entry.place)
 
 
-def _rates(sources: _Sources, trusted: _Trust) -> Iterator[Rate]:
-    for entry in sources.of("rates", _RATE):
+def _rates(sources: Sources, trusted: Beliefs) -> Iterator[Rate]:
+    for entry in sources.of("rates", RATE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         unit = spot.at("unit").convert(source.unit, values.unit)
@@ -626,9 +409,9 @@ def _rates(sources: _Sources, trusted: _Trust) -> Iterator[Rate]:
         yield Rate(source.for_, expression, unit, entry.place)
 
 
-def _exposes(sources: _Sources, networks: Mapping[str, tuple[Network, ...]], trusted: _Trust) -> Iterator[Expose]:
+def _exposes(sources: Sources, networks: Mapping[str, tuple[Network, ...]], trusted: Beliefs) -> Iterator[Expose]:
     to_networks = 0
-    for entry in sources.of("expose", _EXPOSE):
+    for entry in sources.of("expose", EXPOSE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         ports = spot.at("ports").convert_all(source.ports, values.ports)
@@ -657,8 +440,8 @@ def _exposes(sources: _Sources, networks: Mapping[str, tuple[Network, ...]], tru
         yield Expose(source.for_, ports, to_slice, tuple(dict.fromkeys(opened)), entry.place)
 
 
-def _scitags(sources: _Sources, trusted: _Trust) -> Iterator[Scitag]:
-    for entry in sources.of("scitags", _SCITAG):
+def _scitags(sources: Sources, trusted: Beliefs) -> Iterator[Scitag]:
+    for entry in sources.of("scitags", SCITAG):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         trusted.opening(spot, "mark", source.for_, source.trust_user)
@@ -671,7 +454,7 @@ def _scitags(sources: _Sources, trusted: _Trust) -> Iterator[Scitag]:
             yield Scitag(source.for_, experiment, activity, entry.place)
 
 
-def _defaults(source: _DefaultsIn, place: Place) -> Defaults:
+def _defaults(source: DefaultsIn, place: Place) -> Defaults:
     words = {
         Reason.EGRESS: source.egress,
         Reason.INGRESS: source.ingress,
@@ -682,9 +465,9 @@ def _defaults(source: _DefaultsIn, place: Place) -> Defaults:
     return Defaults(egress, ingress, between_jobs, place, audited)
 
 
-def _check_bits(sources: _Sources) -> None:
+def _check_bits(sources: Sources) -> None:
     """Memberships and services that single packets are told apart by are carried as bits of a register."""
-    classify, expose = sources.of("classify", _CLASSIFY), sources.of("expose", _EXPOSE)
+    classify, expose = sources.of("classify", CLASSIFY), sources.of("expose", EXPOSE)
     groups: set[str] = set()
     named = [(e.spot, e.value.for_) for e in classify] + [(e.spot, e.value.for_) for e in expose]
     for spot, group in named:
@@ -701,68 +484,3 @@ def _check_bits(sources: _Sources) -> None:
             if len(services) == MAX_BITS + 1:
                 message = f"`classify` names more than {MAX_BITS} services"
                 rule.spot.at("service").add(message, "join the services of one class into one")
-
-
-# --- whom to believe --------------------------------------------------------------------------------------------------
-
-
-class _Trust:
-    """What rules may rest on: docs/policy.md, "Whom to believe". A group in error is not judged again."""
-
-    def __init__(self, sources: _Sources, groups: Mapping[str, Group]) -> None:
-        declared = sources.of("attributes", _ATTRIBUTE)
-        self._groups = groups
-        self._believed = trust.SET_BY_SCHEDD | trust.SET_BY_LARK_ACCESS_POINT
-        self._believed |= {e.name.lower() for e in declared if e.value.set_by == "access-point"}
-        names = {name.lower() for name in sources.places["attributes"]}
-        self._known = self._believed | names | trust.TYPED_BY_HTCONDOR
-
-    def _read(self, group: str | None, also: Expression | None = None) -> dict[str, str]:
-        """Job attributes that a rule rests on, and how they are spelt; those of the slot are the node's word."""
-        condition = self._groups.get(group) if group is not None else None
-        read: dict[str, str] = {}
-        for expression in (condition.condition if condition is not None else None, also):
-            for name in sorted(expression.references) if expression is not None else ():
-                spelt = re.search(rf"\b{re.escape(name)}\b", expression.text, re.IGNORECASE) if expression else None
-                if not name.startswith("target."):
-                    read[name] = spelt.group() if spelt else name
-        return read
-
-    def opening(self, spot: Spot, what: str, group: str, trusting: bool) -> None:
-        """A rule that gives its members something: it may not rest on what they say of themselves."""
-        doubtful = _all_but(self._read(group), self._believed)
-        if doubtful and not trusting:
-            spot.add(
-                f"this {what} rests on `{doubtful}`, which the job's owner can set to anything",
-                "use an attribute that the schedd sets, or one that a JOB_TRANSFORM sets and IMMUTABLE_JOB_ATTRS lists"
-                " (declare it with `set-by: access-point`), or say `trust-user: true`",
-            )
-
-    def restricting(self, spot: Spot, what: str, group: str | None, also: Expression | None = None) -> None:
-        """A rule that its members may bring upon themselves, if only what they say has a known type."""
-        loose = _all_but(self._read(group, also), self._known)
-        if loose:
-            spot.add(
-                f"this {what} rests on `{loose}`, not declared here: a typing mistake would lift it",
-                "declare it under `attributes:` with its type",
-            )
-
-    def slice(self, spot: Spot, group: str, name: Expression, *, trusting: bool, site_wide: bool) -> None:
-        read = self._read(group, name)
-        doubtful, loose = _all_but(read, self._believed), _all_but(read, self._known)
-        if site_wide and not trusting and doubtful:
-            spot.add(
-                f"this site-wide slice rests on `{doubtful}`, which the job's owner can set",
-                "anybody could join it: use an attribute that the schedd or the access point sets, leave out"
-                " `scope: site`, or say `trust-user: true`",
-            )
-        elif loose:
-            spot.add(
-                f"this slice rests on `{loose}`, not declared here",
-                "declare it under `attributes:` with its type",
-            )
-
-
-def _all_but(read: Mapping[str, str], accepted: frozenset[str] | set[str]) -> str:
-    """The attributes that are not accepted, as they are spelt."""
-    return ", ".join(spelt for name, spelt in sorted(read.items()) if name not in accepted)

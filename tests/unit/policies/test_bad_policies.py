@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies.language import PolicyError, load_policy, policy_from_text
+from tests.unit.policies.test_language import WHOLE
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "bad_policies.txt"
 INTRODUCTION = """# Policies that are refused, and the messages that say why (tests/unit/policies/test_bad_policies.py).
@@ -165,3 +168,25 @@ def test_includes_up_to_the_limits_are_accepted(tmp_path: Path) -> None:
     assert len(load_policy(main).files) == 9
     main.write_text(re.sub(r", 63.yaml.*]", "]", many_files(tmp_path)))
     assert len(load_policy(main).files) == 64
+
+
+WORDS = re.findall(r"\s+|[\w.-]+|.", WHOLE)
+STRAY = [*"[]{}:,#&*!%|>?'\"~\t\0é\\", "- ", "\n", "  ", "---\n", "[]", "{}", "()", "null", "true", "7", "-1", "1e9"]
+STRAY += [".inf", "9" * 40, "0x10", "a: b", "::", "%eth0", "x" * 300, "&&", "=?="]
+positions = st.integers(0, len(WORDS) - 1)
+changes = st.tuples(positions, st.sampled_from(["put", "add", "drop"]), st.sampled_from(STRAY + WORDS))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(changes, min_size=1, max_size=3))
+def test_whatever_is_mistyped_is_loaded_or_refused_with_place_fault_and_remedy(
+    mistakes: list[tuple[int, str, str]],
+) -> None:
+    words = list(WORDS)
+    for position, change, word in mistakes:
+        at = position % len(words)
+        words[at : at + (change != "add")] = [] if change == "drop" else [word]
+    try:
+        policy_from_text("".join(words))
+    except PolicyError as refused:
+        assert [str(p) for p in refused.problems if not MESSAGE.match(str(p))] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from policies import policyfile, sitefile, trust, values
+from policies import sections, sitefile, trust, values
 from policies.classads import FUNCTIONS, REFUSED
 from policies.language import MAX_FILES, MAX_INCLUDE_DEPTH, PolicyError, load_site, policy_from_text
 from policies.validation import keys_of
@@ -53,7 +53,7 @@ def sections_used() -> set[str]:
 
 def test_every_section_has_an_example() -> None:
     """`include` apart: a text without a file includes nothing; test_language.py has its examples."""
-    assert sections_used() == set(policyfile.SECTIONS) - {"include"}
+    assert sections_used() == set(sections.SECTIONS) - {"include"}
 
 
 def keys_in_tables(part: str) -> set[str]:
@@ -63,9 +63,9 @@ def keys_in_tables(part: str) -> set[str]:
 
 def policy_keys() -> set[str]:
     keys = {"include", "mode", "networks.NAME", "groups.NAME", "seal"}
-    for section, schema in {**policyfile.MAPPINGS, **policyfile.LISTS, **policyfile.SINGLE}.items():
+    for section, schema in {**sections.MAPPINGS, **sections.LISTS, **sections.SINGLE}.items():
         if hasattr(schema.type, "model_fields"):
-            middle = ".NAME" if section in policyfile.MAPPINGS else "[]" if section in policyfile.LISTS else ""
+            middle = ".NAME" if section in sections.MAPPINGS else "[]" if section in sections.LISTS else ""
             keys |= {f"{section}{middle}.{key}" for key in keys_of(schema.type)}
     return keys
 
