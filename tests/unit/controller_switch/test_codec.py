@@ -315,3 +315,138 @@ def test_bytes_of_a_hostile_switch_are_read_or_refused_never_worse(data: st.Data
     for one in read.entries:
         if one.flow is not None:
             hash(one.flow)
+
+
+# --- entries: a dump as bytes
+
+
+def test_a_dump_is_cut_into_the_very_bytes_that_were_sent() -> None:
+    part = decode.flow_entries(reply(*(entry(flow) for flow in KINDS), more=True, xid=9))
+    assert (part.xid, part.more) == (9, True)
+    assert list(part.entries) == [(encode.entry_key(flow), encode.entry_value(flow)) for flow in KINDS]
+    assert len({key for key, _ in part.entries}) == len(KINDS)
+
+
+@pytest.mark.parametrize("flow", KINDS, ids=lambda flow: f"{flow.table}-{flow.priority}")
+def test_an_entry_says_its_flow_and_is_its_own_canonical_form(flow: Flow) -> None:
+    key, value = encode.entry_key(flow), encode.entry_value(flow)
+    assert (encode.key_table(key), encode.key_priority(key), encode.value_cookie(value)) == (
+        flow.table,
+        flow.priority,
+        flow.cookie,
+    )
+    assert (decode.key_match(key), decode.value_actions(value)) == (flow.match, flow.actions)
+    assert decode.canonical(key, value) == (key, value)
+
+
+def test_other_bytes_for_the_same_flow_become_the_same_entry() -> None:
+    flow = Flow(
+        5, 9, match(FieldMatch("in_port", 7), FieldMatch("reg0", 1)), (Move("nw_src", 0, "reg4", 0, 32),), Cookie(1)
+    )
+    nxm = struct.pack("!HBBH", 0, 0, 2, 7) + struct.pack("!HBBI", 1, 0, 4, 1)
+    raw = (struct.pack("!HH", 1, 4 + len(nxm)) + nxm).ljust(24, b"\0")
+    oxm_move = struct.pack("!HH4x", 4, 32) + struct.pack("!HHIHHHH", 0xFFFF, 24, 0x2320, 6, 32, 0, 0)
+    oxm_move += struct.pack("!HBBHBB", 0x8000, 11 << 1, 4, 1, 4 << 1, 4)
+    theirs = encode.entry_head(5, 9) + raw, (1).to_bytes(8, "big") + oxm_move
+    ours = encode.entry_key(flow), encode.entry_value(flow)
+    assert theirs[0] != ours[0]
+    assert theirs[1] != ours[1]
+    assert decode.canonical(*theirs) == ours
+
+
+def test_an_entry_with_a_timeout_never_equals_one_of_ours() -> None:
+    flow = attempt(1)
+    ((key, value),) = decode.flow_entries(reply(entry(flow, idle=5))).entries
+    assert key == encode.entry_key(flow)
+    assert value != encode.entry_value(flow)
+    assert decode.value_actions(value) is None
+    assert decode.canonical(key, value) == (key, value)
+    drop = Flow(5, 1, (), (), flow.cookie)
+    ((_, value),) = decode.flow_entries(reply(entry(drop, idle=5))).entries
+    assert value != encode.entry_value(drop)
+
+
+def test_parts_of_a_bundle_are_the_same_as_one_by_one() -> None:
+    items = [(encode.entry_key(flow), encode.entry_value(flow) if n % 3 else None) for n, flow in enumerate(KINDS)]
+    single = [
+        encode.bundle_add(7, encode.take_entry(key, 40 + n) if value is None else encode.put_entry(key, value, 40 + n))
+        for n, (key, value) in enumerate(items)
+    ]
+    assert b"".join(encode.bundled(7, 40, items)) == b"".join(single)
+
+
+def test_a_value_that_does_not_fit_names_its_own_action() -> None:
+    with pytest.raises(encode.EncodeError, match="reg1: 0x4 does not fit into 2 bits"):
+        encode.instructions((SetField("reg0", 4, 0, 3), SetField("reg1", 4, 0, 2)))
+    assert encode.instructions((SetField("reg0", 4, 0, 3), SetField("reg1", 3, 0, 2)))
+
+
+@pytest.mark.parametrize(
+    "flow", [Flow(5, 1, (), (), Cookie(1 << 64)), Flow(5, 1 << 16, (), (), Cookie(1)), Flow(256, 1, (), (), Cookie(1))]
+)
+def test_a_flow_that_no_message_can_hold_is_refused(flow: Flow) -> None:
+    with pytest.raises(encode.EncodeError):
+        encode.add_flow(flow, 1)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.data())
+def test_a_hostile_dump_is_cut_or_refused_never_worse(data: st.DataObject) -> None:
+    message = bytearray(reply(*(entry(data.draw(st.sampled_from(KINDS))) for _ in range(2))))
+    for _ in range(data.draw(st.integers(1, 6))):
+        message[data.draw(st.integers(16, len(message) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        read = decode.flow_entries(bytes(message))
+    except decode.DecodeError:
+        return
+    for key, value in read.entries:
+        again = decode.canonical(key, value)
+        assert decode.canonical(*again) == again
+        encode.bundled(1, 1, [again, (again[0], None)])
+
+
+def update(event: int, body: bytes = b"") -> bytes:
+    return struct.pack("!HH", 4 + len(body), event) + body
+
+
+def news(*updates: bytes) -> bytes:
+    body = struct.pack("!HH4x", encode.MP_FLOW_MONITOR, 0) + b"".join(updates)
+    return encode.HEADER.pack(encode.VERSION, encode.MULTIPART_REPLY, 8 + len(body), 0) + body
+
+
+@pytest.mark.parametrize(
+    ("updates", "others"),
+    [
+        ([], False),
+        ([update(4, bytes(4))], False),
+        ([update(5, bytes(4))], False),
+        ([update(4, bytes(4)), update(2, bytes(28))], True),
+        ([update(1, bytes(28))], True),
+        ([update(3, bytes(28))], True),
+        ([update(5, bytes(4)), update(6, bytes(4))], True),
+    ],
+)
+def test_a_flow_monitor_tells_of_others_changes_only(updates: list[bytes], others: bool) -> None:
+    assert decode.changed_by_others(news(*updates)) is others
+
+
+@pytest.mark.parametrize("bad", [b"\0", b"\0\3\0\4", b"\0\0\0\4", b"\0\x20\0\4" + bytes(4)])
+def test_a_broken_answer_of_a_flow_monitor_is_an_error(bad: bytes) -> None:
+    with pytest.raises(decode.DecodeError):
+        decode.changed_by_others(news(bad))
+
+
+def test_the_framework_writes_the_same_requests() -> None:
+    datapath = SimpleNamespace(ofproto=ofproto_v1_4, ofproto_parser=ofproto_v1_4_parser)
+    description = ofproto_v1_4_parser.OFPDescStatsRequest(datapath, 0)
+    description.set_xid(3)
+    description.serialize()
+    assert bytes(description.buf) == encode.description_request(3)
+    kinds = ofproto_v1_4.OFPFMF_ADD | ofproto_v1_4.OFPFMF_REMOVED | ofproto_v1_4.OFPFMF_MODIFY
+    monitor = ofproto_v1_4_parser.OFPFlowMonitorRequest(
+        datapath, 0, 1, ofproto_v1_4.OFPP_ANY, ofproto_v1_4.OFPG_ANY, kinds, ofproto_v1_4.OFPTT_ALL,
+        ofproto_v1_4.OFPFMC_ADD, ofproto_v1_4_parser.OFPMatch(),
+    )  # fmt: skip
+    monitor.set_xid(4)
+    monitor.serialize()
+    assert bytes(monitor.buf) == encode.monitor_request(4, 1)
