@@ -23,6 +23,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from policies import expressions, trust, values
+from policies.certificates import node_certificate_name
 from policies.decide import misfit
 from policies.model import (
     MAX_BITS,
@@ -965,9 +966,11 @@ def _node(collect: _Collector, name: str, source: _NodeIn, site: _SiteIn, networ
         return None
     declared = tuple(h for h in hosts if h is not None)
     _refuse_own_urn(collect, at, source.certificate)
-    twins = [n for n, other in site.nodes.items() if n < name and other.certificate is not None]
-    if source.certificate is not None and any(site.nodes[n].certificate == source.certificate for n in twins):
-        collect.add((*at, "certificate"), "another node has this certificate", "an agent's certificate is for one node")
+    ours = node_certificate_name(name, source.certificate)
+    twins = [n for n, other in site.nodes.items() if n < name and node_certificate_name(n, other.certificate) == ours]
+    if twins:
+        message = f"node `{twins[0]}` has this certificate too"
+        collect.add((*at, "certificate"), message, "an agent's certificate is for one node: give each its own")
     return Node(name, source.bridge, ipv4, ipv6, collect.document.place(at), declared, source.certificate)
 
 

@@ -508,6 +508,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
         self._deadline = None
         try:
             super().handle_one_request()
+        except OSError:  # the client broke off in its headers, reset, or sent what is no TLS: its end, and no defect
+            self.close_connection = True
         finally:
             if self._deadline is not None:
                 self._deadline.cancel()

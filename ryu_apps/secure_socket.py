@@ -12,6 +12,7 @@ SSLError; `shutdown` never waits, so that a timer may call it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import socket
 import ssl
@@ -70,7 +71,7 @@ class SecureSocket:
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 return b""
             except ssl.SSLError as error:
-                raise ConnectionError(f"broken TLS: {_text(error)}") from error
+                raise _broken(error) from error
             if self._outgoing.pending:
                 self._flush()
             return data
@@ -82,7 +83,7 @@ class SecureSocket:
             try:
                 done = self._tls.write(view[:CHUNK])
             except ssl.SSLError as error:
-                raise ConnectionError(f"broken TLS: {_text(error)}") from error
+                raise _broken(error) from error
             view = view[done:]
             self._flush()
 
@@ -182,6 +183,11 @@ class _Raw(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._connection.sendall(data)
         return len(data)
+
+
+def _broken(error: ssl.SSLError) -> ConnectionResetError:
+    """As a reset connection, number and all: that is what frameworks know to take for a peer's fault."""
+    return ConnectionResetError(errno.ECONNRESET, f"broken TLS: {_text(error)}")
 
 
 def _text(error: Exception) -> str:

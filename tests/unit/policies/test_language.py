@@ -279,7 +279,28 @@ BAD_SITES = [
     ("gateway-ipv4: 10.20.0.1", "gateway-ipv4: 10.21.0.1", "gateway 10.21.0.1 is not in 10.20.0.0/16"),
     ("mtu: 1500", "mtu: 12", "`network.mtu`: input should be greater than or equal to 1280 (got 12)"),
     ("site: demo", "site: demo\ncolour: red", "unknown key `colour`"),
+    (
+        "address: 192.0.2.21",
+        'certificate: "urn:lark:bridge:other"',
+        "Lark's own certificates have their names without being told; drop `certificate`",
+    ),
+    ("{bridge: wn1-br,", '{bridge: wn1-br, certificate: "",', "`nodes.wn1.certificate`"),
+    (
+        "  wn1: {bridge: wn1-br,",
+        "  wn0: {bridge: wn1-br, ipv4: 10.20.2.64/26, certificate: H.example.org}\n"
+        "  wn1: {certificate: h.example.org, bridge: wn1-br,",
+        "node `wn0` has this certificate too; an agent's certificate is for one node",
+    ),
 ]
+
+
+def test_names_in_certificates_of_another_ca_are_declared(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    text = SITE.replace("{bridge: wn1-br,", "{bridge: wn1-br, certificate: spiffe://site/wn1,")
+    file.write_text(text.replace("address: 192.0.2.21", "certificate: gate.example.org"))
+    site = load_site(file)
+    assert site.nodes["wn1"].certificate == "spiffe://site/wn1"
+    assert (site.bridges["gate-br"].certificate, site.bridges["wn1-br"].certificate) == ("gate.example.org", None)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), BAD_SITES, ids=[m for *_, m in BAD_SITES])
