@@ -8,152 +8,27 @@ filter. Captures stand on the uplink's far end and on the host's own port; hones
 # ruff: noqa: E501
 from __future__ import annotations
 
-import re
 import struct
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mininet_tests import frames as f
 from mininet_tests.frames import Named
-from mininet_tests.site.namespaces import Daemon, Machine, SiteError, this_python, wait_until, wire
-from mininet_tests.site.openvswitch import RUN, OpenVSwitch
-from mininet_tests.site.users import private_etc
-from ovs_agent import plan
-from policies.model import Attempt, World
-from ryu_apps.openflow.compiler import desired_flows
-from ryu_apps.openflow.cookies import Feature, cookie
-from ryu_apps.openflow.pipeline import Table
-from ryu_apps.openflow.text import flows_text
+from mininet_tests.node_rig import HOST4, HOST6, ROUTER, ROUTER4, ROUTER6, Node, node_rig, text_mac
+from mininet_tests.site.namespaces import this_python, wait_until
 from tests.worlds import with_job, world
 
-BRIDGE = "wn1-br"
-ROUTER, ROUTER4, ROUTER6 = "02:00:00:00:00:01", "10.20.0.1", "2001:db8:20::1"
-HOST4, HOST6 = "10.20.1.1", "2001:db8:20:1::1"
 OTHER = "02:6c:0a:14:01:42"
 OTHER4, OTHER6 = "10.20.1.66", "2001:db8:20:1::a14:142"
 WORLD4, WORLD6 = "198.51.100.9", "2001:db8:ffff::9"
 
 
-def text_mac(value: int) -> str:
-    return ":".join(f"{octet:02x}" for octet in value.to_bytes(6, "big"))
-
-
-@dataclass
-class Node:
-    """A worker node with one job, and the outside."""
-
-    host: Machine
-    job: Machine
-    outside: Machine
-    switch: OpenVSwitch
-    here: World
-    watchers: dict[str, Daemon]
-    host_mac: str
-
-    @property
-    def attempt(self) -> Attempt:
-        return self.here.attempts["job1"]
-
-    def send(self, frames: list[bytes]) -> None:
-        script = str(Path(f.__file__))
-        self.job.run(
-            [this_python(), script, "send", "eth0"], given="".join(frame.hex() + "\n" for frame in frames)
-        ).need()
-
-    def seen(self, where: str) -> str:
-        return self.watchers[where].log.read_text(encoding="utf-8")
-
-    def await_outside(self, frames: list[Named]) -> None:
-        """Wait until all are seen outside; names those that are not."""
-
-        def missing() -> list[str]:
-            return [named.name for named in frames if named.marker.hex() not in self.seen("outside")]
-
-        try:
-            wait_until("all frames are seen outside", lambda: not missing(), 30)
-        except SiteError as error:
-            raise SiteError(f"{error}; missing: {', '.join(missing())}") from None
-
-    def refused(self) -> int:
-        """Packets that the attempt's own flows have counted as refused."""
-        own = f"cookie={cookie(Feature.ATTEMPT, self.attempt.number):#x}/-1"
-        lines = self.switch.flows(BRIDGE, own)
-        counted = [line for line in lines if "actions=drop" in line or f"table={Table.DENIED}," in line]
-        return sum(int(line.partition("n_packets=")[2].partition(",")[0]) for line in counted)
-
-    def settled(self) -> int:
-        """`refused`, once Open vSwitch has brought its flow counters up to date (about twice a second) and they rest."""
-        deadline = time.monotonic() + 30
-        last, since = self.refused(), time.monotonic()
-        while time.monotonic() < since + 2.5:
-            time.sleep(0.25)
-            now = self.refused()
-            if now != last:
-                last, since = now, time.monotonic()
-            if time.monotonic() > deadline:
-                raise SiteError("the counters of refused frames do not come to rest within 30 s")
-        return last
-
-
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    root = tmp_path_factory.mktemp("forged")
-    root.chmod(0o755)
-    machines = []
-    for name in ("host", "job", "outside"):
-        home = root / name
-        home.mkdir()
-        private_etc(home / "etc", [], [])
-        machine = Machine(name, home)
-        machine.start()
-        machines.append(machine)
-    host, job, outside = machines
-    try:
-        here = with_job(world([]), 1, {})
-        attempt = here.attempts["job1"]
-        wire(host, "lj11", job, "eth0")
-        wire(host, "up0", outside, "eth0")
-        job.need("ip", "link", "set", "eth0", "address", text_mac(attempt.mac))
-        # The agent gives a job no link-local address either: its kernel would send reports and solicitations of its own.
-        job.need("ip", "link", "set", "dev", "eth0", "addrgenmode", "none")
-        job.need("ip", "-6", "address", "flush", "dev", "eth0")
-        outside.need("ip", "link", "set", "eth0", "address", ROUTER)
-        host.run(["nft", "-f", "-"], given=plan.nft_ruleset([], [])).need()
-        switch = OpenVSwitch(host)
-        switch.start()
-        switch.vsctl(
-            *("add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev", "fail_mode=secure"),
-            *("protocols=OpenFlow10,OpenFlow13,OpenFlow14", "other_config:disable-in-band=true"),
-            *("--", "add-port", BRIDGE, "up0", "--", "set", "interface", "up0", "ofport_request=1"),
-            *("--", "add-port", BRIDGE, "lj11", "--", "set", "interface", "lj11", f"ofport_request={attempt.ofport}"),
-        )
-        host.need("ip", "address", "add", f"{HOST4}/16", "dev", BRIDGE)
-        host.need("ip", "-6", "address", "add", f"{HOST6}/48", "dev", BRIDGE, "nodad")
-        host.need("ip", "link", "set", BRIDGE, "up")
-        host_mac = _mac_of(host, BRIDGE)
-        table0 = "".join(f"{flow}\n" for flow in plan.worker_table0(1, host_mac))
-        text = table0 + flows_text(desired_flows(here, BRIDGE).values(), numeric=True)
-        (host.root / "flows").write_text(text, encoding="utf-8")
-        host.need("ovs-ofctl", "-OOpenFlow14", "add-flows", f"unix:{RUN}/{BRIDGE}.mgmt", str(host.root / "flows"))
-        watchers = {}
-        for name, machine, device in (("outside", outside, "eth0"), ("host", host, BRIDGE)):
-            watchers[name] = machine.spawn("watch", [this_python(), str(Path(f.__file__)), "watch", device])
-            watchers[name].wait_for_line("watching", 10)
-        yield Node(host, job, outside, switch, here, watchers, host_mac)
-        switch.stop()
-    finally:
-        for machine in machines:
-            machine.stop()
-
-
-def _mac_of(machine: Machine, device: str) -> str:
-    found = re.search(r"link/ether (\S+)", machine.need("ip", "link", "show", "dev", device))
-    assert found
-    return found.group(1)
+    with node_rig(tmp_path_factory.mktemp("forged"), with_job(world([]), 1, {})) as made:
+        yield made
 
 
 def named(frames: list[tuple[str, object]], first: int) -> list[Named]:
@@ -180,6 +55,10 @@ def builders(node: Node) -> tuple[list[Named], list[Named]]:
         return f.ip6(
             source, destination, f.ICMPV6, f.icmp6(source, destination, kind, body + b"\xfd\x02" + b"\0" * 6 + m)
         )
+
+    def piece6(next_header: int, more: int, payload: bytes) -> bytes:
+        """The first fragment, or with `more` 0 an only one."""
+        return f.ip6(my6, ROUTER6, f.FRAGMENT, struct.pack("!BBHI", next_header, 0, more, 9) + payload)
 
     def ra(m: bytes) -> bytes:
         return f.icmp6(my6, "ff02::1", 134, f.ROUTER_ADVERTISEMENT + b"\xfd\x02" + b"\0" * 6 + m)
@@ -232,6 +111,23 @@ def builders(node: Node) -> tuple[list[Named], list[Named]]:
         ("router advertisement behind destination options", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, ROUTER6, 60, b"\x3a\x00\x01\x04\0\0\0\0" + ra(m)))),
         ("router advertisement, first fragment", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, ROUTER6, f.FRAGMENT, struct.pack("!BBHI", f.ICMPV6, 0, 1, 9) + ra(m)))),
         ("router advertisement, its header in a later fragment", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, ROUTER6, f.FRAGMENT, struct.pack("!BBHI", 60, 0, 1, 9) + b"\x3a\x00\x01\x04\0\0\0\0" + m))),
+        ("solicitation, first fragment", lambda m: f.eth(me, ROUTER, f.IPV6, piece6(f.ICMPV6, 1, f.icmp6(my6, ROUTER6, 135, f.solicitation(ROUTER6, own_sll) + b"\xfd\x02" + b"\0" * 6 + m)))),
+        ("advertisement, first fragment", lambda m: f.eth(me, ROUTER, f.IPV6, piece6(f.ICMPV6, 1, f.icmp6(my6, ROUTER6, 136, f.advertisement(ROUTER6, own_tll) + b"\xfd\x02" + b"\0" * 6 + m)))),
+        ("advertisement for another in an atomic fragment", lambda m: f.eth(me, ROUTER, f.IPV6, piece6(f.ICMPV6, 0, f.icmp6(my6, ROUTER6, 136, f.advertisement(ROUTER6, own_tll) + b"\xfd\x02" + b"\0" * 6 + m)))),
+        ("redirect, first fragment behind destination options", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, ROUTER6, 60, b"\x2c\x00\x01\x04\0\0\0\0" + struct.pack("!BBHI", f.ICMPV6, 0, 1, 9) + f.icmp6(my6, ROUTER6, 137, b"\0" * 36 + m)))),
+        ("first fragment of ICMPv6 too short for a type", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, ROUTER6, 60, b"\x2c\x01\x01\x0c\0\0\0\0" + m + struct.pack("!BBHI", f.ICMPV6, 0, 1, 9) + b"\x86\0\0\0"))),
+        ("first fragment whose options run past its end", lambda m: f.eth(me, ROUTER, f.IPV6, piece6(60, 1, b"\x11\x08\x01\x04\0\0\0\0" + m), )),
+        ("options that run past the packet's end", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, WORLD6, 0, b"\x11\x20\x01\x04\0\0\0\0" + m))),
+        ("no next header", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, WORLD6, 59, m))),
+        ("group query (MLD), first fragment", lambda m: f.eth(me, ROUTER, f.IPV6, piece6(f.ICMPV6, 1, f.icmp6(my6, ROUTER6, 130, b"\0" * 20 + m)))),
+        ("IPv4 first fragment from another MAC", lambda m: f.eth(OTHER, ROUTER, f.IPV4, f.ip4(my4, WORLD4, f.UDP, f.udp(my4, WORLD4, (5000, 6000), m), fragment=0x2000))),
+        ("IPv4 later fragment of another job", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(OTHER4, WORLD4, f.UDP, m * 2, fragment=3))),
+        ("IPv6 later fragment of another job", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(OTHER6, WORLD6, f.FRAGMENT, struct.pack("!BBHI", f.UDP, 0, 3 << 3, 9) + m * 2))),
+        ("IPv6 later fragment to another job", lambda m: f.eth(me, OTHER, f.IPV6, f.ip6(my6, OTHER6, f.FRAGMENT, struct.pack("!BBHI", f.UDP, 0, 3 << 3, 9) + m * 2))),
+        ("IPv4 later fragment to another job", lambda m: f.eth(me, OTHER, f.IPV4, f.ip4(my4, OTHER4, f.UDP, m * 2, fragment=3))),
+        ("later fragment to the host", lambda m: f.eth(me, node.host_mac, f.IPV4, f.ip4(my4, HOST4, f.UDP, m * 2, fragment=3))),
+        ("DHCP offer, first fragment", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, WORLD4, f.UDP, f.udp(my4, WORLD4, (67, 68), m), fragment=0x2000))),
+        ("DHCPv6 reply behind hop-by-hop options", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, WORLD6, 0, b"\x11\x00\x01\x04\0\0\0\0" + f.udp(my6, WORLD6, (547, 546), m)))),
         ("router solicitation", lambda m: f.eth(me, "33:33:00:00:00:02", f.IPV6, nd(my6, "ff02::2", 133, b"\0" * 4 + own_sll, m))),
         ("redirect", lambda m: f.eth(me, ROUTER, f.IPV6, nd(my6, ROUTER6, 137, b"\0" * 36, m))),
         ("DHCP offer", lambda m: f.eth(me, ROUTER, f.IPV4, u4(my4, WORLD4, m, (67, 68)))),
@@ -261,6 +157,10 @@ def builders(node: Node) -> tuple[list[Named], list[Named]]:
         ("to another job by IPv6", lambda m: f.eth(me, OTHER, f.IPV6, u6(my6, OTHER6, m))),
         ("to the management network", lambda m: f.eth(me, ROUTER, f.IPV4, u4(my4, "192.0.2.1", m))),
         ("to the protected service", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, "10.20.0.5", f.TCP, f.tcp_syn(my4, "10.20.0.5", (4000, 1094), m)))),
+        ("a first fragment to the protected server that shows no port", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, "10.20.0.5", f.TCP, m, fragment=0x2000))),
+        ("a first fragment to another port of the protected server", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, "10.20.0.5", f.UDP, f.udp(my4, "10.20.0.5", (4000, 53), m), fragment=0x2000))),
+        ("a first fragment of IPv6 to the protected server", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, "2001:db8:20::5", f.FRAGMENT, struct.pack("!BBHI", f.TCP, 0, 1, 9) + f.tcp_syn(my6, "2001:db8:20::5", (4000, 1094), m)))),
+        ("a later fragment of IPv6 to the protected server", lambda m: f.eth(me, ROUTER, f.IPV6, f.ip6(my6, "2001:db8:20::5", f.FRAGMENT, struct.pack("!BBHI", f.TCP, 0, 3 << 3, 9) + m * 2))),
         ("a later fragment to the protected server", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, "10.20.0.5", f.TCP, m * 2, fragment=3))),
     ]  # fmt: skip
     whole = f.udp(my4, WORLD4, (5000, 6000), b"x" * 2000 + b"LARK" + struct.pack("!I", 9001))
@@ -284,7 +184,7 @@ def builders(node: Node) -> tuple[list[Named], list[Named]]:
 
 def test_nothing_forged_leaves_and_everything_is_counted(node: Node) -> None:
     forged, honest = builders(node)
-    assert len({name.name for name in forged}) == len(forged) >= 40
+    assert len({name.name for name in forged}) == len(forged) >= 95
     before = node.settled()
     node.send([named.frame for named in honest])
     node.await_outside(honest)

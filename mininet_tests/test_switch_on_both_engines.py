@@ -74,6 +74,15 @@ def test_every_kind_of_flow_comes_back_equal_and_is_not_sent_again(switch: Dummy
     assert {one.key: one.cookie for one in stats} == {key: flow.cookie for key, flow in wanted.items()}
 
 
+def test_first_fragments_show_their_ports_after_every_connection(switch: DummySwitch, app: Application) -> None:
+    assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+    assert switch.ofctl("get-frags", BRIDGE).strip() == "nx-match"
+    switch.ofctl("set-frags", BRIDGE, "normal")
+    assert switch.ofctl("get-frags", BRIDGE).strip() == "normal"
+    reconnect(switch, app)
+    assert switch.ofctl("get-frags", BRIDGE).strip() == "nx-match"
+
+
 def test_removing_everything_leaves_nothing(switch: DummySwitch, app: Application) -> None:
     wanted = every_kind()
     assert app.realise("set_desired", BRIDGE, wanted)[0] == "realised"

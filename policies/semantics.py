@@ -229,7 +229,8 @@ def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
         return _drop(Step.NODE, Reason.NODE, "a node's own address, or infrastructure")
     if policy.defaults.egress is Verdict.ALLOW:
         return _allow(Step.EGRESS, "egress is allowed", policy.defaults.place)
-    welcome = policy.defaults.ingress is Verdict.ALLOW or any(rule.networks for rule in policy.exposes)
+    called = policy.defaults.ingress is Verdict.ALLOW or Reason.INGRESS in policy.defaults.audited
+    welcome = called or any(rule.networks for rule in policy.exposes)
     if packet.tracked and welcome:
         return _allow(Step.EGRESS, "reply to an allowed connection")
     audited = Reason.EGRESS in policy.defaults.audited

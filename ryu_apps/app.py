@@ -174,7 +174,8 @@ class _Switch:
         for output in outputs:
             match output:
                 case machine.RequestPorts(xid):
-                    self.send([encode.port_desc_request(xid)])
+                    # First of all on a new connection. Without it fragments are refused: closed, not open.
+                    self.send([encode.fragments_show_ports(xid), encode.port_desc_request(xid)])
                 case machine.RequestDescription(xid):
                     self.send([encode.description_request(xid)])
                 case machine.Watch(xid):

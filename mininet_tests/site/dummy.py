@@ -50,6 +50,8 @@ class DummySwitch(AbstractContextManager["DummySwitch"]):
             argv += ["--", "add-port", name, port, "--", "set", "interface", port, "type=dummy"]
             argv.append(f"ofport_request={number}")
         self._run("ovs-vsctl", "--timeout=10", f"--db=unix:{self.directory / 'db.sock'}", *argv)
+        # As the controller has it at every connection: first fragments show their ports.
+        self._run("ovs-ofctl", "-OOpenFlow14", "set-frags", f"unix:{self.directory / name}.mgmt", "nx-match")
 
     def install(self, bridge: str, flows: Iterable[Flow], extra: str = "") -> None:
         """Replace the bridge's flows; `extra` is text in ovs-ofctl syntax (the agent's table 0)."""

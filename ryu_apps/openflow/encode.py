@@ -45,6 +45,7 @@ HEADER = struct.Struct("!BBHI")
 
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
 MP_DESC, MP_FLOW, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 13, 16
+SET_CONFIG, FRAGMENTS_NX_MATCH = 9, 3
 ADD, DELETE_STRICT = 0, 4
 MONITOR_ADD, MONITOR_REMOVED, MONITOR_MODIFY = 2, 4, 8
 ANY = 0xFFFFFFFF
@@ -458,6 +459,14 @@ def flow_stats_request(xid: int, cookie: int = 0, mask: int = 0, table: int = AL
     """Ask for every entry of a table (default: of all) whose cookie equals `cookie` under `mask`."""
     body = struct.pack("!B3xII4xQQ", table, ANY, ANY, cookie, mask)
     return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4x", MP_FLOW, 0) + body + match_bytes(()))
+
+
+def fragments_show_ports(xid: int) -> bytes:
+    """Have flows see the ports of first fragments (nx-match, ovs-fields(7)); by default they are 0 as in later ones.
+
+    The switch forgets it when it restarts, and an OpenFlow framework may set the default while it connects.
+    """
+    return _message(SET_CONFIG, xid, struct.pack("!HH", FRAGMENTS_NX_MATCH, 0))
 
 
 def description_request(xid: int) -> bytes:

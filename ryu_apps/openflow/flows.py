@@ -13,7 +13,7 @@ from typing import NewType
 Cookie = NewType("Cookie", int)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class FieldMatch:
     """One field of a match. `field` is an `ovs-fields(7)` name in the spelling of `Field` members.
 
@@ -23,6 +23,10 @@ class FieldMatch:
     field: str
     value: int
     mask: int | None = None
+
+    def __lt__(self, other: FieldMatch) -> bool:
+        """By name, value, then mask; an exact match before a masked one."""
+        return (self.field, self.value, self.mask or 0) < (other.field, other.value, other.mask or 0)
 
 
 Match = tuple[FieldMatch, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from policies.model import Bridge, Mode, Network, PortKind, Protocol, Reason, World
+from policies.model import Bridge, Mode, Network, PortKind, Protocol, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, ethertype, exact, masked, network
@@ -113,7 +113,7 @@ def _standing(world: World, spec: Bridge) -> list[Flow]:
     """What does not depend on the services there are: plumbing, fragments, audit, and the ways out."""
     own = cookie(Feature.PIPELINE, Fixed.GATE)
     pieces = cookie(Feature.PIPELINE, Fixed.FRAGMENTS)
-    audited = cookie(Feature.REASON, Reason.NO_GRANT)
+    audited = cookie(Feature.PIPELINE, Fixed.AUDITED_AT_GATE)
     workers, uplinks, servers = (
         port_numbers(world, spec, kind) for kind in (PortKind.WORKER_FACING, PortKind.UPLINK, PortKind.SERVER_FACING)
     )

@@ -12,7 +12,7 @@ import ipaddress
 from policies.model import Node, Reason, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
-from ryu_apps.openflow.fields import EtherType, IpProto, ethertype, exact, masked, network
+from ryu_apps.openflow.fields import EtherType, Frag, IpProto, ethertype, exact, masked, network
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto
 from ryu_apps.openflow.lanes import MAC_PREFIX_MATCH, derived_prefix, job_ranges
 from ryu_apps.openflow.phrases import (
@@ -101,6 +101,9 @@ def _claims(world: World, node: Node) -> list[Flow]:
         # A fragment would hide what neighbour discovery claims: of ICMPv6 only pings may be fragmented.
         forbid(v6, exact("nw_proto", IpProto.ICMPV6), any_fragment()),
         *(forbid(*what) for what in unreadable()),
+        # A first fragment too short to show its ports (or a switch that hides them: `encode.fragments_show_ports`).
+        forbid(v4, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),
+        forbid(v6, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),
         entry(Table.CLASSIFY, Priority.FAMILY, (v4,), claims("nw_src"), own),
         entry(
             Table.CLASSIFY,

@@ -22,7 +22,7 @@ from ryu_apps.openflow.fields import exact
 from ryu_apps.openflow.flows import Action, Flow, Goto, Output
 from ryu_apps.openflow.hosts import host_classes
 from ryu_apps.openflow.phrases import deny
-from ryu_apps.openflow.pipeline import Priority, Table, entry
+from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
 
 def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
@@ -73,8 +73,8 @@ def identity_flows(world: World, bridge: str, outcome: Outcome) -> list[Flow]:
                 refused = (r.STATELESS.load(0), *deny(Reason.NO_GRANT, audited=True))
                 flows.append(entry(Table.GRANT, Priority.OBJECT, asking, refused, own))
             continue
-        # What a gate lets on in audit mode it counts for the reason, unless it is the identity's by right.
-        marked = own if granted else cookie(Feature.REASON, Reason.NO_GRANT)
+        # What a gate lets on in audit mode is counted apart from what the identity has by right.
+        marked = own if granted else cookie(Feature.PIPELINE, Fixed.AUDITED_AT_GATE)
         flows.append(entry(Table.GATE_GRANT, Priority.OBJECT, pair, (Goto(Table.GATE_SERVERS),), marked))
         if not later:
             back = (Goto(Table.GATE_WORKERS),)

@@ -100,6 +100,7 @@ class Fixed(enum.IntEnum):
     GATE = 10
     FRAGMENTS = 11
     CLASSES = 12
+    AUDITED_AT_GATE = 13
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from policies.model import Network, Node, Protocol, Reason, Verdict, World
+from policies.model import Network, Node, Policy, Protocol, Reason, Verdict, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import network
@@ -120,6 +120,13 @@ def _closed_on(world: World, here: Node) -> list[tuple[str, Network]]:
     return closed + [("", net) for net in world.site.infrastructure]
 
 
+def _welcomes(policy: Policy) -> bool:
+    """Whether anybody outside may call a job, if only because that is audited: then a job may answer."""
+    defaults = policy.defaults
+    audited = Reason.INGRESS in defaults.audited
+    return defaults.ingress is Verdict.ALLOW or audited or any(rule.networks for rule in policy.exposes)
+
+
 def _node(world: World, here: Node) -> list[Flow]:
     found: dict[FlowKey, Flow] = {}
     for name, net in _closed_on(world, here):
@@ -131,7 +138,7 @@ def _node(world: World, here: Node) -> list[Flow]:
     defaults = world.policy.defaults
     if defaults.egress is Verdict.ALLOW:
         otherwise: tuple[Action, ...] = (Goto(Table.TRACK),)
-    elif defaults.ingress is Verdict.ALLOW or any(rule.networks for rule in world.policy.exposes):
+    elif _welcomes(world.policy):
         # A job may answer whoever was allowed to call it: only the connection table knows.
         otherwise = (Goto(Table.REPLY_TRACK),)
     else:

@@ -23,7 +23,7 @@ def base_flows(world: World, spec: Bridge, uplink: int) -> list[Flow]:
         *services.flows(world, node, host_classes(world, spec)),
         *replies.flows(world),
         *_enforce(world, node),
-        *_track(world),
+        *_track(world, node),
         *marking.flows(world),
         *_out(node, uplink),
     ]
@@ -55,7 +55,7 @@ def _enforce(world: World, node: Node) -> list[Flow]:
     return flows
 
 
-def _track(world: World) -> list[Flow]:
+def _track(world: World, node: Node) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.DELIVERY)
     on = Goto(marking.first_table(world.policy))
     stateless = r.STATELESS.equals(1)
@@ -68,6 +68,11 @@ def _track(world: World) -> list[Flow]:
     ]
     for family in FAMILIES.values():
         flows.append(entry(Table.TRACK, Priority.FAMILY, (ethertype(family),), (replies.COMMIT, on), own))
+        if world.policy.audits(node.name) or Reason.INGRESS in world.policy.defaults.audited:
+            # A call that audit lets on must find its answers let on, too.
+            called = (r.ORIGIN.equals(r.Origin.OUTSIDE), r.REASON.equals(Reason.INGRESS), ethertype(family))
+            deliver = (replies.COMMIT, Goto(Table.DELIVER))
+            flows.append(entry(Table.TRACK, Priority.FRAGMENT + 1, called, deliver, own))
     return flows
 
 
