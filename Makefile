@@ -94,6 +94,8 @@ check: python
 
 test: need-root packages python condor condor-25
 	@$(MAKE) check
+	@echo '==> the meaning of policies and the compiled flows, 10,000 random pairs of world and packet (seed '$${LARK_SEED:-2015}')'
+	@cd $(ROOT) && LARK_JUDGED_PAIRS=10000 $(PYTEST) tests/unit/openflow/test_judges.py
 	@mkdir -p $(REPORTS)
 	@echo '==> system tests, engine os-ken'
 	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(SYSTEM_TESTS) --durations=5 --junitxml=$(REPORTS)/os-ken.xml mininet_tests $(ARGS)

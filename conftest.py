@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.seed import SEED
+
 ROOT = Path(__file__).resolve().parent
 TRUE = {"1", "true", "yes"}
 
@@ -52,7 +54,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = os.environ["LARK_TEST_SEED"]
     engine = os.environ.get("LARK_TEST_ENGINE", "os-ken")
     skips = "failures" if _no_skips(config) else "allowed"
-    return [f"lark: seed {seed} (again: --seed {seed}), engine {engine}, skips are {skips}"]
+    return [
+        f"lark: seed {seed} (again: --seed {seed}), engine {engine}, skips are {skips}",
+        f"judges of policies: seed {SEED} (others: LARK_SEED=NUMBER)",
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many pairs of world and packet the judges of policies agreed on, if they sat."""
+    judges = sys.modules.get("tests.judges")
+    if judges is not None and judges.TALLY:
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(judges.TALLY.items()))
+        terminalreporter.write_line(f"judged with seed {SEED}: {told}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,118 +1,57 @@
 """Three judges agree on random worlds and packets: the policy's meaning, a simulated switch, and Open vSwitch itself.
 
-Worlds have one or two worker nodes, a gate, services, sealed jobs and slices; a packet is judged on a worker bridge or
-at the gate, and the very port that it leaves by is compared. A failing case is shrunk and printed by hypothesis.
+Worlds are policy files, site files and job ads; packets are followed over every bridge of their path. A failing case is
+shrunk and printed as a file that `python -m mininet_tests.replay` reads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
-from hypothesis import strategies as st
 
-from mininet_tests.site.dummy import DummySwitch
-from policies.model import PortKind, World
-from policies.semantics import Packet
-from ryu_apps.openflow.compiler import desired_flows
-from ryu_apps.openflow.explain import frame
-from ryu_apps.openflow.fields import CtState, show
-from ryu_apps.openflow.simulate import SimulatedSwitch, Special
-from ryu_apps.openflow.text import flow_text
-from tests.judges import (
-    FIRST_JOB_PORT,
-    SERVERS,
-    UPLINK,
-    WORKERS,
-    bridge_of,
-    destination_mac,
-    expected_at_gate,
-    expected_ports,
-    gate_packets,
-    packets,
-    worlds,
-)
+from mininet_tests.third_judge import ThirdJudge
+from policies.model import World
+from tests.cases import Case
+from tests.judges import TALLY, Bench, Disagreement, batches, run
+from tests.mutants import MUTANTS
 
-TABLE_0 = "table=0,priority=0,actions=goto_table:1\n"
-PACKETS_A_WORLD = 25
-WORLDS = 200 if os.environ.get("LARK_TEST_FULL") else 20
-"""Each world is judged with PACKETS_A_WORLD packets: 500, or 5,000 in the full run, for workers and again for gates."""
-judged = settings(
-    max_examples=WORLDS,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-)
-SIDES = {PortKind.UPLINK: UPLINK, PortKind.WORKER_FACING: WORKERS, PortKind.SERVER_FACING: SERVERS}
+FULL = bool(os.environ.get("LARK_TEST_FULL")) and os.environ.get("LARK_TEST_ENGINE", "os-ken") == "os-ken"
+"""Engines play no part here: the long run is made once."""
+PAIRS = 5000 if FULL else 500
+PACKETS = 25
 
 
 @pytest.fixture(scope="module")
-def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DummySwitch]:
-    with DummySwitch(tmp_path_factory.mktemp("ovs")) as made:
-        for n in (1, 2):
-            jobs = {f"n{n}lj{k}": FIRST_JOB_PORT + k for k in range(1, 6)}
-            made.add_bridge(f"wn{n}-br", {f"n{n}up0": UPLINK, **jobs})
-        made.add_bridge("gate-br", {"gup0": UPLINK, "wf0": WORKERS, "sf0": SERVERS})
-        yield made
+def third(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThirdJudge]:
+    with ThirdJudge(tmp_path_factory.mktemp("ovs")) as judge:
+        yield judge
 
 
-def text_of(fields: dict[str, int]) -> str:
-    """A frame as `ofproto/trace` reads it."""
-    shown = {name: hex(value) if name == "tcp_flags" else show(name, value, None) for name, value in fields.items()}
-    return ",".join(f"{name}={text}" for name, text in shown.items())
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("number", "pairs"), batches(PAIRS))
+def test_three_judges_agree(third: ThirdJudge, number: int, pairs: int) -> None:
+    before = TALLY["three judges: pairs"]
+
+    def one(case: Case, world: World) -> None:
+        bench = Bench(world)
+        for sent in case.packets:
+            TALLY["three judges: bridges passed"] += len(third.judge(case, bench, sent))
+            TALLY["three judges: pairs"] += 1
+
+    run(pairs, 1000 + number, one, PACKETS)
+    assert TALLY["three judges: pairs"] - before >= pairs
 
 
-def install(switch: DummySwitch, world: World) -> dict[str, SimulatedSwitch]:
-    """The world's flows on the real bridges, and on a simulated one each. Every connection lookup finds nothing."""
-    simulated = {}
-    for bridge in world.site.bridges:
-        flows = desired_flows(world, bridge).values()
-        switch.install(bridge, flows, TABLE_0)
-        simulated[bridge] = SimulatedSwitch(flows, always(CtState.TRK | CtState.NEW))
-    return simulated
+def test_the_third_judge_sees_what_the_first_two_do_not_look_at(third: ThirdJudge) -> None:
+    """The control: on bridges with other flows than the simulated ones it disagrees."""
 
+    def one(case: Case, world: World) -> None:
+        bench = Bench(world)
+        real = Bench(world, compile=MUTANTS["replies pass without a look at the connection table"])
+        for sent in case.packets:
+            third.judge(case, bench, sent, installed=real)
 
-def always(state: int) -> Callable[[int], int]:
-    """A connection table that says the same of every zone."""
-    return lambda zone: state
-
-
-@judged
-@given(data=st.data())
-def test_on_worker_bridges(switch: DummySwitch, data: st.DataObject) -> None:
-    world = data.draw(worlds())
-    install(switch, world)
-    numbers = switch.port_numbers()
-    for _ in range(PACKETS_A_WORLD):
-        packet: Packet = data.draw(packets(world))
-        bridge = bridge_of(world, packet)
-        in_port = UPLINK if packet.sender is None else world.attempts[packet.sender].ofport
-        fields = frame(packet, in_port, destination_mac(packet))
-        known = CtState.TRK | (CtState.EST | CtState.RPL if packet.tracked else CtState.NEW)
-        simulated = SimulatedSwitch(desired_flows(world, bridge).values(), always(known))
-        sent = simulated.send(fields)
-        note("\n".join(flow_text(f) for f in sent.trail))
-        traced = switch.trace(bridge, text_of(fields), "trk,est,rpl" if packet.tracked else "trk,new")
-        assert sent.outputs == expected_ports(world, packet)
-        assert {numbers[port] for port in traced} == {(bridge, port) for port in sent.outputs}
-
-
-@judged
-@given(data=st.data())
-def test_at_gates(switch: DummySwitch, data: st.DataObject) -> None:
-    world = data.draw(worlds())
-    simulated = install(switch, world)["gate-br"]
-    numbers = switch.port_numbers()
-    for _ in range(PACKETS_A_WORLD):
-        entered, packet = data.draw(gate_packets(world))
-        fields = frame(packet, SIDES[entered], destination_mac(packet))
-        sent = simulated.send(fields)
-        note("\n".join(flow_text(f) for f in sent.trail))
-        traced = switch.trace("gate-br", text_of(fields))
-        assert sent.outputs == expected_at_gate(world, packet, entered)
-        if Special.NORMAL in sent.outputs:
-            assert traced
-        else:
-            assert {numbers[port] for port in traced} == {("gate-br", port) for port in sent.outputs}
+    with pytest.raises(Disagreement, match="Open vSwitch"):
+        run(500, 1000, one, PACKETS, shrink=False)

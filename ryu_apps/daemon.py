@@ -27,7 +27,8 @@ from ryu_apps.controller import Controller
 from ryu_apps.files import Files, read_files
 from ryu_apps.refusals import Refused
 from ryu_apps.rest.api import Api
-from ryu_apps.store.opening import OpenStore
+from ryu_apps.store.ovsdb import OvsdbStore
+from ryu_apps.store.server import EmbeddedServer
 from ryu_apps.store.store import StoreError
 from ryu_apps.tls import TlsDoor
 
@@ -39,9 +40,11 @@ def serve(files: Files) -> None:
     config, site = files.config, files.site
     with contextlib.ExitStack() as last:
         signals = last.enter_context(Signals())
-        opened = OpenStore(config.store)
-        last.callback(opened.close)
-        store = opened.open()
+        server = EmbeddedServer(config.state_dir)
+        last.callback(server.stop)
+        server.start()
+        store = OvsdbStore(server.remote)
+        last.callback(store.close)
         controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease)
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
@@ -66,10 +69,8 @@ def serve(files: Files) -> None:
                 "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
                 _address(wsgi.address),
             )
-        ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi))
+        ticker = Ticker(lambda: _housekeeping(controller, server.ensure, wsgi))
         last.callback(ticker.stop)
-        heart = Ticker(opened.beat)
-        last.callback(heart.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
             f"openflow={_address(framework.address)}",
@@ -82,9 +83,6 @@ def serve(files: Files) -> None:
                 return
             if number == signal.SIGHUP:
                 reload(files, controller, api, doors)
-            if store.fenced is not None:
-                # Another may serve by now: what this one goes on to say would be wrong.
-                raise StoreError(store.fenced)
             if not framework.alive:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:

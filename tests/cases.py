@@ -2,7 +2,7 @@
 
 A case is all that verdicts follow from, in the words of those who write policies: policy and site files as they are,
 each job's ad, node and phase, and one line for each packet. The judges work on cases alone, so what they print of a
-failure is what `python -m tests.replay` reads.
+failure is what `python -m mininet_tests.replay` reads.
 
 A packet's line names where it enters, what it carries, and flags:
 
@@ -17,7 +17,7 @@ import functools
 import ipaddress
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from types import MappingProxyType
 from ruamel.yaml import YAML
 
 from policies.decide import Held, decide
-from policies.language import load_site, policy_from_text
+from policies.language import check_together, load_site, policy_from_text
 from policies.model import Address, Attempt, Outcome, Policy, Site, World
 from policies.semantics import Fragment, Transport
 from policies.wire import Phase
@@ -97,8 +97,12 @@ def site_of(text: str) -> Site:
 
 
 def world_of(case: Case) -> World:
-    """The world of a case's policy, site and jobs. A job that the policy holds is not in it: it never starts."""
+    """The world of a case's policy, site and jobs. A job that the policy holds is not in it: it never starts.
+
+    Raises PolicyError.
+    """
     policy, site = policy_of(case.policy), site_of(case.site)
+    check_together(policy, site)
     world = World(
         site=site,
         policy=policy,
@@ -258,3 +262,37 @@ def read_case(text: str) -> Case:
         },
         packets=tuple(read_packet(line) for line in data.get("packets") or ()),
     )
+
+
+# --- smaller ones -----------------------------------------------------------------------------------------------------
+
+
+def smaller(case: Case) -> Iterator[Case]:
+    """Cases with a little less in them: a job, a line of the policy, an attribute, an item of a list."""
+    for name in case.jobs:
+        yield replace(case, jobs={n: job for n, job in case.jobs.items() if n != name})
+    lines = case.policy.splitlines()
+    for first, line in enumerate(lines):
+        depth = len(line) - len(line.lstrip())
+        last = first + 1
+        while last < len(lines) and len(lines[last]) - len(lines[last].lstrip()) > depth:
+            last += 1
+        yield replace(case, policy="\n".join(lines[:first] + lines[last:]) + "\n")
+    for name, job in case.jobs.items():
+        for key in job.ad:
+            ad = {k: value for k, value in job.ad.items() if k != key}
+            yield replace(case, jobs={**case.jobs, name: replace(job, ad=ad)})
+    for node, addresses in case.hosts.items():
+        if addresses:
+            yield replace(case, hosts={**case.hosts, node: addresses[1:]})
+    for found in re.finditer(r"\[([^\[\]]*)\]", case.policy):
+        items = found.group(1).split(", ")
+        for n in range(len(items) if len(items) > 1 else 0):
+            fewer = ", ".join(items[:n] + items[n + 1 :])
+            yield replace(case, policy=f"{case.policy[: found.start()]}[{fewer}]{case.policy[found.end() :]}")
+    for found in re.finditer(r", [a-z-]+: ([^\[\]{},]+|\[[^\[\]]*\])", case.policy):
+        yield replace(case, policy=case.policy[: found.start()] + case.policy[found.end() :])
+    for n, sent in enumerate(case.packets):
+        plainer = replace(sent, dscp=0, tracked=False)
+        if plainer != sent:
+            yield replace(case, packets=(*case.packets[:n], plainer, *case.packets[n + 1 :]))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
@@ -68,19 +69,19 @@ def _below(n: int) -> st.SearchStrategy[int]:
 
 
 class Dice:
-    """Choices of a hypothesis test. Strategies are made once: drawing is most of what a judged packet costs."""
+    """Choices. `below(n)` gives a number from 0 to n - 1."""
 
-    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-        self._draw = draw
+    def __init__(self, below: Callable[[int], int]) -> None:
+        self._below = below
 
     def pick(self, options: Sequence[_T]) -> _T:
-        return options[self._draw(_below(len(options)))] if len(options) > 1 else options[0]
+        return options[self._below(len(options))] if len(options) > 1 else options[0]
 
     def chance(self, one_in: int) -> bool:
-        return bool(self._draw(_below(one_in)) == one_in - 1)
+        return self._below(one_in) == one_in - 1
 
     def upto(self, most: int) -> int:
-        return int(self._draw(_below(most + 1)))
+        return self._below(most + 1)
 
     def some(self, options: Sequence[_T], least: int, most: int) -> list[_T]:
         """Distinct ones, `least` to `most`, in random order."""
@@ -303,9 +304,16 @@ def draw_world(dice: Dice) -> Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, packets: int) -> tuple[Case, World]:
-    """A case with so many packets, and its world."""
-    dice = Dice(draw)
+def cases(draw: st.DrawFn, packets: int, each_choice: bool) -> tuple[Case, World]:
+    """A case with so many packets, and its world.
+
+    `each_choice`: hypothesis makes every choice, and varies what it has chosen before. Otherwise it chooses the seed of
+    a random generator that makes them: worlds are then all different, and drawn faster.
+    """
+    if each_choice:
+        dice = Dice(lambda n: draw(_below(n)))
+    else:
+        dice = Dice(random.Random(draw(st.integers(0, 2**64 - 1))).randrange)
     case = draw_world(dice)
     world = world_of(case)
     table = Table(world)
@@ -330,9 +338,13 @@ class Table:
             for host in service.hosts or map(ipaddress.ip_address, ("8.8.8.8", "2a00::1")):
                 self.offers[host.version] += [(host, block) for block in service.ports]
         self.guarded: dict[int, list[tuple[Address, PortRange]]] = {4: [], 6: []}
-        for name in {name for bridge in world.site.bridges.values() for name in bridge.guards}:
+        self.customers: list[tuple[Attempt, Address, PortRange]] = []
+        for name in sorted({name for bridge in world.site.bridges.values() for name in bridge.guards}):
+            theirs = [job for job in self.jobs if name in job.outcome.known_services]
             for host in world.policy.services[name].hosts:
-                self.guarded[host.version] += [(host, block) for block in world.policy.services[name].ports]
+                for block in world.policy.services[name].ports:
+                    self.guarded[host.version].append((host, block))
+                    self.customers += [(job, host, block) for job in theirs if host.version == 4 or job.ipv6]
         self.exposed = [b for rule in world.policy.exposes for b in rule.ports] or [_port(EXPOSED[0])]
         self.between = [(a, b) for a in self.jobs for b in self.jobs if a is not b]
         self.mates = [(a, b) for a, b in self.between if a.slice is not None and a.slice == b.slice]
@@ -465,6 +477,11 @@ def _past_gate(dice: Dice, table: Table) -> Sent:
         mac = job.mac if not dice.chance(6) else ROUTER_MAC
         peer = job.ipv6 if version == 6 and job.ipv6 is not None else job.ipv4
     theirs, transport, port, near = _far(dice, table.anybody, table.guarded, peer.version)
+    if table.customers and dice.chance(3):
+        job, theirs, block = dice.pick(table.customers)
+        mac = job.mac if not dice.chance(6) else ROUTER_MAC
+        peer = job.ipv6 if theirs.version == 6 and job.ipv6 is not None else job.ipv4
+        transport, port = _near(dice, block)
     if side == "sf0":
         return _flags(dice, Sent("gate-br", side, transport, theirs, port, peer, near, ROUTER_MAC))
     return _flags(dice, Sent("gate-br", side, transport, peer, near, theirs, port, mac))

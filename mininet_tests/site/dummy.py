@@ -63,7 +63,7 @@ class DummySwitch(AbstractContextManager["DummySwitch"]):
 
     def port_numbers(self) -> dict[str, tuple[str, int]]:
         """Bridge and OpenFlow number of each of the datapath's ports, by the number that `trace` gives."""
-        shown = self._run("ovs-appctl", "-T5", "-t", str(self._control()), "dpif/show")
+        shown = self._run("ovs-appctl", "-T5", "-t", str(self.control()), "dpif/show")
         found: dict[str, tuple[str, int]] = {}
         bridge = ""
         for line in shown.splitlines():
@@ -79,11 +79,12 @@ class DummySwitch(AbstractContextManager["DummySwitch"]):
         `ct_states`: what the connection table says at each lookup, for example `trk,est,rpl`.
         """
         options = [word for state in ct_states for word in ("--ct-next", state)]
-        out = self._run("ovs-appctl", "-T5", "-t", str(self._control()), "ofproto/trace", bridge, packet, *options)
+        out = self._run("ovs-appctl", "-T5", "-t", str(self.control()), "ofproto/trace", bridge, packet, *options)
         last = re.findall(r"^Datapath actions: (.*)$", out, re.MULTILINE)
         return {a for a in last[-1].split(",") if a.isdigit()}
 
-    def _control(self) -> Path:
+    def control(self) -> Path:
+        """The control socket of ovs-vswitchd."""
         return next(self.directory.glob("ovs-vswitchd.*.ctl"))
 
     def _run(self, *argv: str) -> str:

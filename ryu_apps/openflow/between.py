@@ -88,8 +88,9 @@ def _exposed(world: World) -> list[Flow]:
                 answered = answers(ports, version)
                 matches += [(side, whose, *b) for side, whose in ((sends, mine), (gets, theirs)) for b in answered]
             matches += [(whose, *later_fragment(version)) for whose in (mine, theirs)]
+        # A packet that several rules let through is counted for the first.
+        priority = Priority.RULES + len(world.policy.exposes) - position
         for what in matches:
-            priority = Priority.FRAGMENT if any(m.field == "nw_frag" for m in what) else Priority.OBJECT
             flow = entry(Table.EXPOSED, priority, what, _LET, cookie(Feature.EXPOSE, position))
             by_key.setdefault(flow.key, flow)
     return [*found, *by_key.values()]

@@ -96,9 +96,9 @@ def _ports(world: World, rules: list[tuple[int, Expose]]) -> list[Flow]:
         theirs = (r.SOURCES.bit(bit), r.GROUPS.bit(groups.index(rule.group)))
         for version in sorted({net.version for net in rule.networks}):
             matches = [block for ports in rule.ports for block in port_blocks(ports, "dst", version)]
+            # A packet that several rules let through is counted for the first.
+            priority = Priority.RULES + len(world.policy.exposes) - position
             for block in [*matches, later_fragment(version)]:
-                later = any(m.field == "nw_frag" for m in block)
-                priority = Priority.FRAGMENT if later else Priority.OBJECT
                 flow = entry(Table.EXPOSE_PORT, priority, (*theirs, *block), serve, cookie(Feature.EXPOSE, position))
                 found.setdefault(flow.key, flow)
     return list(found.values())
