@@ -172,6 +172,18 @@ def larkctl_tells(site: Site, job: Job) -> list[str]:
     return [f"$ larkctl attempt {job.id}", *(line.rstrip() for line in lines)]
 
 
+def wait_for_log(site: Site, *words: str, timeout: float = 15) -> str:
+    """The first line of the controller's log that has all these words."""
+    daemon = site.controller.daemon
+    assert daemon is not None
+
+    def probe() -> str | None:
+        lines = daemon.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if "lark.refusals" in line and all(word in line for word in words)), None)
+
+    return wait_until(f"the controller logs {' … '.join(words)}", probe, timeout)
+
+
 def gate_drops(site: Site) -> tuple[int, list[str]]:
     """Packets towards the services it guards that the gate dropped; the flows that count them (feature 05).
 
@@ -293,6 +305,12 @@ def ungranted(site: Site, tell: Telling) -> None:
         [f"root on {NODE}: {host}", f"dropped by {GATE_BRIDGE}: {gate_before} packets before, {gate} after", *flows],
     )
     end(job)
+    line = wait_for_log(site, f" job={job.id} ", " ended; ")
+    tell.shows(
+        "what was refused stays in the controller's log after the job's end",
+        re.search(r" ended; refused: .*no-grant [1-9]\d* packets? ", line) is not None,
+        [line],
+    )
 
 
 def forged(site: Site, tell: Telling) -> None:

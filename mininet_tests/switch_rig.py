@@ -73,6 +73,11 @@ class DummySwitch:
         )
         wait_until("ovs-vswitchd answers", lambda: self._code("ovs-vsctl", "--timeout=5", self._db, "init") == 0)
 
+    def pause_switch(self) -> None:
+        """ovs-vswitchd hears and says nothing any more; its connections stay open, as of a machine that is cut off."""
+        if self._switch is not None:
+            self._switch.send_signal(signal.SIGSTOP)
+
     def kill_switch(self) -> None:
         if self._switch is not None:
             self._switch.kill()

@@ -244,10 +244,13 @@ def test_prepare_bridge_is_idempotent_and_a_gate_has_one_flow(rig: Rig) -> None:
     vsctl = rig.ovs.vsctl
     assert vsctl("get", "Bridge", "br-gate", "fail_mode").strip() == "secure"
     assert vsctl("get", "Bridge", "br-gate", "other_config:disable-in-band").strip() == '"true"'
+    described = '"Lark: fail_mode=secure, disable-in-band=true"'
+    assert vsctl("get", "Bridge", "br-gate", "other_config:dp-desc").strip() == described
     assert vsctl("get", "Controller", "br-gate", "max_backoff").strip() == "1000"
     # Mended when somebody opened it.
-    vsctl("set", "Bridge", "br-gate", "fail_mode=standalone")
+    vsctl("set", "Bridge", "br-gate", "fail_mode=standalone", "other_config:dp-desc=mine")
     assert "fail_mode=secure" in rig.lark_agent(*words).need().out
+    assert vsctl("get", "Bridge", "br-gate", "other_config:dp-desc").strip() == described
     assert vsctl("get", "Bridge", "br-gate", "fail_mode").strip() == "secure"
     vsctl("del-br", "br-gate")
 

@@ -147,6 +147,34 @@ def test_a_second_switch_with_the_same_datapath_id_is_refused_and_reported(
     assert app.call("counts", BRIDGE).dumps == dumps
 
 
+def test_a_switch_that_comes_back_while_its_old_connection_hangs_is_let_in(
+    switch: DummySwitch, app: Application
+) -> None:
+    """The same datapath id from elsewhere, and the first connection is open but dead. The positive control is the test
+    before this one: an old connection that answers is kept."""
+    assert app.realise("set_desired", BRIDGE, truth(1, 2))[0] == "realised"
+    dumps = app.call("counts", BRIDGE).dumps
+    cut_off, again = DummySwitch(), DummySwitch()
+    try:
+        cut_off.start()
+        switch.disconnect(BRIDGE)
+        wait_until("away", lambda: not app.state(BRIDGE).connected)
+        cut_off.bridge("lkev-old", DPID, app.address)
+        app.until_converged(BRIDGE, dumps + 1)
+        cut_off.pause_switch()
+        start = time.monotonic()
+        again.start()
+        again.bridge("lkev-new", DPID, app.address)
+        app.until_converged(BRIDGE, dumps + 2)
+        took = time.monotonic() - start
+        print(f"{app.engine}: the new connection was in line {took:.1f} s after the switch began to start")
+        assert len(again.flows("lkev-new")) == 2
+        assert "connection given up for another one" in app.log()
+    finally:
+        cut_off.stop()
+        again.stop()
+
+
 def test_a_full_table_fails_the_change_with_the_reason_and_keeps_what_was(
     switch: DummySwitch, app: Application
 ) -> None:

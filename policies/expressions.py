@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 from collections.abc import Mapping
 
 import classad2
+
+# HTCondor adds functions of its own to the ClassAd language (splitUserName, stringListMember, …) and changes some rules
+# when its library first reads an ad. Expressions parsed before that keep those functions as unknown ones for ever.
+classad2.parseOne("Start = true")
 
 
 class State(enum.Enum):
@@ -21,8 +26,9 @@ UNDEFINED = State.UNDEFINED
 ERROR = State.ERROR
 Result = bool | int | float | str | list[object] | State
 
-NON_DETERMINISTIC = ("random", "time")
-"""Functions whose value changes from one evaluation to the next: a decision must not."""
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_WHOLE_AD = re.compile(r"\b(MY|TARGET)\b(?!\s*\.)", re.IGNORECASE)
 
 
 class BadExpression(ValueError):
@@ -42,13 +48,11 @@ def references(text: str) -> frozenset[str]:
         tree = _parse(text)
     except classad2.ClassAdException as exc:
         raise BadExpression(f"not a ClassAd expression: {text!r}") from exc
-    lowered = str(tree).lower()
-    for name in NON_DETERMINISTIC:
-        if f"{name}(" in lowered.replace(" ", ""):
-            raise BadExpression(f"{name}() changes from one evaluation to the next; a decision must not")
     # With an empty ad every reference is external, whatever its scope.
     names = (n.lower() for n in classad2.ClassAd().externalRefs(tree))
-    return frozenset(n.removeprefix("my.") for n in names if n)
+    # It leaves out a whole ad (`size(MY)`, `MY["Name"]`), which can be any attribute.
+    whole = {name.lower() for name in _WHOLE_AD.findall(_STRING.sub('""', text))}
+    return frozenset(whole) | frozenset(n.removeprefix("my.") for n in names if n)
 
 
 class Scope:
@@ -61,7 +65,10 @@ class Scope:
     @functools.cached_property
     def _ads(self) -> tuple[classad2.ClassAd, classad2.ClassAd]:
         # Made when the first expression is evaluated: many decisions need none.
-        return classad2.ClassAd(dict(self._ad)), classad2.ClassAd(dict(self._slot))
+        # The library looks in the slot for what a job does not have: what only the slot has is made UNDEFINED here.
+        there = {name.lower() for name in self._ad}
+        absent = {name: classad2.Value.Undefined for name in self._slot if name.lower() not in there}
+        return classad2.ClassAd({**self._ad, **absent}), classad2.ClassAd(dict(self._slot))
 
     def evaluate(self, text: str) -> Result:
         value = _parse(text).eval(*self._ads)

@@ -141,6 +141,12 @@ def class_of(world: World, packet: Packet) -> TrafficClass | None:
 
     A rule that names a service looks at the far end of a packet of a job, and at both ends of one without a job.
     """
+    found = classified(world, packet)
+    return None if found is None else found[0]
+
+
+def classified(world: World, packet: Packet) -> tuple[TrafficClass, Place] | None:
+    """As `class_of`, with the line that decided: the rule's, or that of the last class if no rule fits."""
     policy = world.policy
     if not policy.classes:
         return None
@@ -163,8 +169,8 @@ def class_of(world: World, packet: Packet) -> TrafficClass | None:
             )
             if not speaks:
                 continue
-        return next(c for c in policy.classes if c.name == rule.traffic_class)
-    return policy.classes[-1]
+        return next(c for c in policy.classes if c.name == rule.traffic_class), rule.place
+    return policy.classes[-1], policy.classes[-1].place
 
 
 def _refuse(

@@ -7,6 +7,12 @@ IMMUTABLE_JOB_ATTRS lists it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+
+from policies.model import Expression, Group
+from policies.validation import Spot
+
 SET_BY_SCHEDD = frozenset(
     {
         # immutable from submission on
@@ -46,3 +52,64 @@ TYPED_BY_HTCONDOR = SET_BY_SCHEDD | frozenset(
     }
 )
 """Attributes that HTCondor itself defines and types: a restriction may rest on them although the owner may set some."""
+
+
+class Beliefs:
+    """What the rules of a policy may rest on. A group in error is not judged again."""
+
+    def __init__(self, groups: Mapping[str, Group], declared: Iterable[tuple[str, str]], named: Iterable[str]) -> None:
+        """`declared`: attributes and who sets them; `named`: also those whose declaration was not accepted."""
+        self._groups = groups
+        self._believed = SET_BY_SCHEDD | SET_BY_LARK_ACCESS_POINT
+        self._believed |= {name.lower() for name, set_by in declared if set_by == "access-point"}
+        self._known = self._believed | {name.lower() for name in named} | TYPED_BY_HTCONDOR
+
+    def _read(self, group: str | None, also: Expression | None = None) -> dict[str, str]:
+        """Job attributes that a rule rests on, and how they are spelt; those of the slot are the node's word."""
+        condition = self._groups.get(group) if group is not None else None
+        read: dict[str, str] = {}
+        for expression in (condition.condition if condition is not None else None, also):
+            for name in sorted(expression.references) if expression is not None else ():
+                spelt = re.search(rf"\b{re.escape(name)}\b", expression.text, re.IGNORECASE) if expression else None
+                if not name.startswith("target."):
+                    read[name] = spelt.group() if spelt else name
+        return read
+
+    def opening(self, spot: Spot, what: str, group: str, trusting: bool) -> None:
+        """A rule that gives its members something: it may not rest on what they say of themselves."""
+        doubtful = _all_but(self._read(group), self._believed)
+        if doubtful and not trusting:
+            spot.add(
+                f"this {what} rests on `{doubtful}`, which the job's owner can set to anything",
+                "use an attribute that the schedd sets, or one that a JOB_TRANSFORM sets and IMMUTABLE_JOB_ATTRS lists"
+                " (declare it with `set-by: access-point`), or say `trust-user: true`",
+            )
+
+    def restricting(self, spot: Spot, what: str, group: str | None, also: Expression | None = None) -> None:
+        """A rule that its members may bring upon themselves, if only what they say has a known type."""
+        loose = _all_but(self._read(group, also), self._known)
+        if loose:
+            spot.add(
+                f"this {what} rests on `{loose}`, not declared here: a typing mistake would lift it",
+                "declare it under `attributes:` with its type",
+            )
+
+    def slice(self, spot: Spot, group: str, name: Expression, *, trusting: bool, site_wide: bool) -> None:
+        read = self._read(group, name)
+        doubtful, loose = _all_but(read, self._believed), _all_but(read, self._known)
+        if site_wide and not trusting and doubtful:
+            spot.add(
+                f"this site-wide slice rests on `{doubtful}`, which the job's owner can set",
+                "anybody could join it: use an attribute that the schedd or the access point sets, leave out"
+                " `scope: site`, or say `trust-user: true`",
+            )
+        elif loose:
+            spot.add(
+                f"this slice rests on `{loose}`, not declared here",
+                "declare it under `attributes:` with its type",
+            )
+
+
+def _all_but(read: Mapping[str, str], accepted: frozenset[str] | set[str]) -> str:
+    """The attributes that are not accepted, as they are spelt."""
+    return ", ".join(spelt for name, spelt in sorted(read.items()) if name not in accepted)

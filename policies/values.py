@@ -38,29 +38,37 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "define it first") -> str:
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one most likely means."""
+    by_lower = {n.lower(): n for n in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The remedy for a name that is not defined: the nearest one, and what there is."""
     names = sorted(known)
     if not names:
-        return otherwise
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
+        return "define it first"
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    nearest = next((n for n in names if close and n.lower() == close[0]), None)
-    return f"did you mean `{nearest}`? defined: {listed}" if nearest else f"defined: {listed}"
+    close = nearest(name, names)
+    return f"did you mean `{close}`? defined: {listed}" if close else f"defined: {listed}"
 
 
-def address(text: str) -> Address:
+def address(text: object) -> Address:
     try:
+        if not isinstance(text, str):  # a number is an address to `ipaddress`
+            raise ValueError
         found = ipaddress.ip_address(text)
     except ValueError:
         fix = "write a host's address, such as 10.20.0.5 or 2001:db8::5"
         raise Bad(f"{shown(text)} is not an IP address", fix) from None
-    if "%" in text:
+    if "%" in str(text):
         raise Bad(f"{shown(text)} is an address on one link only", "write the host's routable address, without `%`")
     return found
 
 
-def host_address(text: str) -> Address:
+def host_address(text: object) -> Address:
     """The address of a server: one that a packet can be sent to from another link."""
     found = address(text)
     broadcast = isinstance(found, ipaddress.IPv4Address) and int(found) >> 28 == 0xF
@@ -69,28 +77,34 @@ def host_address(text: str) -> Address:
     return found
 
 
-def network(text: str) -> Network:
+def network(text: object) -> Network:
     try:
+        if not isinstance(text, str):
+            raise ValueError
         return ipaddress.ip_network(text)
     except ValueError as exc:
-        if "host bits" in str(exc):
+        if isinstance(text, str) and "host bits" in str(exc):
             right = ipaddress.ip_network(text, strict=False)
             raise Bad(f"{shown(text)} has bits set beyond its prefix", f"write {right}") from None
         raise Bad(f"{shown(text)} is not a network", "write it as 10.0.0.0/8 or 2001:db8::/32") from None
 
 
 _PORTS = re.compile(r"(tcp|udp)/([0-9]{1,6})(?:-([0-9]{1,6}))?")
+_PORTS_FIX = "write tcp/1094, udp/53, tcp/27000-27009 or icmp"
 
 
-def ports(text: str) -> PortRange:
+def ports(text: object) -> PortRange:
+    if isinstance(text, int) and not isinstance(text, bool):
+        raise Bad(f"port {text} of which protocol?", f"write tcp/{text} or udp/{text}")
+    if not isinstance(text, str):
+        raise Bad(f"{shown(text)} is not a port or range of ports", _PORTS_FIX)
     if text == "icmp":
         return PortRange(Protocol.ICMP, 0, 0)
     if text.startswith("icmp"):
         raise Bad(f"{shown(text)}: ICMP has no ports", "write icmp (it means ICMP and ICMPv6)")
     found = _PORTS.fullmatch(text)
     if not found:
-        fix = "write tcp/1094, udp/53, tcp/27000-27009 or icmp"
-        raise Bad(f"{shown(text)} is not a port or range of ports", fix)
+        raise Bad(f"{shown(text)} is not a port or range of ports", _PORTS_FIX)
     first = int(found.group(2))
     last = int(found.group(3) or first)
     if first > last:
@@ -127,10 +141,11 @@ UNITS: Mapping[str, int] = MappingProxyType({"bit/s": 1, "kbit/s": 1000, "Mbit/s
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(%|[A-Za-z]+(?:/[A-Za-z]+)?)")
 
 
-def unit(text: str) -> int:
-    if text not in UNITS:
-        right = next((u for u in UNITS if u.lower() == text.lower().replace("bps", "bit/s")), None)
-        fix = f"write {right}" if right else f"write one of {', '.join(UNITS)}"
+def unit(text: object) -> int:
+    if not isinstance(text, str) or text not in UNITS:
+        meant = str(text).lower().replace("bps", "bit/s")
+        right = next((u for u in UNITS if meant in (u.lower(), u.lower().removesuffix("/s"))), None)
+        fix = f"write {right}" if right else "write bit/s, kbit/s, Mbit/s or Gbit/s"
         raise Bad(f"{shown(text)} is not a unit of bandwidth", fix)
     return UNITS[text]
 

@@ -1,31 +1,46 @@
 """Why a packet of a job passes or not: the verdict, each step taken, and the lines of the policy that matter.
 
-Pure; the flows that carry the verdict out are added by `ryu_apps.openflow.explain`, which may know of flows.
+`why` explains one bridge, `journey` all bridges of the way, there and back. Pure; the flows that carry a verdict out
+are added by `ryu_apps.openflow.explain`, which may know of flows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from policies.model import Attempt, Decision, Mode, Place, Policy, Verdict, World, node_matches
-from policies.semantics import INWARD, OUTWARD, Judgement, Packet, Step, judge
+from policies.model import Decision, Place, PortKind, Role, TrafficClass, Verdict, World
+from policies.path import Hop, answer_to, path
+from policies.remarks import Jobs, Known, Remark, remarks
+from policies.semantics import (
+    INWARD,
+    OUTWARD,
+    Fragment,
+    Judgement,
+    Packet,
+    Step,
+    Transport,
+    classified,
+    judge,
+    judge_at_gate,
+)
 
+__all__ = ["Explanation", "Journey", "Known", "Remark", "Stage", "journey", "why"]
 
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """A line of the policy that did not help, and why: what an administrator would look at first."""
-
-    place: Place
-    text: str
+AT_GATE = (Step.OWN, Step.GATE)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`passed`: questions that did not decide, in order; `judgement.step` decided. `remarks`: rules that nearly did."""
+    """`passed`: questions that did not decide, in order; `judgement.step` decided. `remarks`: rules that nearly did.
+
+    `traffic_class`: of a packet that its job's bridge lets on, with the line that decided; None: there are no classes.
+    """
 
     judgement: Judgement
     passed: tuple[Step, ...]
     remarks: tuple[Remark, ...]
+    traffic_class: tuple[TrafficClass, Place] | None = None
 
     def lines(self) -> list[str]:
         """The explanation as text, one fact a line."""
@@ -35,46 +50,122 @@ class Explanation:
         told = [f"{judged.verdict.value}{reason}: {judged.text}{where}"]
         told += [f"  {step.value} did not decide" for step in self.passed]
         told.append(f"  {judged.step.value} decided")
-        return told + [f"  {remark.place}: {remark.text}" for remark in self.remarks]
+        if self.traffic_class is not None:
+            found, place = self.traffic_class
+            told.append(f"  class {found.name}, marked with DSCP {found.dscp} ({place})")
+        return told + [f"  {remark}" for remark in self.remarks]
 
 
-def why(world: World, packet: Packet, decision: Decision | None = None) -> Explanation:
-    """Explain what happens to a packet from or to a job. Raises KeyError for an unknown sender.
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A bridge of the way, and what happens there. `reached`: no bridge before it drops the packet."""
 
-    `decision`: the job's decision, if at hand; with it the explanation says why each grant of the service did not help.
+    hop: Hop
+    explanation: Explanation
+    reached: bool
+
+    def title(self) -> str:
+        """Where this is, and where the packet comes from."""
+        sides = {
+            None: "from its job",
+            PortKind.UPLINK: "from the uplink",
+            PortKind.WORKER_FACING: "from the workers",
+            PortKind.SERVER_FACING: "from the servers",
+            PortKind.WAN: "from the WAN",
+        }
+        told = f"{self.hop.role.value} bridge {self.hop.bridge}, {sides[self.hop.entered]}"
+        return told if self.reached else f"{told} (not reached; if it were)"
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """All of a packet's way."""
+
+    packet: Packet
+    stages: tuple[Stage, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What becomes of it in the end."""
+        dropped = any(s.explanation.judgement.verdict is Verdict.DROP for s in self.stages)
+        return Verdict.DROP if dropped else Verdict.ALLOW
+
+    def lines(self) -> list[str]:
+        """The journey as text: what it is, the verdict, and each bridge with its explanation indented."""
+        told = [f"{described(self.packet)}: {self._summary()}"]
+        for stage in self.stages:
+            told.append(f"  {stage.title()}")
+            told += [f"    {line}" for line in stage.explanation.lines()]
+        return told
+
+    def _summary(self) -> str:
+        if not self.stages:
+            return "passes no bridge under control"
+        for stage in self.stages:
+            if stage.explanation.judgement.verdict is Verdict.DROP:
+                return f"dropped at {stage.hop.bridge}"
+        return f"passes {', '.join(s.hop.bridge for s in self.stages)}"
+
+
+def why(
+    world: World, packet: Packet, decision: Decision | None = None, ad: Mapping[str, object] | None = None
+) -> Explanation:
+    """Explain what its worker bridge does with a packet from or to a job. Raises KeyError for an unknown sender.
+
+    `decision`, `ad`: the job's, if at hand; with them the explanation says why each rule did not help.
     """
-    judgement = judge(world, packet)
-    order = OUTWARD if packet.sender is not None else INWARD
+    entered = None if packet.sender is not None else PortKind.UPLINK
+    job = packet.sender
+    if job is None:
+        job = next((a.id for a in world.attempts.values() if packet.destination in (a.ipv4, a.ipv6)), "")
+    return _explain(world, Hop("", Role.WORKER, entered, packet), {job: Known(decision, ad)})
+
+
+def journey(world: World, packet: Packet, jobs: Jobs | None = None) -> tuple[Journey, Journey | None]:
+    """The way of a packet and the way of its answer; None: nothing comes through, or nothing to answer to.
+
+    `jobs`: what is known of the jobs concerned. Raises KeyError for an unknown sender.
+    """
+    there = _journey(world, packet, jobs or {})
+    if there.verdict is Verdict.DROP or not there.stages or packet.fragment is Fragment.LATER:
+        return there, None
+    first = there.stages[0]
+    return there, _journey(world, answer_to(world, first.hop.packet, first.explanation.judgement), jobs or {})
+
+
+def _journey(world: World, packet: Packet, jobs: Jobs) -> Journey:
+    stages: list[Stage] = []
+    reached = True
+    for hop in path(world, packet):
+        explained = _explain(world, hop, jobs)
+        stages.append(Stage(hop, explained, reached))
+        reached = reached and explained.judgement.verdict is Verdict.ALLOW
+    return Journey(packet, tuple(stages))
+
+
+def _explain(world: World, hop: Hop, jobs: Jobs) -> Explanation:
+    order: tuple[Step, ...]
+    if hop.role is Role.GATE:
+        assert hop.entered is not None
+        judgement, order = judge_at_gate(world, world.site.bridges[hop.bridge], hop.packet, hop.entered), AT_GATE
+    else:
+        judgement, order = judge(world, hop.packet), OUTWARD if hop.packet.sender is not None else INWARD
     passed = order[: order.index(judgement.step)] if judgement.step in order else ()
-    remarks: list[Remark] = []
-    policy = world.policy
-    if policy.mode is Mode.AUDIT and judgement.verdict is Verdict.ALLOW and judgement.reason is not None:
-        remarks.append(Remark(policy.mode_place, "mode: audit lets it on; enforce would not"))
-    if packet.sender is not None and judgement.step is Step.SERVICE and decision is not None:
-        remarks += _about_grants(policy, world.attempts[packet.sender], packet, decision)
-    return Explanation(judgement, passed, tuple(remarks))
+    marked = None
+    if hop.entered is None and judgement.verdict is Verdict.ALLOW:
+        marked = classified(world, hop.packet)
+    return Explanation(judgement, passed, tuple(remarks(world, hop, judgement, jobs)), marked)
 
 
-def _about_grants(policy: Policy, job: Attempt, packet: Packet, decision: Decision) -> list[Remark]:
-    """Every grant of the services at the packet's destination, and what it lacks for this job."""
-    wanted = {s.name for s in policy.services.values() if s.protected and packet.destination in s.hosts}
-    remarks = []
-    for grant in policy.grants:
-        if grant.service not in wanted:
-            continue
-        group = policy.groups[grant.group]
-        lacks = []
-        if grant.group not in decision.groups:
-            lacks.append(f"the job is no member ({group.place}: {group.condition.text})")
-        if job.phase not in grant.during:
-            during = ", ".join(sorted(grant.during))
-            lacks.append(f"it holds during {during}, and this is {job.phase.value}")
-        if not node_matches(grant.nodes, job.node):
-            lacks.append(f"it holds on nodes {', '.join(grant.nodes)}, and this is {job.node}")
-        text = f"grants {grant.service} to group {grant.group}"
-        remarks.append(Remark(grant.place, f"{text}, but {'; '.join(lacks)}" if lacks else text))
-    if not remarks:
-        names = ", ".join(sorted(wanted))
-        place = policy.services[min(wanted)].place
-        remarks.append(Remark(place, f"no rule grants {names} to anybody"))
-    return remarks
+def described(packet: Packet) -> str:
+    """A packet in words: both ends, and what tells it from others."""
+    ports = packet.transport in (Transport.TCP, Transport.UDP) and packet.fragment is not Fragment.LATER
+    ends = []
+    for address, port in ((packet.source, packet.source_port), (packet.destination, packet.destination_port)):
+        shown = f"[{address}]" if ports and address.version == 6 else str(address)
+        ends.append(f"{shown}:{port}" if ports else shown)
+    told = f"{packet.transport.value} {ends[0]} > {ends[1]}"
+    marks = ["ack"] if packet.ack else []
+    marks += ["of a tracked connection"] if packet.tracked else []
+    marks += [f"{packet.fragment.value} fragment"] if packet.fragment is not Fragment.WHOLE else []
+    return f"{told} ({', '.join(marks)})" if marks else told

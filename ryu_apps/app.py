@@ -32,7 +32,7 @@ from ryu_apps.fabric import (
     Outcome,
     TicketResult,
 )
-from ryu_apps.openflow import decode, encode, oxm
+from ryu_apps.openflow import cookies, decode, encode, oxm
 from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
 from ryu_apps.reconcile import switch as machine
@@ -47,6 +47,8 @@ MONITOR = 1
 """The number of our one flow monitor on each connection."""
 SLICE = 512
 """Flows worked on at a time (some 2 ms); between two slices other greenlets run."""
+ALIVE = 3.0
+"""Seconds in which a connection must answer when another one claims to be the same switch."""
 REMEMBERED = 60.0
 """Seconds that a connection which was turned away for being the second one is shown at its bridge."""
 
@@ -342,6 +344,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._greenlets: list[Any] = []
         # Connections that are up, by datapath id: what decides about a second one, before any writer runs.
         self._up: dict[int, Any] = {}
+        self._doubted: set[Any] = set()
         self.turned_away = 0
         """Connections refused so far."""
 
@@ -482,6 +485,9 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         elif other is not None:
             why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
             one.second = (time.monotonic(), f"{datapath.address[0]} port {datapath.address[1]}")
+            if other not in self._doubted:
+                self._doubted.add(other)
+                engine.spawn(self._doubt, one, other)
         else:
             why = ""
         if one is None or why:
@@ -517,6 +523,20 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             f"bridge's switch, give it a certificate of its own (lark-controller pki switch {bridge}, ovs-vsctl "
             f"set-ssl) or name the certificate it has in site.yaml (bridges.{bridge}.certificate)"
         )
+
+    def _doubt(self, one: _Switch, first: Any) -> None:
+        """A second connection came: is the first alive? A switch that was cut off comes back before its old connection
+        is noticed to be dead. One that answers stays; one that does not is closed, and the next try let in."""
+        try:
+            if self._is_up(first):
+                # No flow has this cookie: the answer is short.
+                self.flow_stats(one.bridge, cookies.FULL_MASK, cookies.FULL_MASK, timeout=ALIVE)
+        except FabricError as error:
+            if self._is_up(first):
+                LOG.warning("bridge=%s: connection given up for another one: %s", one.bridge, error)
+                first.close()
+        finally:
+            self._doubted.discard(first)
 
     def _is_up(self, datapath: Any) -> bool:
         """Is this the one connection of its switch?"""

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import click
 
-from ryu_apps.stop import Stop
+from ryu_apps.stop import Stop, faults_in_files
+from ryu_apps.store_cli import store
 from ryu_apps.version import version_option
 
 ENGINES = ["os-ken", "ryu"]
@@ -44,6 +45,8 @@ class _Commands(click.Group):
 def cli() -> None:
     """Lark's OpenFlow controller: the network as a managed resource of HTCondor."""
 
+
+cli.add_command(store)
 
 config_option = click.option(
     "--config", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="controller.yaml"
@@ -168,16 +171,6 @@ def engine_faults(name: str) -> Iterator[None]:
         if type(problem).__name__ == "EngineError":
             raise Stop(str(problem), 2) from problem
         raise
-
-
-@contextlib.contextmanager
-def faults_in_files() -> Iterator[None]:
-    from ryu_apps.config import ConfigError
-
-    try:
-        yield
-    except ConfigError as problem:
-        raise Stop(str(problem), 2) from problem
 
 
 def _count(things: Sized, word: str) -> str:

@@ -7,14 +7,18 @@ stand in); nothing is opened or started here. `docs/operations.md` lists the key
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from policies.wire import NAME_PATTERN
+from ryu_apps.store.jsonrpc import Tls, parse_remote
+from ryu_apps.store.opening import StoreSettings
 from ryu_apps.tls import TlsFiles
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -79,6 +83,54 @@ class ApiSection(_Section):
         return ipaddress.ip_address(parse_listen(self.listen)[0]).is_loopback
 
 
+def _server(text: str) -> str:
+    parse_remote(text)
+    return text
+
+
+Server = Annotated[str, AfterValidator(_server)]
+
+
+class StoreTlsSection(_Section):
+    """Files in PEM, of the store's own CA."""
+
+    certificate: Text
+    private_key: Text = Field(alias="private-key")
+    ca: Text
+
+    def files(self, home: Path) -> Tls:
+        return Tls(home / self.private_key, home / self.certificate, home / self.ca)
+
+
+class StoreSection(_Section):
+    mode: Literal["embedded", "cluster"] = "embedded"
+    servers: Annotated[list[Server], Field(min_length=1, max_length=15)] | None = None
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    tls: StoreTlsSection | None = None
+    allow_plaintext: bool = Field(default=False, alias="allow-plaintext")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StoreSection:
+        if self.mode == "embedded":
+            if self.servers or self.name or self.tls:
+                raise ValueError("`servers`, `name` and `tls` go with `mode: cluster`")
+            return self
+        if not self.servers:
+            raise ValueError("`mode: cluster` needs `servers`, each as ssl:ADDRESS:PORT")
+        remotes = [parse_remote(text) for text in self.servers]
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("`servers` names a server twice")
+        if any(remote.kind == "ssl" for remote in remotes) and self.tls is None:
+            raise ValueError("ssl: servers need `tls`, with `certificate`, `private-key` and `ca`")
+        open_ones = [remote.text for remote in remotes if remote.kind == "tcp" and not remote.loopback]
+        if open_ones and not self.allow_plaintext:
+            raise ValueError(
+                f"whoever reaches {open_ones[0]} can write the store, and so rule the network; use ssl:, or say "
+                "`allow-plaintext: true` if only a management network that no job and no user reaches can see it"
+            )
+        return self
+
+
 class ControllerFile(_Section):
     """The keys of `controller.yaml`."""
 
@@ -91,6 +143,7 @@ class ControllerFile(_Section):
     deadline: Annotated[float, Field(strict=False, ge=0.1, le=300)] = 10.0
     lease: Annotated[int, Field(ge=5, le=86400)] = 60
     engine: Literal["os-ken", "ryu"] = "os-ken"
+    store: StoreSection = StoreSection()
 
 
 class Config:
@@ -111,6 +164,18 @@ class Config:
         self.openflow_tls = file.openflow.tls.files(home) if file.openflow.tls is not None else None
         self.api_tls = file.api.tls.files(home) if file.api.tls is not None else None
         self.plaintext_warning = not file.api.loopback and self.api_tls is None
+        self.store = _store_settings(home, file)
+
+
+def _store_settings(home: Path, file: ControllerFile) -> StoreSettings:
+    section = file.store
+    return StoreSettings(
+        state_dir=home / file.state_dir,
+        servers=tuple(section.servers or ()),
+        name=section.name or socket.gethostname(),
+        api=file.api.listen,
+        tls=None if section.tls is None else section.tls.files(home),
+    )
 
 
 def load_config(path: Path) -> Config:

@@ -989,17 +989,18 @@ class Controller:
     def _count_until_now(self, policy: Policy) -> None:
         """Ask what was refused so far on nodes where another policy treats refusals otherwise."""
         world = self._world
-        present: dict[str, list[Ended]] = {}
+        rows: dict[str, list[AttemptRow]] = {}
         for row in self._rows.values():
-            present.setdefault(row.spec.node, []).append(self._to_tell(row))
-        for node in told_apart(world.policy, policy, present):
+            rows.setdefault(row.spec.node, []).append(row)
+        for node in told_apart(world.policy, policy, rows):
             bridge = world.site.nodes[node].bridge
             try:
                 asked = self._switches().ask_flow_stats(bridge, cookie(Feature.ATTEMPT, 0), FEATURE_MASK)
             except FabricError as problem:
                 LOG.warning("node=%s: what was refused until now is not told: %s", node, problem)
             else:
-                self._refusals.mode_changes(node, words(policy, node), present[node], asked)
+                present = [self._to_tell(row) for row in rows[node]]
+                self._refusals.mode_changes(node, words(policy, node), present, asked)
 
     def _to_tell(self, row: AttemptRow) -> Ended:
         policy = self._world.policy

@@ -27,8 +27,7 @@ from ryu_apps.controller import Controller
 from ryu_apps.files import Files, read_files
 from ryu_apps.refusals import Refused
 from ryu_apps.rest.api import Api
-from ryu_apps.store.ovsdb import OvsdbStore
-from ryu_apps.store.server import EmbeddedServer
+from ryu_apps.store.opening import OpenStore
 from ryu_apps.store.store import StoreError
 from ryu_apps.tls import TlsDoor
 
@@ -40,11 +39,9 @@ def serve(files: Files) -> None:
     config, site = files.config, files.site
     with contextlib.ExitStack() as last:
         signals = last.enter_context(Signals())
-        server = EmbeddedServer(config.state_dir)
-        last.callback(server.stop)
-        server.start()
-        store = OvsdbStore(server.remote)
-        last.callback(store.close)
+        opened = OpenStore(config.store)
+        last.callback(opened.close)
+        store = opened.open()
         controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease)
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
@@ -69,8 +66,10 @@ def serve(files: Files) -> None:
                 "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
                 _address(wsgi.address),
             )
-        ticker = Ticker(lambda: _housekeeping(controller, server.ensure, wsgi))
+        ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi))
         last.callback(ticker.stop)
+        heart = Ticker(opened.beat)
+        last.callback(heart.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
             f"openflow={_address(framework.address)}",
@@ -83,6 +82,9 @@ def serve(files: Files) -> None:
                 return
             if number == signal.SIGHUP:
                 reload(files, controller, api, doors)
+            if store.fenced is not None:
+                # Another may serve by now: what this one goes on to say would be wrong.
+                raise StoreError(store.fenced)
             if not framework.alive:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:

@@ -181,8 +181,10 @@ class Bench:
         target, file = f"unix:{self.switch.home}/{BRIDGE}.mgmt", str(self.switch.home / "flows.txt")
         argv = ["ovs-ofctl", "-OOpenFlow14", "--bundle", "add-flows", target, file]
         start = time.perf_counter()
-        subprocess.run(argv, check=True, timeout=120)
+        done = subprocess.run(argv, check=False, timeout=120, capture_output=True, text=True)
         took = time.perf_counter() - start
+        if done.returncode:
+            raise RigError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr}")
         self._check_held()
         return took
 

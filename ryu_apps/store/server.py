@@ -17,12 +17,13 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from ryu_apps.store.schema import SCHEMA, VERSION, is_older
 from ryu_apps.store.store import StoreError
 
 LOG = logging.getLogger("lark.store")
-SCHEMA = Path(__file__).with_name("lark.ovsschema")
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin:/usr/local/bin"
 _START_SECONDS = 15.0
 _PR_SET_PDEATHSIG = 1
@@ -44,10 +45,68 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def run_tool(command: Sequence[str]) -> str:
+    """What a tool prints. Raises StoreError with what it says."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = done.stdout.decode(errors="replace").strip()
+    if done.returncode:
+        raise StoreError(f"{' '.join(command)} failed: {text}")
+    return text
+
+
+def lock_state_dir(directory: Path) -> int:
+    """Take a state directory for this process; closing the descriptor gives it free. Raises StoreError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise StoreError(f"state directory {directory}: {problem.strerror}; make it writable") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        os.close(lock)
+        raise StoreError(
+            f"another lark-controller uses state directory {directory}; stop it, or give this one its own state-dir"
+        ) from problem
+    return lock
+
+
+def prepare_file(db: Path) -> None:
+    """Create the database file, or convert it from an older schema. Raises StoreError."""
+    tool = find_tool("ovsdb-tool")
+    if not db.exists():
+        new = db.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        run_tool([tool, "create", str(new), str(SCHEMA)])
+        new.rename(db)
+        LOG.info("created database %s", db)
+        return
+    _check_name(tool, db)
+    version = run_tool([tool, "db-version", str(db)])
+    if is_older(version, str(db)):
+        kept = db.with_name(f"{db.name}.schema-{version}")
+        shutil.copy2(db, kept)
+        run_tool([tool, "convert", str(db), str(SCHEMA)])
+        LOG.info("converted database %s from schema %s to %s; as it was before: %s", db, version, VERSION, kept)
+    elif run_tool([tool, "needs-conversion", str(db), str(SCHEMA)]) == "yes":
+        raise StoreError(
+            f"{db} says that it has schema {version}, as this lark-controller, but its tables differ: no released "
+            "version has made it; restore a back-up (lark-controller store restore)"
+        )
+
+
+def _check_name(tool: str, db: Path) -> None:
+    name = run_tool([tool, "db-name", str(db)])
+    if name != "Lark":
+        raise StoreError(f"{db} holds the database {name}, not Lark's; is this the right file?")
+
+
 class EmbeddedServer:
     """Start with `start()`, look after it with `ensure()`, stop with `stop()`. `remote` is what clients connect to."""
 
     def __init__(self, state_dir: Path) -> None:
+        # ovsdb-server takes relative paths to be relative to its own run directory.
+        state_dir = state_dir.resolve()
         self._dir = state_dir
         self._db = state_dir / "lark.db"
         self._socket = state_dir / "lark.sock"
@@ -65,20 +124,8 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Create the database if there is none, start the server, and return when it accepts connections."""
-        try:
-            self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as problem:
-            raise StoreError(f"state directory {self._dir}: {problem.strerror}; make it writable") from problem
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            os.close(self._lock)
-            self._lock = None
-            raise StoreError(
-                f"another lark-controller uses state directory {self._dir}; stop it, or give this one its own state-dir"
-            ) from problem
-        self._prepare_file()
+        self._lock = lock_state_dir(self._dir)
+        prepare_file(self._db)
         self._spawn()
 
     def ensure(self) -> None:
@@ -101,25 +148,6 @@ class EmbeddedServer:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _prepare_file(self) -> None:
-        tool = find_tool("ovsdb-tool")
-        if not self._db.exists():
-            new = self._db.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            self._run([tool, "create", str(new), str(SCHEMA)])
-            new.rename(self._db)
-            LOG.info("created database %s", self._db)
-        elif self._run([tool, "needs-conversion", str(self._db), str(SCHEMA)]) == "yes":
-            self._run([tool, "convert", str(self._db), str(SCHEMA)])
-            LOG.info("converted database %s to the present schema", self._db)
-
-    def _run(self, command: list[str]) -> str:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        text = done.stdout.decode(errors="replace").strip()
-        if done.returncode:
-            raise StoreError(f"{' '.join(command)} failed: {text}")
-        return text
 
     def _spawn(self) -> None:
         server = find_tool("ovsdb-server")

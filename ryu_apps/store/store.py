@@ -1,6 +1,8 @@
-"""What the controller needs of a durable store, and the rows it keeps there.
+"""What a controller needs of a durable store, and the rows that controllers keep and share there.
 
-Invariants: `write` is atomic and idempotent (rows are replaced by key); when its `Pending` says so, it is on disk.
+Invariants: `write` is atomic and takes place once or not at all, also when connection or server are lost on the way;
+when its `Pending` says so, it is on disk. A write can name what it replaces (`before`), and then changes nothing if
+another controller was quicker. A controller that the others have given up (`DropController`) can write no more.
 `reserve` never returns a number twice, not even after a crash. Nothing here knows where rows live.
 `docs/store.md` explains each column.
 """
@@ -11,7 +13,7 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from policies.model import Decision, Outcome, Place
 from policies.wire import AttemptSpec, NodeSpec
@@ -19,6 +21,14 @@ from policies.wire import AttemptSpec, NodeSpec
 
 class StoreError(Exception):
     """The store could not do what was asked; the text says what and how to mend it."""
+
+
+class StoreConflict(StoreError):
+    """Nothing was written: a row is not what the write expected, because another controller was quicker."""
+
+
+class StoreFenced(StoreError):
+    """Nothing was written, nor ever will be: other controllers have given this one up and taken over."""
 
 
 class Kind(enum.StrEnum):
@@ -56,18 +66,63 @@ class NodeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NumberRow:
+    kind: Kind
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerRow:
+    """A controller that uses the store. It lives while `beat` grows."""
+
+    name: str
+    beat: int
+    place: str
+    api: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class MasterRow:
+    """Which controller is master of a bridge. The row stays when nobody is (`controller` empty).
+
+    `generation`: OpenFlow's generation id; each new master's is higher than any before.
+    """
+
+    bridge: str
+    controller: str
+    generation: int
+
+
+class Unchecked(enum.Enum):
+    """Says that a write replaces whatever is there."""
+
+    ANY = "any"
+
+
+ANY: Final = Unchecked.ANY
+Any_ = Literal[Unchecked.ANY]
+
+
+@dataclass(frozen=True, slots=True)
 class PutAttempt:
+    """`before`: the row that this one replaces, None for none; else the write fails with StoreConflict."""
+
     row: AttemptRow
+    before: AttemptRow | Any_ | None = ANY
 
 
 @dataclass(frozen=True, slots=True)
 class DropAttempt:
     id: str
+    before: AttemptRow | Any_ = ANY
 
 
 @dataclass(frozen=True, slots=True)
 class PutNode:
     row: NodeRow
+    before: NodeRow | Any_ | None = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +132,22 @@ class PutNumber:
     number: int
 
 
-Change = PutAttempt | DropAttempt | PutNode | PutNumber
+@dataclass(frozen=True, slots=True)
+class PutMaster:
+    row: MasterRow
+    before: MasterRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class DropController:
+    """Give a controller up, unless its beat has grown meanwhile: from then on it can write nothing."""
+
+    name: str
+    beat: int
+
+
+Change = PutAttempt | DropAttempt | PutNode | PutNumber | PutMaster | DropController
+Row = AttemptRow | NodeRow | NumberRow | ControllerRow | MasterRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +157,55 @@ class Snapshot:
     attempts: tuple[AttemptRow, ...]
     nodes: tuple[NodeRow, ...]
     numbers: Mapping[tuple[Kind, str], int]
+    controllers: tuple[ControllerRow, ...] = ()
+    masters: tuple[MasterRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Another controller has written this row; it is on disk."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Another controller has removed the row of this key: an attempt's id, a controller's name."""
+
+    table: Literal["Attempt", "Controller", "Node", "Number", "Mastership"]
+    key: str
+
+
+Event = Put | Gone
+
+
+class Feed(Protocol):
+    """What others change after `snapshot` was taken: each change once, in order; after a lost connection only how
+    things are then."""
+
+    snapshot: Snapshot
+
+    def take(self, seconds: float) -> list[Event]:
+        """What has come, waiting so long for the first at most. Raises StoreError when the store is closed."""
+
+    def close(self) -> None: ...
 
 
 class Pending(Protocol):
     """A write on its way."""
 
     def wait(self, deadline: float) -> None:
-        """Return when the write is durable. Raises StoreError if it failed or `time.monotonic()` is past `deadline`."""
+        """Return when the write is durable. Raises StoreError if it failed or `time.monotonic()` is past `deadline`.
+
+        A write that was not sent by then is withdrawn and never takes place.
+        """
 
 
 class Store(Protocol):
+    @property
+    def fenced(self) -> str | None:
+        """Why the other controllers have given this one up; None while they have not."""
+
     def load(self) -> Snapshot:
         """Everything stored, in no particular order."""
 
@@ -104,7 +213,13 @@ class Store(Protocol):
         """Durably reserve `count` numbers; returns the first. Raises StoreError."""
 
     def write(self, changes: Sequence[Change]) -> Pending:
-        """Begin an atomic write. Writes become durable in the order in which they were begun."""
+        """Begin an atomic write. Writes become durable in the order in which they were begun.
+
+        A write of nothing is this controller's heartbeat: like every write it makes its `beat` grow.
+        """
+
+    def watch(self) -> Feed:
+        """Everything stored, and from there on what others change. Raises StoreError."""
 
     def close(self) -> None: ...
 

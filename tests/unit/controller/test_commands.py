@@ -168,3 +168,27 @@ def test_a_url_without_its_scheme(home: Path, url: str) -> None:
     assert done.returncode == 1
     assert f"write {url}" in done.stderr
     assert larkctl(home, url, "attempts").returncode == 0
+
+
+def test_check_reads_a_policy_of_several_files(home: Path) -> None:
+    """Included or in a directory; a fault is told with the file that has it."""
+    argv = ("check", "--strict", "--config", str(home / "controller.yaml"))
+    services = POLICY[POLICY.index("services:") : POLICY.index("attributes:")]
+    (home / "policy.yaml").write_text("include: [services.yaml]\n" + POLICY.replace(services, ""))
+    (home / "services.yaml").write_text(services)
+    good = command(*argv)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "2 services, 4 groups" in good.stdout
+    (home / "services.yaml").write_text(services.replace("tcp/1094", "tcp/99999"))
+    bad = command(*argv)
+    assert bad.returncode == 2
+    assert "services.yaml:2:" in bad.stderr
+    (home / "services.yaml").write_text(services)
+    (home / "site").mkdir()
+    (home / "policy.yaml").rename(home / "site" / "policy.yaml")
+    (home / "services.yaml").rename(home / "site" / "services.yaml")
+    (home / "site" / "policy.yaml").write_text(POLICY.replace(services, ""))
+    (home / "controller.yaml").write_text(GOOD.replace("policy: policy.yaml", "policy: site"))
+    of_a_directory = command(*argv)
+    assert (of_a_directory.returncode, of_a_directory.stderr) == (0, "")
+    assert "2 services, 4 groups" in of_a_directory.stdout

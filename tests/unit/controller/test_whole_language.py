@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from policies.language import load_policy
 from policies.model import Decision, Outcome, Place, Policy
 from policies.wire import AttemptStatus, Counters, Denial, Phase
 from ryu_apps import larkctl, refusal_log
@@ -293,3 +295,16 @@ def test_no_job_can_fill_the_log(whole: Rig, caplog: pytest.LogCaptureFixture) -
     clock.now += refusal_log.PATIENCE + 1
     log.report()
     assert not log.full
+
+
+def test_every_file_of_a_policy_is_named_and_counts(make_rig: Callable[[], Rig], tmp_path: Path) -> None:
+    rig = make_rig()
+    services = POLICY[POLICY.index("services:") : POLICY.index("attributes:")]
+    (tmp_path / "policy.yaml").write_text("include: [more/services.yaml]\n" + POLICY.replace(services, ""))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "services.yaml").write_text(services)
+    rig.controller.reload(load_policy(tmp_path / "policy.yaml"))
+    said = rig.controller.policy()
+    assert sorted(Path(name).name for name in said.files) == ["policy.yaml", "services.yaml"]
+    (tmp_path / "more" / "services.yaml").write_text(services.replace("27009", "27010"))
+    assert load_policy(tmp_path / "policy.yaml").digest != said.digest

@@ -63,7 +63,7 @@ def test_the_flows_that_carry_a_verdict_out_are_named_with_their_objects() -> No
     assert told[Table.SPOOF_GUARD] == told[Table.DENIED] == "attempt job2 on wn1"
     assert told[Table.GRANT] == "service fileserver (demo.yaml:4)"
     granted = carried_out(here, "gate-br", to_server("job1", here), PORTS["gate-br"]["wf0"], ROUTER_MAC)
-    assert granted[-2].meaning == "identity 1 (1 attempts): may reach fileserver"
+    assert granted[-2].meaning == "identity 1 (1 attempt): may reach fileserver (demo.yaml:16)"
 
 
 def test_a_cookie_of_something_that_is_gone_says_so() -> None:
