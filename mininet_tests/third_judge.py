@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ovs.unixctl.client import UnixctlClient
+from ovs.unixctl.client import UnixctlClient  # type: ignore[import-untyped]  # the library ships no types
 
 from mininet_tests.site.dummy import DummySwitch
 from ryu_apps.openflow.fields import Frag, show
