@@ -114,6 +114,7 @@ test-full: need-root packages python condor condor-25
 bench: need-root packages python
 	@mkdir -p $(REPORTS)
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.resync --engine $(ENGINE) --json $(REPORTS)/bench-resync.json
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
 	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
 	@echo '  - bursts of registrations; churn; memory for each attempt'

@@ -92,13 +92,14 @@ def _jobs(number: int) -> str:
 def plan(old: Policy, new: Policy, jobs: Sequence[Job], site: Site | None = None) -> Plan:
     """What `new` in place of `old` would change for these jobs. `site`: to name nodes that have no job now."""
     decide_old, decide_new = _Judge(old), _Judge(new)
+    classes = _Classes(old, new)
     pairs = [(job, decide_old.of(job), decide_new.of(job)) for job in jobs]
     members_old = _members(before for _, before, _ in pairs)
     members_new = _members(after for _, _, after in pairs)
     grouped: dict[tuple[object, ...], list[tuple[Job, _Difference]]] = {}
     untouched = 0
     for job, before, after in pairs:
-        found = _difference(old, new, job, before, after)
+        found = _difference(old, new, classes, job, before, after)
         if found is None:
             untouched += 1
         else:
@@ -148,7 +149,9 @@ class _Difference:
     held: str | None
 
 
-def _difference(old: Policy, new: Policy, job: Job, was: Decision | Held, will: Decision | Held) -> _Difference | None:
+def _difference(
+    old: Policy, new: Policy, classes: _Classes, job: Job, was: Decision | Held, will: Decision | Held
+) -> _Difference | None:
     # One that the old policy would hold was let in by a policy that is gone already; it is sealed since.
     before = _NOTHING if isinstance(was, Held) else was
     if isinstance(will, Held):
@@ -172,7 +175,7 @@ def _difference(old: Policy, new: Policy, job: Job, was: Decision | Held, will: 
             opens.append(f"is in audit mode: refusals are let on{_where(place)}")
         else:
             closes_.append(f"is no longer in audit mode: refusals are enforced{_where(place)}")
-    otherwise = [] if sealed else _marks(old, new, before, will)
+    otherwise = [] if sealed else _marks(classes, before, will)
     left = before.slice if before.slice != will.slice else None
     joined = will.slice if before.slice != will.slice else None
     joined_at = next((p for p, t in will.trail if t.startswith("in slice ")), None) if joined else None
@@ -185,12 +188,15 @@ def _difference(old: Policy, new: Policy, job: Job, was: Decision | Held, will: 
 
 
 def _services(new: Policy, job: Job, before: Decision, after: Decision, opens: list[str], closes: list[str]) -> None:
+    was, will = before.outcome, after.outcome
+    if (was.services, was.audited) == (will.services, will.audited):
+        return
+    groups = set(after.groups)
     given = {
         g.service: g.place
         for g in reversed(new.grants)
-        if g.group in after.groups and not g.audit and job.phase in g.during and node_matches(g.nodes, job.node)
+        if g.group in groups and not g.audit and job.phase in g.during and node_matches(g.nodes, job.node)
     }
-    was, will = before.outcome, after.outcome
     opens += [f"gains {name}{_where(given.get(name))}" for name in sorted(will.services - was.services)]
     lost = sorted(was.services - will.services)
     closes += [f"loses {name}" for name in lost if name not in will.audited]
@@ -224,31 +230,48 @@ def _exposed(policy: Policy, decision: Decision) -> dict[str, Place]:
     return found
 
 
-def _marks(old: Policy, new: Policy, before: Decision, after: Decision) -> list[str]:
-    told = []
-    for service in [None, *sorted({*old.classified_services, *new.classified_services})]:
-        was, _ = class_for(old, before.groups, service)
-        will, place = class_for(new, after.groups, service)
-        if service is not None and (was, will) == (
-            class_for(old, before.groups, None)[0],
-            class_for(new, after.groups, None)[0],
-        ):
-            continue  # as for all other traffic
-        if was != will:
-            about = "other traffic" if service is None and new.classified_services else "traffic"
-            about = about if service is None else f"traffic with {service}"
-            told.append(f"{about}: class {was or 'none'} becomes {will or 'none'}{_where(place)}")
+def _marks(classes: _Classes, before: Decision, after: Decision) -> list[str]:
+    told = classes.changes(before.groups, after.groups)
     if before.scitag != after.scitag:
-        was_tag, will_tag = ("none" if t is None else f"{t[0]}/{t[1]}" for t in (before.scitag, after.scitag))
-        told.append(f"scitag {was_tag} becomes {will_tag}")
+        was, will = ("none" if tag is None else f"{tag[0]}/{tag[1]}" for tag in (before.scitag, after.scitag))
+        told.append(f"scitag {was} becomes {will}")
     return told
 
 
-def class_for(policy: Policy, groups: Iterable[str], service: str | None) -> tuple[str | None, Place | None]:
+class _Classes:
+    """What becomes of the classes of a job's traffic. Kept: jobs of the same groups share it."""
+
+    def __init__(self, old: Policy, new: Policy) -> None:
+        self._old, self._new = old, new
+        self._services = sorted({*old.classified_services, *new.classified_services})
+        named = [{r.group for r in policy.classify if r.group is not None} for policy in (old, new)]
+        self._named_old, self._named_new = named
+        self._kept: dict[tuple[frozenset[str], frozenset[str]], list[str]] = {}
+
+    def changes(self, before: Iterable[str], after: Iterable[str]) -> list[str]:
+        key = (frozenset(self._named_old.intersection(before)), frozenset(self._named_new.intersection(after)))
+        if key not in self._kept:
+            self._kept[key] = self._work_out(*key)
+        return list(self._kept[key])
+
+    def _work_out(self, before: frozenset[str], after: frozenset[str]) -> list[str]:
+        told = []
+        others = tuple(class_for(p, g, None)[0] for p, g in ((self._old, before), (self._new, after)))
+        for service in [None, *self._services]:
+            was, _ = class_for(self._old, before, service)
+            will, place = class_for(self._new, after, service)
+            if was == will or (service is not None and (was, will) == others):
+                continue  # nothing, or the same as for all other traffic
+            about = "other traffic" if self._new.classified_services else "traffic"
+            about = about if service is None else f"traffic with {service}"
+            told.append(f"{about}: class {was or 'none'} becomes {will or 'none'}{_where(place)}")
+        return told
+
+
+def class_for(policy: Policy, groups: frozenset[str], service: str | None) -> tuple[str | None, Place | None]:
     """Class of a job's traffic with a service alone (None: with what no rule names), and the rule that gives it."""
     if not policy.classes:
         return None, None
-    groups = set(groups)
     for rule in policy.classify:
         if (rule.group is None or rule.group in groups) and rule.service in (None, service):
             return rule.traffic_class, rule.place

@@ -6,7 +6,7 @@ The parts: `guard`, `between`, `services`, `replies`, `marking` and `worker` mak
 
 from __future__ import annotations
 
-from policies.model import Attempt, PortKind, Role, World
+from policies.model import Attempt, Outcome, PortKind, Role, World
 from ryu_apps.openflow import gate, worker
 from ryu_apps.openflow.counters import read_counters
 from ryu_apps.openflow.flows import Flow, FlowKey
@@ -31,14 +31,29 @@ __all__ = [
 def desired_flows(world: World, bridge: str) -> dict[FlowKey, Flow]:
     """Every flow of ours that a bridge should have: the specification of all incremental paths."""
     flows = base_flows(world, bridge)
-    here = [a for a in world.attempts.values() if bridge in bridges_of(world, a)]
+    here = _attempts_on(world, bridge)
     for outcome in {a.outcome for a in here}:
         flows += identity_flows(world, bridge, outcome)
     for attempt in here:
         flows += attempt_flows(world, bridge, attempt)
-    for name in slices_on(world, bridge):
-        flows += slice_flows(world, name)
+    slices = slices_on(world, bridge)
+    flows += [membership_flow(world, a) for a in world.attempts.values() if a.slice in slices and _connected(a)]
     return {f.key: f for f in flows}
+
+
+def _attempts_on(world: World, bridge: str) -> list[Attempt]:
+    """The attempts that have this among `bridges_of`; each outcome is asked for once, not each attempt."""
+    known: dict[Outcome, bool] = {}
+    here = []
+    for attempt in world.attempts.values():
+        if attempt.bridge != bridge:
+            concerned = known.get(attempt.outcome)
+            if concerned is None:
+                concerned = known[attempt.outcome] = bridge in bridges_of(world, attempt)
+            if not concerned:
+                continue
+        here.append(attempt)
+    return here
 
 
 def slices_on(world: World, bridge: str) -> set[str]:
