@@ -9,7 +9,7 @@ import pytest
 
 from policies import sections, sitefile, trust, values
 from policies.classads import FUNCTIONS, REFUSED
-from policies.language import MAX_FILES, MAX_INCLUDE_DEPTH, PolicyError, load_site, policy_from_text
+from policies.language import MAX_FILES, MAX_INCLUDE_DEPTH, PolicyError, load_policy, load_site, policy_from_text
 from policies.validation import keys_of
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "policy.md").read_text()
@@ -17,6 +17,7 @@ POLICY_PART, SITE_PART = PAGE.split("\n## The site file\n")
 BLOCKS = re.findall(r"^```(yaml[a-z ]*)\n(.*?)^```\n(?:```text\n(.*?)^```$)?", PAGE, flags=re.MULTILINE | re.DOTALL)
 GOOD = [text for kind, text, _ in BLOCKS if kind == "yaml" and "datapath-id" not in text]
 SITES = [text for kind, text, _ in BLOCKS if kind == "yaml" and "datapath-id" in text]
+SEVERAL = [text for kind, text, _ in BLOCKS if kind == "yaml files"]
 BAD = [(text, messages) for kind, text, messages in BLOCKS if kind == "yaml refused"]
 
 
@@ -35,6 +36,16 @@ def test_an_example_of_a_site_loads(text: str, tmp_path: Path) -> None:
     assert load_site(tmp_path / "site.yaml")
 
 
+@pytest.mark.parametrize("text", SEVERAL, ids=first_line)
+def test_an_example_of_several_files_loads(text: str, tmp_path: Path) -> None:
+    parts = [part.split("\n", 1) for part in text.split("---\n")]
+    for heading, content in parts:
+        file = tmp_path / heading.removeprefix("# ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert len(load_policy(tmp_path / "policy.yaml").files) == len(parts) > 1
+
+
 @pytest.mark.parametrize(("text", "messages"), BAD, ids=[first_line(text) for text, _ in BAD])
 def test_a_refused_example_is_refused_with_the_messages_that_stand_beside_it(text: str, messages: str) -> None:
     with pytest.raises(PolicyError) as refused:
@@ -43,17 +54,16 @@ def test_a_refused_example_is_refused_with_the_messages_that_stand_beside_it(tex
 
 
 def test_the_reader_of_the_page_finds_its_examples() -> None:
-    assert (len(GOOD), len(SITES), len(BAD)) == (7, 1, 2)
+    assert (len(GOOD), len(SITES), len(SEVERAL), len(BAD)) == (7, 1, 1, 2)
     assert len(re.findall(r"^```", PAGE, flags=re.MULTILINE)) == 2 * (len(BLOCKS) + len(BAD))
 
 
 def sections_used() -> set[str]:
-    return {key for text in GOOD for key in re.findall(r"^([a-z-]+):", text, flags=re.MULTILINE)}
+    return {key for text in GOOD + SEVERAL for key in re.findall(r"^([a-z-]+):", text, flags=re.MULTILINE)}
 
 
 def test_every_section_has_an_example() -> None:
-    """`include` apart: a text without a file includes nothing; test_language.py has its examples."""
-    assert sections_used() == set(sections.SECTIONS) - {"include"}
+    assert sections_used() == set(sections.SECTIONS)
 
 
 def keys_in_tables(part: str) -> set[str]:
