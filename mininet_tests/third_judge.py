@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ovs.unixctl.client import UnixctlClient  # type: ignore[import-untyped]  # the library ships no types
-
+from mininet_tests.control_socket import ControlSocket
 from mininet_tests.site.dummy import DummySwitch
 from ryu_apps.openflow.fields import Frag, show
 from ryu_apps.openflow.pipeline import Table
@@ -57,9 +56,7 @@ class ThirdJudge(AbstractContextManager["ThirdJudge"]):
             self._switch.add_bridge(f"wn{n}-br", {f"n{n}up0": UPLINK, **jobs})
         self._switch.add_bridge("gate-br", {"gup0": UPLINK, "wf0": WORKERS, "sf0": SERVERS})
         self._numbers = self._switch.port_numbers()
-        error, self._control = UnixctlClient.create(str(self._switch.control()))
-        if error:
-            raise AssertionError(f"no answer on {self._switch.control()}")
+        self._control = ControlSocket(self._switch.control())
         return self
 
     def __exit__(
@@ -95,11 +92,9 @@ class ThirdJudge(AbstractContextManager["ThirdJudge"]):
             self._switch.install(hop.bridge, bench.compiled(hop.bridge).values(), TABLE_0)
             self._installed.add(hop.bridge)
         known = "trk,est,rpl" if hop.packet.tracked else "trk,new"
-        error, failed, text = self._control.transact(
-            "ofproto/trace", [hop.bridge, text_of(frame(hop)), "--ct-next", known]
-        )
-        if error or failed or "Datapath actions" not in (text or ""):
-            raise AssertionError(f"ofproto/trace {hop.bridge} {text_of(frame(hop))}: {failed or text}")
+        text = self._control.command("ofproto/trace", hop.bridge, text_of(frame(hop)), "--ct-next", known)
+        if "Datapath actions" not in text:
+            raise AssertionError(f"ofproto/trace {hop.bridge} {text_of(frame(hop))}: {text}")
         return self._read(text, hop)
 
     def _read(self, text: str, hop: Hop) -> Traced:
