@@ -97,6 +97,8 @@ def test_a_job_of_no_named_group_gets_the_rest(whole: Rig) -> None:
     status, _ = whole.controller.register(aid(3, "wn2"), spec(3, "wn2", User="b@x", LarkGroup="chemistry"))
     view = status.decision
     assert (view.mode, view.grants, view.audited) == ("audit", [], ["files", "licence"])
+    # The gate must know whom it lets on.
+    assert set(status.bridges) == {"br2", "gate1"}
     assert [(one.name, one.service) for one in view.classes] == [("data", "xrootd"), ("rest", None)]
     assert (view.exposes, view.rate, view.scitag, view.slice) == ([], None, None, None)
 
