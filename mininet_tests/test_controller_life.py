@@ -265,7 +265,8 @@ def test_an_attempt_lives_through_a_killed_controller(daemon: Daemon, switch: Du
     # In force when it is answered, not a moment later.
     assert len(flows_of(switch, WORKER, ATTEMPT)) == 6
     assert len(flows_of(switch, GATE, ATTEMPT)) == 2
-    assert len(flows_of(switch, GATE, IDENTITY)) == 2
+    # To the service, to later fragments for its host, and back.
+    assert len(flows_of(switch, GATE, IDENTITY)) == 3
     assert answer["bridges"] == {WORKER: "realised", GATE: "realised"}
     before = {bridge: switch.flows(bridge) for bridge in (WORKER, GATE)}
 
