@@ -229,8 +229,8 @@ class Controller:
         attempts: dict[str, Attempt] = {}
         identities: dict[Outcome, int] = {}
         slices: dict[str, int] = {}
-        taken: set[int] = set()
         leaving: list[AttemptRow] = []
+        living: list[tuple[AttemptRow, Decision]] = []
         for row in sorted(snapshot.attempts, key=lambda row: row.number):
             if row.leaving:
                 leaving.append(row)
@@ -242,19 +242,24 @@ class Controller:
                 leaving.append(replace(row, leaving=tuple(world.site.bridges)))
                 changes.append(PutAttempt(leaving[-1]))
                 continue
+            decided = row.decision
             if row.digest != world.policy.digest:
                 row = self._decide_anew(row, world.policy)
                 changes.append(PutAttempt(row))
-            outcome = row.decision.outcome
+            living.append((row, decided))
+        # A number never means anything else: it stays with the outcome or slice that it was given for, and what another
+        # policy makes of an attempt has a number of its own.
+        for row, decided in living:
+            if row.decision.outcome == decided.outcome:
+                identities.setdefault(decided.outcome, row.identity)
+            if decided.slice is not None and row.decision.slice == decided.slice:
+                slices.setdefault(decided.slice, row.slice_number)
+        for row, _ in living:
+            outcome, name = row.decision.outcome, row.decision.slice
             if outcome not in identities:
-                # A number stays with its outcome; another policy may have parted those who shared one.
-                fresh = row.identity in taken
-                identities[outcome] = self._numbers[Kind.IDENTITY].take() if fresh else row.identity
-                taken.add(identities[outcome])
-            name = row.decision.slice
+                identities[outcome] = self._numbers[Kind.IDENTITY].take()
             if name is not None and name not in slices:
-                known = row.slice_number and row.slice_number not in slices.values()
-                slices[name] = row.slice_number if known else self._numbers[Kind.SLICE].take()
+                slices[name] = self._numbers[Kind.SLICE].take()
             slice_number = slices[name] if name is not None else 0
             if (identities[outcome], slice_number) != (row.identity, row.slice_number):
                 row = replace(row, identity=identities[outcome], slice_number=slice_number)

@@ -361,6 +361,58 @@ def test_flows_follow_another_policy(rig: Rig, how: str, load: Callable[[str], P
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
+def test_numbers_of_identities_and_slices_never_mean_anything_else(
+    rig: Rig, how: str, load: Callable[[str], Policy]
+) -> None:
+    """Over ends, an unreachable bridge, other policies and restarts: one number is one outcome, slice, or attempt."""
+    other_slices = POLICY.replace("name: LarkSlice", "name: 'strcat(\"x\", LarkSlice)'")
+    other_grants = POLICY.replace("""physics: 'LarkGroup =?= "physics"'""", """physics: 'LarkGroup =!= "physics"'""")
+    assert POLICY not in (other_slices, other_grants)
+    meant: dict[tuple[str, int], object] = {}
+    numbers: dict[str, set[int]] = {"attempt": set(), "identity": set(), "slice": set()}
+
+    def look() -> None:
+        for row in rig.store.attempts.values():
+            for kind, number, what in (
+                ("attempt", row.number, row.id),
+                ("identity", row.identity, row.decision.outcome),
+                ("slice", row.slice_number, row.decision.slice),
+            ):
+                if number:
+                    assert meant.setdefault((kind, number), what) == what
+                    numbers[kind].add(number)
+
+    def change(text: str) -> None:
+        policy = load(text)
+        if how == "reload":
+            rig.controller.reload(policy)
+            rig.policy = policy
+        else:
+            rig.restart(policy)
+        look()
+
+    for turn in range(3):
+        for n, group in ((2, "physics"), (3, "biology"), (4, "chemistry")):
+            rig.controller.register(aid(10 * turn + n), spec(n, LarkGroup=group, LarkSlice=group, User="a@site"))
+            look()
+        rig.fabric.disconnect("gate1")
+        change(other_slices)
+        change(other_grants)
+        for n in (2, 3, 4):
+            rig.controller.delete(aid(10 * turn + n))
+        look()
+        rig.restart()
+        look()
+        rig.fabric.connect("gate1")
+        rig.controller.tick()
+        change(POLICY)
+        assert rig.store.attempts == {}
+    assert len(numbers["attempt"]) == 9
+    assert len(numbers["identity"]) >= 6
+    assert len(numbers["slice"]) >= 12
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
 def test_a_job_that_another_policy_would_hold_is_sealed(rig: Rig, how: str, load: Callable[[str], Policy]) -> None:
     rig.controller.register(aid(2), spec(2, LarkGroup="physics"))
     rig.controller.register(aid(3), spec(3, LarkGroup="physics", LarkColour="blue"))
