@@ -66,6 +66,7 @@ _BATCH = 100
 _TRIES = 5
 QUEUE_LIMIT = 20_000
 _YIELD = 500
+_TELL_SECONDS = 5.0
 _STATUS_COLUMNS = ["name", "model", "connected", "leader", "schema", "cid"]
 
 
@@ -173,6 +174,8 @@ class OvsdbStore:
         self._flight: _Flight | None = None
         self._asked: tuple[str, _Read] | None = None
         self._heartbeat: _Write | None = None
+        self._full_told: float | None = None
+        """When the log last said that the disk is full."""
         self._singly = 0
         self._known: dict[Key, _Known] = {}
         self._counters: dict[str, int] = {}
@@ -766,6 +769,9 @@ class OvsdbStore:
         fault = _fault(result) if isinstance(result, list) else (len(flight.owners), _as_fault(message.get("error")))
         if fault is None:
             self._beat += 1
+            if self._full_told is not None and time.monotonic() - self._full_told > _TELL_SECONDS:
+                LOG.info("store: its disk takes writes again")
+                self._full_told = None
             self._took_place(flight, result)
             return
         index, what = fault
@@ -785,7 +791,10 @@ class OvsdbStore:
             self._flight = flight
             raise _Unknown(_said(what))
         elif error == "I/O error":
-            LOG.error("store: %s", _disk(_said(what)))
+            now = time.monotonic()
+            if self._full_told is None or now - self._full_told > _TELL_SECONDS:
+                LOG.error("store: %s", _disk(_said(what)))
+                self._full_told = now
             for write in flight.writes:
                 write.end(StoreError(_disk(_said(what))))
         elif len(flight.writes) > 1:

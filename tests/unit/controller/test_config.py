@@ -13,6 +13,7 @@ import pytest
 
 from ryu_apps.config import ConfigError, load_config, parse_listen
 from ryu_apps.rest.auth import Principal, TokenRole, load_tokens, new_token
+from ryu_apps.store.jsonrpc import Tls
 from tests.unit.controller.rig import POLICY, SITE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,6 +93,18 @@ def test_a_bridge_that_may_come_from_anywhere_is_warned_of(home: Path) -> None:
         ('"127.0.0.1:8080"}', '"127.0.0.1:8080", allow-plaintxt: true}', r"controller.yaml:5: `api.allow-plaintxt`"),
         ("tokens: tokens.yaml", "tokens: [", r"controller.yaml:\d+: "),
         ("deadline: 5", "engine: pox", r"controller.yaml:7: `engine`"),
+        ("deadline: 5", "store: {mode: raft}", r"controller.yaml:7: `store.mode`"),
+        ("deadline: 5", "store: {mode: cluster}", r"controller.yaml:7: `store`: .*needs `servers`"),
+        ("deadline: 5", 'store: {servers: ["ssl:192.0.2.1:6643"]}', r"controller.yaml:7: `store`: .*`mode: cluster`"),
+        (
+            "deadline: 5",
+            'store: {mode: cluster, servers: ["ssl:192.0.2.1:6643"]}',
+            r"controller.yaml:7: `store`: .*`tls`",
+        ),
+        ("deadline: 5", 'store: {mode: cluster, servers: ["ssl:db.example.org:1"]}', r"yaml:7: .*not an IP address"),
+        ("deadline: 5", 'store: {mode: cluster, servers: ["192.0.2.1:6643"]}', r"yaml:7: .*not an OVSDB server"),
+        ("deadline: 5", 'store: {mode: cluster, servers: ["tcp:192.0.2.1:6643"]}', r"yaml:7: .*allow-plaintext"),
+        ("deadline: 5", 'store: {mode: cluster, servers: ["tcp:[::1]:1", "tcp:[::1]:1"]}', r"yaml:7: .*twice"),
     ],
 )
 def test_faults_name_file_and_line(home: Path, old: str, new: str, said: str) -> None:
@@ -100,6 +113,23 @@ def test_faults_name_file_and_line(home: Path, old: str, new: str, said: str) ->
     with pytest.raises(ConfigError) as caught:
         load_config(home / "controller.yaml")
     assert re.search(said, str(caught.value)), str(caught.value)
+
+
+def test_the_store_is_embedded_unless_a_cluster_is_named(home: Path) -> None:
+    path = home / "controller.yaml"
+    assert load_config(path).store.embedded
+    for text, servers, tls in (
+        ('["tcp:127.0.0.1:6643", "unix:/run/x"]', ("tcp:127.0.0.1:6643", "unix:/run/x"), None),
+        ('["tcp:192.0.2.1:6643"], allow-plaintext: true', ("tcp:192.0.2.1:6643",), None),
+        (
+            '["ssl:192.0.2.1:6643"], tls: {certificate: c.pem, private-key: /k.pem, ca: ca.pem}',
+            ("ssl:192.0.2.1:6643",),
+            Tls(Path("/k.pem"), home / "c.pem", home / "ca.pem"),
+        ),
+    ):
+        path.write_text(f"{GOOD}store: {{mode: cluster, name: ctl1, servers: {text}}}\n")
+        found = load_config(path).store
+        assert (found.embedded, found.servers, found.tls, found.name) == (False, servers, tls, "ctl1")
 
 
 def test_plaintext_is_a_decision(home: Path) -> None:
