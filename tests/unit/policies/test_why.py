@@ -84,7 +84,7 @@ def test_every_rule_that_is_named_is_a_line_of_the_policy() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(packets=4))
+@given(cases(packets=4, each_choice=False))
 def test_on_any_way_every_bridge_judges_and_its_flows_do_what_is_said(drawn: tuple[Case, World]) -> None:
     case, world = drawn
     jobs = known(case)
