@@ -362,14 +362,16 @@ def _missing_attributes(policy: Policy, startd_job_attrs: Iterable[str]) -> Iter
 
 def _mutable_grounds(policy: Policy, immutable_job_attrs: Iterable[str]) -> Iterator[Problem]:
     fixed = {name.lower() for name in immutable_job_attrs} | trust.SET_BY_SCHEDD
-    rules: list[tuple[str, str, frozenset[str], Place]] = [
-        *(("grant", r.group, frozenset(), r.place) for r in policy.grants),
-        *(("class", r.group, frozenset(), r.place) for r in policy.classify if r.group is not None),
-        *(("exposure", r.group, frozenset(), r.place) for r in policy.exposes if not r.to_slice),
-        *(("scitag", r.group, frozenset(), r.place) for r in policy.scitags),
-        *(("site-wide slice", r.group, r.name.references, r.place) for r in policy.slices if r.site_wide),
+    rules: list[tuple[str, str | None, frozenset[str], Place, bool]] = [
+        *(("grant", r.group, frozenset(), r.place, r.trust_user) for r in policy.grants),
+        *(("class", r.group, frozenset(), r.place, r.trust_user) for r in policy.classify),
+        *(("exposure", r.group, frozenset(), r.place, r.trust_user) for r in policy.exposes if not r.to_slice),
+        *(("scitag", r.group, frozenset(), r.place, r.trust_user) for r in policy.scitags),
+        *(("site-wide slice", r.group, r.name.references, r.place, r.trust_user) for r in policy.slices if r.site_wide),
     ]
-    for what, group, more, place in rules:
+    for what, group, more, place, trusting in rules:
+        if group is None or trusting:
+            continue
         read = policy.groups[group].condition.references | more
         loose = sorted(n for n in read if not n.startswith("target.") and n not in fixed)
         if loose:

@@ -146,6 +146,8 @@ class Grant:
     place: Place
     audit: bool = False
     """It gives nothing: what its members do as if they had it is counted as refused, and let on."""
+    trust_user: bool = False
+    """It may rest on what the job's owner says: the file says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ class Slice:
     place: Place
     exposed_only: bool = False
     """Members reach each other only at ports that an `expose` rule opens to the slice."""
+    trust_user: bool = False
 
 
 EXPOSED_PREFIX = "exposed-"
@@ -211,6 +214,7 @@ class Classify:
     service: str | None
     traffic_class: str
     place: Place
+    trust_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +236,7 @@ class Expose:
     to_slice: bool
     networks: tuple[Network, ...]
     place: Place
+    trust_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,7 @@ class Scitag:
     experiment: int
     activity: int
     place: Place
+    trust_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,7 @@ def _grants(sources: Sources, services: Mapping[str, Service], trusted: Beliefs)
         trusted.opening(spot, "grant", source.for_, source.trust_user)
         during = frozenset(Phase(p) for p in source.during) if source.during else frozenset(Phase)
         nodes = _node_patterns(spot.at("nodes"), source.nodes or ())
-        yield Grant(source.for_, source.to, during, nodes, entry.place, source.mode == "audit")
+        yield Grant(source.for_, source.to, during, nodes, entry.place, source.mode == "audit", source.trust_user)
 
 
 def _classes(sources: Sources) -> tuple[TrafficClass, ...]:
@@ -370,7 +370,7 @@ def _classify(sources: Sources, trusted: Beliefs) -> Iterator[Classify]:
             spot.at("class").add(f"class `{source.class_}` is not defined", fix)
         if source.for_ is not None:
             trusted.opening(spot, "class", source.for_, source.trust_user)
-        yield Classify(source.for_, source.service, source.class_, entry.place)
+        yield Classify(source.for_, source.service, source.class_, entry.place, source.trust_user)
 
 
 def _slices(sources: Sources, trusted: Beliefs) -> Iterator[Slice]:
@@ -382,7 +382,7 @@ def _slices(sources: Sources, trusted: Beliefs) -> Iterator[Slice]:
             continue
         site_wide = source.scope == "site"
         trusted.slice(spot, source.for_, name, trusting=source.trust_user, site_wide=site_wide)
-        yield Slice(source.for_, name, site_wide, entry.place, source.between == "exposed")
+        yield Slice(source.for_, name, site_wide, entry.place, source.between == "exposed", source.trust_user)
 
 
 def _seals(sources: Sources, trusted: Beliefs) -> Iterator[Seal]:
@@ -437,7 +437,7 @@ def _exposes(sources: Sources, networks: Mapping[str, tuple[Network, ...]], trus
             if to_networks == MAX_BITS + 1:
                 message = f"more than {MAX_BITS} `expose` rules name networks"
                 spot.add(message, "join rules of one group, or networks under one name")
-        yield Expose(source.for_, ports, to_slice, tuple(dict.fromkeys(opened)), entry.place)
+        yield Expose(source.for_, ports, to_slice, tuple(dict.fromkeys(opened)), entry.place, source.trust_user)
 
 
 def _scitags(sources: Sources, trusted: Beliefs) -> Iterator[Scitag]:
@@ -451,7 +451,7 @@ def _scitags(sources: Sources, trusted: Beliefs) -> Iterator[Scitag]:
         of_experiment = functools.partial(values.activity, of_experiment=experiment)
         activity = spot.at("activity").convert(source.activity, of_experiment)
         if activity is not None:
-            yield Scitag(source.for_, experiment, activity, entry.place)
+            yield Scitag(source.for_, experiment, activity, entry.place, source.trust_user)
 
 
 def _defaults(source: DefaultsIn, place: Place) -> Defaults:
