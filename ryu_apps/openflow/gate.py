@@ -49,6 +49,11 @@ def base_flows(world: World, spec: Bridge) -> list[Flow]:
     return flows
 
 
+def _audits(world: World) -> bool:
+    """Whether the site or any node is in audit mode: only then are there flows that let refusals on."""
+    return world.policy.mode is Mode.AUDIT or any(world.policy.audits(name) for name in world.site.nodes)
+
+
 def _audit(audits: bool) -> tuple[Action, ...]:
     return (r.AUDIT.load(1),) if audits else ()
 
@@ -129,13 +134,15 @@ def _standing(world: World, spec: Bridge) -> list[Flow]:
         flows.append(entry(Table.GATE_SERVICE_PORT, Priority.FRAGMENT, later, pinned, pieces))
         # A first fragment that shows no port of a service here: what follows it could carry one.
         flows.append(entry(Table.GATE_SERVICE_PORT, Priority.FAMILY, first, (), pieces))
-        let_on = (r.AUDIT.equals(1), *first)
-        flows.append(entry(Table.GATE_SERVICE_PORT, Priority.NETWORK, let_on, _SERVERS, audited))
+        if _audits(world):
+            let_on = (r.AUDIT.equals(1), *first)
+            flows.append(entry(Table.GATE_SERVICE_PORT, Priority.NETWORK, let_on, _SERVERS, audited))
         flows.append(entry(Table.GATE_RETURN_PORT, Priority.FRAGMENT, later, _NORMAL, pieces))
-    let_on_back = r.joined(_JOB, r.AUDIT.equals(1))
-    flows.append(entry(Table.GATE_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _SERVERS, audited))
-    flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY + 1, (let_on_back,), _WORKERS, audited))
-    flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _NORMAL, audited))
+    if _audits(world):
+        let_on_back = r.joined(_JOB, r.AUDIT.equals(1))
+        flows.append(entry(Table.GATE_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _SERVERS, audited))
+        flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY + 1, (let_on_back,), _WORKERS, audited))
+        flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _NORMAL, audited))
     past = tuple(Output(port) for port in sorted([*workers, *uplinks]))
     otherwise: list[tuple[Table, tuple[Action, ...]]] = [
         (Table.GATE_IDENTITY, (Goto(Table.GATE_SERVICE),)),

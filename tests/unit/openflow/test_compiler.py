@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
-from policies.model import Mode, Outcome, Reason
-from ryu_apps.openflow import compiler, cookies
+from policies.language import policy_from_text
+from policies.model import Attempt, Mode, Outcome, Policy, Reason, World
+from policies.wire import Phase
+from ryu_apps.openflow import compiler, cookies, explain, registers
 from ryu_apps.openflow.fields import masked, port_masks
 from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, FlowStats, Goto, Output, match
+from ryu_apps.openflow.hosts import SEVERAL, host_classes, shared_hosts
 from ryu_apps.openflow.pipeline import PIPELINE, NotInPipeline, Priority, Table, entry
 from ryu_apps.openflow.text import flow_text, flows_text
 from tests.worlds import demo_policy, demo_site, with_job, world
@@ -32,6 +36,249 @@ def test_the_flows_of_the_demo_are_the_reviewed_ones(bridge: str, mode: Mode) ->
     if os.environ.get("LARK_REGENERATE_GOLDEN"):
         file.write_text(text)
     assert text == file.read_text()
+
+
+FEATURES = {
+    "staged-services": """
+services:
+  files: {hosts: [10.20.0.5, 10.20.0.6], ports: [tcp/1094-1095, udp/5000], protected: true}
+  names: {hosts: [10.20.0.6, "2001:db8:20::6"], ports: [icmp, tcp/53], protected: true, open-to: [desk]}
+networks: {desk: [10.9.1.0/24]}
+groups: {physics: 'LarkGroup =?= "physics"'}
+grants: [{for: physics, to: files}]
+""",
+    "audit": """
+node-modes: [{nodes: ["wn-canary*"], mode: audit}]
+services:
+  files: {hosts: [10.20.0.5, 10.20.1.1], ports: [tcp/1094], protected: true, mode: audit}
+  names: {hosts: [10.20.0.6], ports: [tcp/53], protected: true}
+groups: {physics: 'LarkGroup =?= "physics"'}
+grants: [{for: physics, to: names, mode: audit}]
+defaults: {egress: audit, ingress: audit, between-jobs: audit}
+""",
+    "exposed-slices": """
+attributes: {LarkSlice: {type: string}}
+groups: {asks: 'LarkSlice =!= undefined', physics: 'LarkGroup =?= "physics"'}
+slices: [{for: asks, name: LarkSlice, between: exposed}]
+expose: [{for: physics, ports: [tcp/8000-8007, icmp], to: slice}]
+""",
+    "exposed-to-networks": """
+networks: {campus: [10.9.0.0/16, "2001:db8:9::/48"], desk: [10.9.1.1]}
+groups: {physics: 'LarkGroup =?= "physics"', everybody: 'Owner =!= undefined'}
+expose:
+  - {for: physics, ports: [tcp/8080], to: [campus]}
+  - {for: everybody, ports: [udp/5000-5003], to: [desk]}
+defaults: {egress: deny}
+""",
+    "classes": """
+services:
+  xrootd: {ports: [tcp/1094-1095]}
+  files: {hosts: [10.20.0.5, "2001:db8:20::5"], ports: [tcp/1095-1096, icmp]}
+groups: {physics: 'LarkGroup =?= "physics"'}
+classes: [{name: first, dscp: af41}, {name: second, dscp: af31}, {name: rest, dscp: cs1}]
+classify: [{for: physics, service: files, class: first}, {service: xrootd, class: second}, {class: rest}]
+""",
+}
+"""One small policy for each feature; its flows are in tests/golden/feature-NAME-BRIDGE.flows."""
+
+
+def feature_world(name: str) -> World:
+    policy = policy_from_text(FEATURES[name])
+    site = demo_site()
+    guards = tuple(sorted(s.name for s in policy.services.values() if s.protected))
+    bridges = {**site.bridges, "gate-br": replace(site.bridges["gate-br"], guards=guards)}
+    jobs: list[dict[str, object]] = [
+        {"LarkGroup": "physics", "LarkSlice": "one", "User": "a@site", "Owner": "a"},
+        {"LarkSlice": "one", "User": "a@site", "Owner": "a"},
+    ]
+    return world(jobs, policy, replace(site, bridges=bridges))
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_the_flows_of_each_feature_are_the_reviewed_ones(feature: str) -> None:
+    """Regenerate with LARK_REGENERATE_GOLDEN=1, then read the difference."""
+    here = feature_world(feature)
+    for bridge in here.site.bridges:
+        text = flows_text(compiler.desired_flows(here, bridge).values())
+        file = GOLDEN / f"feature-{feature}-{bridge}.flows"
+        if os.environ.get("LARK_REGENERATE_GOLDEN"):
+            file.write_text(text)
+        assert text == file.read_text()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_cookie_leads_to_something_of_today(feature: str) -> None:
+    here = feature_world(feature)
+    told = {
+        explain.meaning(here, f.cookie) for b in here.site.bridges for f in compiler.desired_flows(here, b).values()
+    }
+    assert not [text for text in told if "number" in text or "has ended" in text or "nobody" in text]
+    wanted = {
+        "staged-services": "hosts that services share: files (policy.yaml:3), names (policy.yaml:4)",
+        "audit": "service files (policy.yaml:4)",
+        "exposed-slices": "what jobs of group physics serve (policy.yaml:5)",
+        "exposed-to-networks": "what jobs of group everybody serve (policy.yaml:6)",
+        "classes": "class second (policy.yaml:7)",
+    }
+    assert wanted[feature] in told
+
+
+def many(hosts: int, ports: int, networks: int = 0) -> Policy:
+    """One protected service of so many hosts, ranges of ports, and networks that it is open to."""
+    served = ", ".join(str(IPv4Address((10 << 24) + (20 << 16) + 0x8000 + n)) for n in range(hosts))
+    offered = ", ".join(f"tcp/{1 + 2 * n}" for n in range(ports))
+    named = ", ".join(f"10.{100 + n // 250}.{n % 250}.0/24" for n in range(networks or 1))
+    open_to = ", open-to: [many]" if networks else ""
+    return policy_from_text(
+        f"networks: {{many: [{named}]}}\n"
+        f"services: {{files: {{hosts: [{served}], ports: [{offered}], protected: true{open_to}}}}}\n"
+        "groups: {physics: 'LarkGroup =?= \"physics\"'}\n"
+        "grants: [{for: physics, to: files}]\n"
+        "classes: [{name: first, dscp: 10}, {name: rest, dscp: 0}]\n"
+        "classify: [{service: files, class: first}]\n"
+    )
+
+
+def flows_of(policy: Policy) -> dict[str, int]:
+    site = demo_site()
+    bridges = {**site.bridges, "gate-br": replace(site.bridges["gate-br"], guards=("files",))}
+    here = world([PHYSICS], policy, replace(site, bridges=bridges))
+    return {bridge: len(compiler.desired_flows(here, bridge)) for bridge in bridges}
+
+
+def test_hosts_and_ports_of_a_service_add_up_and_never_multiply() -> None:
+    small = flows_of(many(1, 1))
+    grown = {(n, m): flows_of(many(n, m)) for n, m in ((1000, 1), (1, 1000), (1000, 1000))}
+    costs = {k: {b: v[b] - small[b] for b in small} for k, v in grown.items()}
+    # SERVICE, REPLY and KIND for a host, SERVICE_PORT both ways and KIND_PORT in both families for a range of ports.
+    assert costs[1000, 1]["wn1-br"] == 3 * 999
+    assert costs[1, 1000]["wn1-br"] == 4 * 999
+    # Two for a host in GATE_SERVICE and GATE_RETURN, two in GATE_SOURCE; for a range its way in, back, and a call.
+    assert costs[1000, 1]["gate-br"] == 4 * 999
+    assert costs[1, 1000]["gate-br"] == 3 * 999
+    for bridge in small:
+        assert costs[1000, 1000][bridge] == costs[1000, 1][bridge] + costs[1, 1000][bridge]
+
+
+def test_hosts_and_networks_that_a_service_is_open_to_add_up_and_never_multiply() -> None:
+    one = flows_of(many(1, 1, 1))["gate-br"]
+    hosts = flows_of(many(1000, 1, 1))["gate-br"] - one
+    networks = flows_of(many(1, 1, 1000))["gate-br"] - one
+    assert flows_of(many(1000, 1, 1000))["gate-br"] - one == hosts + networks
+    assert (hosts, networks) == (4 * 999, 3 * 999)
+
+
+def test_the_first_and_the_thousandth_job_of_an_identity_cost_the_same() -> None:
+    policy = policy_from_text(FEATURES["staged-services"])
+    site = demo_site()
+    wide = replace(site.nodes["wn1"], ipv4=IPv4Network("10.20.64.0/18"))
+    bridges = {**site.bridges, "gate-br": replace(site.bridges["gate-br"], guards=("files", "names"))}
+    here = world([], policy, replace(site, nodes={"wn1": wide}, bridges=bridges))
+    sent = []
+    known: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in bridges}
+    for lane in range(1, 1001):
+        here = with_job(here, lane, PHYSICS)
+        job = here.attempts[f"job{lane}"]
+        cost = {}
+        for bridge in compiler.bridges_of(here, job):
+            parts = [*compiler.identity_flows(here, bridge, job.outcome), *compiler.attempt_flows(here, bridge, job)]
+            new = {f.key: f for f in parts if known[bridge].get(f.key) != f}
+            known[bridge] |= new
+            cost[bridge] = len(new)
+        sent.append(cost)
+    # The first brings its identity: the service, and the later fragments of the two classes of hosts that have it.
+    assert sent[0] == {"wn1-br": 6 + 3, "gate-br": 2 + 4}
+    assert sent[1] == sent[999] == {"wn1-br": 6, "gate-br": 2}
+
+
+@pytest.mark.parametrize("between", ["open", "exposed"])
+@pytest.mark.parametrize("size", [2, 200, 2000])
+def test_a_slice_costs_one_flow_for_each_member_and_bridge(size: int, between: str) -> None:
+    here = sliced(size, between)
+    for bridge in ("wn1-br", "wn2-br"):
+        flows = compiler.desired_flows(here, bridge).values()
+        members = [f for f in flows if f.table == Table.MEMBER and f.priority == Priority.OBJECT]
+        assert len(members) == size
+        exposed = [f for f in flows if f.table == Table.EXPOSED]
+        assert len(exposed) == len([f for f in compiler.base_flows(here, bridge) if f.table == Table.EXPOSED])
+    assert compiler.slices_on(here, "wn3-br") == set()
+    others = compiler.desired_flows(here, "wn3-br").values()
+    assert [f for f in others if f.table == Table.MEMBER and f.priority == Priority.OBJECT] == []
+
+
+def sliced(size: int, between: str) -> World:
+    """A slice whose members are on two of three nodes."""
+    policy = policy_from_text(
+        FEATURES["exposed-slices"]
+        if between == "exposed"
+        else FEATURES["exposed-slices"].replace("between: exposed", "")
+    )
+    site = demo_site()
+    nodes, bridges, ports = {}, {}, {}
+    for n in (1, 2, 3):
+        name = f"wn{n}"
+        range4 = IPv4Network(f"10.20.{64 * n}.0/18")
+        nodes[name] = replace(site.nodes["wn1"], name=name, bridge=f"{name}-br", ipv4=range4, ipv6=None)
+        bridges[f"{name}-br"] = replace(site.bridges["wn1-br"], name=f"{name}-br")
+        ports[f"{name}-br"] = {"up0": 1}
+    outcome = Outcome(False, frozenset(), groups=frozenset({"physics"}))
+    name = ("exposed-" if between == "exposed" else "") + "user/6/a@site/one"
+    attempts = {}
+    for n in range(1, size + 1):
+        node = nodes[f"wn{1 + n % 2}"]
+        ipv4 = node.ipv4[n]
+        mac = (compiler.MAC_PREFIX << 32) | int(ipv4)
+        attempts[f"job{n}"] = Attempt(
+            f"job{n}", n, node.name, node.bridge, f"lj{n}", 10 + n, mac, ipv4, None, n, Phase.RUN, outcome, name
+        )
+    return World(
+        replace(site, nodes=nodes, bridges=bridges),
+        policy,
+        ports,
+        {},
+        {},
+        {n: k for k, n in enumerate(nodes, 1)},
+        {outcome: 1},
+        {name: 1},
+        attempts,
+    )
+
+
+def test_audit_by_rule_opens_what_it_names_and_only_that() -> None:
+    here = feature_world("audit")
+    flows = compiler.desired_flows(here, "wn1-br").values()
+    opened = [f for f in flows if f.table == Table.ENFORCE and f.actions]
+    assert {cookies.explain(f.cookie)[1] for f in opened} == {
+        Reason.BETWEEN_JOBS, Reason.NO_GRANT, Reason.EGRESS, Reason.INGRESS,
+    }  # fmt: skip
+    # Each asks for the rule's word, and that the host is not closed for good.
+    asked = [m for f in opened for m in f.match if m.field == "reg8"]
+    assert asked == [registers.joined(registers.AUDIT.equals(1), registers.CLOSED.equals(0))] * 4
+    closed = [f for f in flows if f.table == Table.SERVICE and registers.CLOSED.load(1) in f.actions]
+    assert len(closed) == 1  # 10.20.1.1 is the node's own
+
+
+def test_without_audit_no_gate_lets_a_refusal_on() -> None:
+    def lets(feature: str) -> bool:
+        flows = compiler.desired_flows(feature_world(feature), "gate-br").values()
+        return any(m.field == "reg8" and m.value & (1 << 19) for f in flows for m in f.match)
+
+    assert not lets("staged-services")
+    everywhere = replace(feature_world("staged-services").policy, mode=Mode.AUDIT)
+    here = replace(feature_world("staged-services"), policy=everywhere)
+    flows = compiler.desired_flows(here, "gate-br").values()
+    assert any(m.field == "reg8" and m.value & (1 << 19) for f in flows for m in f.match)
+
+
+def test_hosts_that_services_share_have_the_same_number_on_every_bridge() -> None:
+    here = feature_world("staged-services")
+    numbers = [
+        {c.number for c in host_classes(here, here.site.bridges[b]).classes if len(c.services) > 1}
+        for b in ("wn1-br", "gate-br")
+    ]
+    assert numbers == [{SEVERAL}, {SEVERAL}]
+    assert shared_hosts(here, SEVERAL) == ("files", "names")
+    assert shared_hosts(here, SEVERAL + 1) == ()
 
 
 def test_a_job_costs_six_flows_on_its_bridge_and_two_on_a_gate_whatever_else_there_is() -> None:
