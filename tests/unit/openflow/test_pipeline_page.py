@@ -1,4 +1,4 @@
-"""docs/pipeline.md is true: every table is described in the declaration's words, every flow shown is a golden one, every
+"""docs/pipeline.md is true: tables are described in the declaration's words, all flows shown are golden ones, and every
 table of the controller's has some.
 
 LARK_REGENERATE_GOLDEN=1 writes headings, numbers, purposes and flows anew and leaves the remarks between them.
