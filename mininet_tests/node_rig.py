@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ def machines(root: Path, *names: str) -> Iterator[list[Machine]]:
             machine.stop()
 
 
-def add_bridge(switch: OpenVSwitch, name: str, ports: dict[str, int]) -> None:
+def add_bridge(switch: OpenVSwitch, name: str, ports: Mapping[str, int]) -> None:
     """A bridge as the agent makes it: closed, without hidden flows."""
     words = ["add-br", name, "--", "set", "bridge", name, "datapath_type=netdev", "fail_mode=secure"]
     words += ["protocols=OpenFlow10,OpenFlow13,OpenFlow14", "other_config:disable-in-band=true"]
