@@ -26,7 +26,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ryu_apps.store.feed import ChangeFeed
@@ -48,6 +48,21 @@ from ryu_apps.store.store import (
     StoreError,
     StoreFenced,
     Unchecked,
+)
+from ryu_apps.store.transactions import (
+    Flight,
+    Read,
+    Write,
+    as_fault,
+    changed,
+    delete,
+    disk_full,
+    first_fault,
+    in_words,
+    said_of,
+    update,
+    uuid_is,
+    wait_for,
 )
 
 LOG = logging.getLogger("lark.store")
@@ -72,59 +87,6 @@ _STATUS_COLUMNS = ["name", "model", "connected", "leader", "schema", "cid"]
 
 class _Unknown(Lost):
     """The connection is of no use, and whether the transaction in flight took place is not known."""
-
-
-@dataclass(slots=True)
-class _Write:
-    """One caller's write: final rows by key (None: gone), and what they must be before."""
-
-    rows: dict[Key, Columns | None]
-    before: dict[Key, Columns | Unchecked | None]
-    lock: threading.Lock
-    trouble: dict[str, str]
-    done: threading.Event = field(default_factory=threading.Event)
-    error: StoreError | None = None
-    sent: bool = False
-    withdrawn: bool = False
-    tries: int = 0
-
-    def wait(self, deadline: float) -> None:
-        if not self.done.wait(max(0.0, deadline - time.monotonic())):
-            with self.lock:
-                if not self.done.is_set():
-                    said = _words(self.trouble)
-                    why = f" ({said})" if said else ""
-                    if not self.sent:
-                        self.withdrawn = True
-                        raise StoreError(f"the store cannot be written to{why}; the write was withdrawn")
-                    raise StoreError(f"the store did not confirm in time{why}")
-        if self.error is not None:
-            raise self.error
-
-    def end(self, error: StoreError | None = None) -> None:
-        self.error = error
-        self.done.set()
-
-
-@dataclass(slots=True)
-class _Read:
-    """A caller who waits for everything stored, and may want to follow what comes then."""
-
-    follow: bool
-    done: threading.Event = field(default_factory=threading.Event)
-    feed: ChangeFeed | None = None
-    error: StoreError | None = None
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A transaction under way. `owners`: whose each operation is. `rows`: what it leaves behind, by fingerprint."""
-
-    id: str
-    writes: list[_Write]
-    owners: list[_Write | None]
-    rows: dict[Key, int | None]
-    sent: float
 
 
 @dataclass(slots=True)
@@ -169,11 +131,11 @@ class OvsdbStore:
         self._lock = threading.Lock()
         self._trouble: dict[str, str] = {}
         """What was last wrong with each server; empty while one serves us."""
-        self._queue: deque[_Write] = deque()
-        self._reads: deque[_Read] = deque()
-        self._flight: _Flight | None = None
-        self._asked: tuple[str, _Read] | None = None
-        self._heartbeat: _Write | None = None
+        self._queue: deque[Write] = deque()
+        self._reads: deque[Read] = deque()
+        self._flight: Flight | None = None
+        self._asked: tuple[str, Read] | None = None
+        self._heartbeat: Write | None = None
         self._full_told: float | None = None
         """When the log last said that the disk is full."""
         self._singly = 0
@@ -200,7 +162,7 @@ class OvsdbStore:
             self._stop()
             where = ", ".join(remote.text for remote in self._remotes)
             raise self._refused or StoreError(
-                f"no OVSDB database {DATABASE} can be used at {where} ({_words(self._trouble) or 'no answer'}); "
+                f"no OVSDB database {DATABASE} can be used at {where} ({in_words(self._trouble) or 'no answer'}); "
                 "is ovsdb-server running there?"
             )
 
@@ -213,7 +175,7 @@ class OvsdbStore:
     @property
     def trouble(self) -> str | None:
         """Why the store cannot be reached at present; None while it can."""
-        return _words(self._trouble) or None
+        return in_words(self._trouble) or None
 
     @property
     def controllers(self) -> tuple[ControllerRow, ...]:
@@ -277,10 +239,10 @@ class OvsdbStore:
         if self._thread is not threading.current_thread():
             self._thread.join(10)
 
-    def _new(self, rows: dict[Key, Columns | None], before: dict[Key, Columns | Unchecked | None]) -> _Write:
-        return _Write(rows, before, self._lock, self._trouble)
+    def _new(self, rows: dict[Key, Columns | None], before: dict[Key, Columns | Unchecked | None]) -> Write:
+        return Write(rows, before, self._lock, self._trouble)
 
-    def _put(self, write: _Write) -> None:
+    def _put(self, write: Write) -> None:
         if self.name is None:
             raise StoreError("this program only reads the store")
         with self._lock:
@@ -291,7 +253,7 @@ class OvsdbStore:
         self._wake()
 
     def _read(self, *, follow: bool) -> ChangeFeed:
-        read = _Read(follow)
+        read = Read(follow)
         with self._lock:
             self._refuse_when_ended(reading=True)
             self._reads.append(read)
@@ -425,7 +387,7 @@ class OvsdbStore:
                 if message.get("id") != id or "result" not in message:
                     self._handle(message)
                 elif message.get("error"):
-                    raise Lost(f"{method} failed: {_said(message['error'])}")
+                    raise Lost(f"{method} failed: {said_of(message['error'])}")
                 else:
                     return message["result"]
 
@@ -585,7 +547,7 @@ class OvsdbStore:
         mine = self._controllers.get(self.name)
         if mine is None or mine.place != self._place:  # else: written, and the answer was lost
             old = [key for key in self._known if key[0] == "Controller" and (self._alone or key[1] == self.name)]
-            operations: list[Columns] = [_delete(key, self._where(key)) for key in old]
+            operations: list[Columns] = [delete(key, self._where(key)) for key in old]
             row = {
                 "name": self.name,
                 "beat": 0,
@@ -595,11 +557,11 @@ class OvsdbStore:
             }
             operations.append({"op": "insert", "table": "Controller", "row": row})
             result = self._call("transact", [DATABASE, *operations, {"op": "commit", "durable": True}])
-            fault = _fault(result)
+            fault = first_fault(result)
             if fault is not None:
-                text = _said(fault[1])
+                text = said_of(fault[1])
                 if fault[1].get("error") == "I/O error":
-                    self._refused = StoreError(_disk(text))
+                    self._refused = StoreError(disk_full(text))
                 raise Lost(text)
         self._own = self._known[("Controller", self.name)].uuid
         self._beat = 0
@@ -656,7 +618,7 @@ class OvsdbStore:
         for write in flight.writes if flight is not None else ():
             write.end()
 
-    def _again(self, writes: Sequence[_Write]) -> None:
+    def _again(self, writes: Sequence[Write]) -> None:
         with self._lock:
             for write in writes:
                 write.sent = False
@@ -677,11 +639,11 @@ class OvsdbStore:
             self._send_batch()
 
     def _send_batch(self) -> None:
-        writes: list[_Write] = []
-        waits: list[tuple[Columns, _Write]] = []
-        final: dict[Key, tuple[Columns | None, _Write]] = {}
+        writes: list[Write] = []
+        waits: list[tuple[Columns, Write]] = []
+        final: dict[Key, tuple[Columns | None, Write]] = {}
         expected: dict[Key, Columns | None] = {}
-        conflicts: list[tuple[_Write, str]] = []
+        conflicts: list[tuple[Write, str]] = []
         beat_only = False
         with self._lock:
             limit = 1 if self._singly else _BATCH
@@ -700,23 +662,23 @@ class OvsdbStore:
                     if not isinstance(before, Unchecked) and key not in final:
                         expected[key] = before
                         if before is not None:
-                            waits.append((_wait(key, self._where(key), before), write))
+                            waits.append((wait_for(key, self._where(key), before), write))
                         elif key in self._known:
                             # It is there as far as we know, but may have gone a moment ago.
-                            waits.append((_wait(key, self._where(key), None), write))
+                            waits.append((wait_for(key, self._where(key), None), write))
                 for key, columns in write.rows.items():
                     final[key] = (columns, write)
             self._singly = max(0, self._singly - 1)
         for write, wrong in conflicts:
             write.end(StoreConflict(wrong))
-        operations: list[tuple[Columns, _Write]] = list(waits)
+        operations: list[tuple[Columns, Write]] = list(waits)
         for key, (columns, write) in final.items():
             present = expected[key] is not None if key in expected else key in self._known
             if columns is None:
                 if present:
-                    operations.append((_delete(key, self._where(key)), write))
+                    operations.append((delete(key, self._where(key)), write))
             elif present:
-                operations.append((_update(key, self._where(key), columns), write))
+                operations.append((update(key, self._where(key), columns), write))
             else:
                 operations.append(({"op": "insert", "table": key[0], "row": columns}, write))
         if not operations and not beat_only:
@@ -726,11 +688,11 @@ class OvsdbStore:
         assert self.name is not None
         assert self._own is not None
         own: Key = ("Controller", self.name)
-        first = [_wait(own, _uuid_is(self._own), {"beat": self._beat})]
+        first = [wait_for(own, uuid_is(self._own), {"beat": self._beat})]
         if own not in final:  # else this is our farewell
-            first.append(_update(own, _uuid_is(self._own), {"beat": self._beat + 1}))
+            first.append(update(own, uuid_is(self._own), {"beat": self._beat + 1}))
         body = [*first, *(operation for operation, _ in operations), {"op": "commit", "durable": True}]
-        self._flight = _Flight(
+        self._flight = Flight(
             id="",
             writes=writes,
             owners=[*(None for _ in first), *(write for _, write in operations), None],
@@ -741,7 +703,7 @@ class OvsdbStore:
         self._flight.id = str(self._next_id + 1)
         self._request("transact", [DATABASE, *body])
 
-    def _mismatch(self, write: _Write, final: Mapping[Key, tuple[Columns | None, _Write]]) -> str | None:
+    def _mismatch(self, write: Write, final: Mapping[Key, tuple[Columns | None, Write]]) -> str | None:
         """Why a write cannot take place after those of its batch. All else only the server knows."""
         for key, before in write.before.items():
             if isinstance(before, Unchecked) or key not in final:
@@ -752,21 +714,23 @@ class OvsdbStore:
             else:
                 fits = all(present[name] == value for name, value in before.items())
             if not fits:
-                return _changed(key)
+                return changed(key)
         return None
 
     def _where(self, key: Key) -> list[Any]:
         """Which row this is; by its UUID if we know it, since anything else makes the server scan the table."""
         known = self._known.get(key)
         if known is not None:
-            return _uuid_is(known.uuid)
+            return uuid_is(known.uuid)
         return [[column, "==", value] for column, value in zip(KEY_COLUMNS[key[0]], key[1:], strict=True)]
 
     def _answered(self, message: Message) -> None:
         flight, self._flight = self._flight, None
         assert flight is not None
         result = message.get("result")
-        fault = _fault(result) if isinstance(result, list) else (len(flight.owners), _as_fault(message.get("error")))
+        fault = (
+            first_fault(result) if isinstance(result, list) else (len(flight.owners), as_fault(message.get("error")))
+        )
         if fault is None:
             self._beat += 1
             if self._full_told is not None and time.monotonic() - self._full_told > _TELL_SECONDS:
@@ -786,24 +750,24 @@ class OvsdbStore:
                 self._end_flight()
         elif error == "timed out" and owner is not None:
             self._again([write for write in flight.writes if write is not owner])
-            owner.end(StoreConflict(_changed(*owner.before)))
+            owner.end(StoreConflict(changed(*owner.before)))
         elif error in ("cluster error", "not leader"):
             self._flight = flight
-            raise _Unknown(_said(what))
+            raise _Unknown(said_of(what))
         elif error == "I/O error":
             now = time.monotonic()
             if self._full_told is None or now - self._full_told > _TELL_SECONDS:
-                LOG.error("store: %s", _disk(_said(what)))
+                LOG.error("store: %s", disk_full(said_of(what)))
                 self._full_told = now
             for write in flight.writes:
-                write.end(StoreError(_disk(_said(what))))
+                write.end(StoreError(disk_full(said_of(what))))
         elif len(flight.writes) > 1:
             self._singly = len(flight.writes)
             self._again(flight.writes)
         else:
             self._refuse(flight.writes[0], error, what)
 
-    def _took_place(self, flight: _Flight, result: Sequence[Any] | None) -> None:
+    def _took_place(self, flight: Flight, result: Sequence[Any] | None) -> None:
         missing = []
         for owner, operation in zip(flight.owners, result or (), strict=False):
             # It found nothing: another controller has removed or replaced the row in the same moment.
@@ -818,29 +782,29 @@ class OvsdbStore:
                 write.end()
         self._again(again)
 
-    def _refuse(self, write: _Write, error: object, what: Columns) -> None:
+    def _refuse(self, write: Write, error: object, what: Columns) -> None:
         """The database refuses the content of a write."""
         if error == "constraint violation":
             arrived = [key for key in write.rows if key in self._known]
             if any(write.before.get(key, ANY) is None for key in arrived):
-                write.end(StoreConflict(_changed(*arrived)))
+                write.end(StoreConflict(changed(*arrived)))
                 return
             if arrived and write.tries < _TRIES:
                 # Inserted by another controller in the same moment: it is an update now.
                 write.tries += 1
                 self._again([write])
                 return
-        LOG.error("the store refused a write of %s: %s", list(write.rows), _said(what))
-        write.end(StoreError(f"the store refused the write: {_said(what)}"))
+        LOG.error("the store refused a write of %s: %s", list(write.rows), said_of(what))
+        write.end(StoreError(f"the store refused the write: {said_of(what)}"))
 
     def _was_read(self, message: Message) -> None:
         assert self._asked is not None
         (_, read), self._asked = self._asked, None
         result = message.get("result")
-        fault = _fault(result) if isinstance(result, list) else (0, _as_fault(message.get("error")))
+        fault = first_fault(result) if isinstance(result, list) else (0, as_fault(message.get("error")))
         if fault is not None:
             self._reads.appendleft(read)
-            raise Lost(_said(fault[1]))
+            raise Lost(said_of(fault[1]))
         tables = [table for table in COLUMNS if table != "Counter"]
         try:
             snapshot = snapshot_of({table: found["rows"] for table, found in zip(tables, result or (), strict=True)})
@@ -853,62 +817,3 @@ class OvsdbStore:
                 with self._lock:
                     self._feeds.append(read.feed)
         read.done.set()
-
-
-def _words(trouble: Mapping[str, str]) -> str:
-    return "; ".join(f"{where}: {what}" for where, what in list(trouble.items()))
-
-
-def _uuid_is(uuid: str) -> list[Any]:
-    return [["_uuid", "==", ["uuid", uuid]]]
-
-
-def _wait(key: Key, where: list[Any], columns: Columns | None) -> Columns:
-    """Fails the transaction at once unless the row is there and has these values; with None, unless it is gone."""
-    return {
-        "op": "wait",
-        "timeout": 0,
-        "table": key[0],
-        "where": where,
-        "columns": list(KEY_COLUMNS[key[0]] if columns is None else columns),
-        "until": "==",
-        "rows": [] if columns is None else [columns],
-    }
-
-
-def _update(key: Key, where: list[Any], columns: Columns) -> Columns:
-    return {"op": "update", "table": key[0], "where": where, "row": columns}
-
-
-def _delete(key: Key, where: list[Any]) -> Columns:
-    return {"op": "delete", "table": key[0], "where": where}
-
-
-def _fault(result: Any) -> tuple[int, Columns] | None:
-    """The first operation that failed, and how."""
-    for index, operation in enumerate(result):
-        if isinstance(operation, dict) and operation.get("error") is not None:
-            return index, operation
-    return None
-
-
-def _as_fault(error: Any) -> Columns:
-    return error if isinstance(error, dict) else {"error": str(error)}
-
-
-def _said(what: Any) -> str:
-    if not isinstance(what, dict):
-        return str(what)
-    return ": ".join(str(what[name]) for name in ("error", "details", "io-error") if what.get(name))
-
-
-def _changed(*keys: Key) -> str:
-    names = ", ".join(f"{key[0].lower()} {'/'.join(key[1:])}" for key in keys)
-    return f"another controller has changed {names} meanwhile; read it again"
-
-
-def _disk(text: str) -> str:
-    return (
-        f"the store's disk takes nothing more ({text}): make room on the file system that has its database; "
-        "writing goes on by itself then"
-    )
