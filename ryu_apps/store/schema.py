@@ -8,17 +8,23 @@ takes no schema but its own.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ryu_apps.store.store import StoreError
 
+with warnings.catch_warnings():
+    # The library looks for eventlet, which says that it is deprecated (docs/engines.md: why we have it).
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
+    from ovs.db.schema import DbSchema
+
 SCHEMA: Final = Path(__file__).with_name("lark.ovsschema")
 DATABASE: Final = "Lark"
-_CONTENT: Final[Mapping[str, Any]] = json.loads(SCHEMA.read_text(encoding="utf-8"))
-VERSION: Final[str] = _CONTENT["version"]
-COLUMNS: Final[Mapping[str, Mapping[str, Any]]] = {table: spec["columns"] for table, spec in _CONTENT["tables"].items()}
+_SCHEMA: Final = DbSchema.from_json(json.loads(SCHEMA.read_text(encoding="utf-8")))
+VERSION: Final[str] = _SCHEMA.version
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {name: tuple(table.columns) for name, table in _SCHEMA.tables.items()}
 
 
 def _parts(version: str) -> tuple[int, ...]:
