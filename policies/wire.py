@@ -1,7 +1,8 @@
 """Messages that agent and controller exchange over the northbound API.
 
-Invariants: every model forbids unknown keys, is frozen, and holds nothing that the receiver could mistake for another
-type (`strict` where JSON allows it). Field docs give units. `docs/interfaces.md` section 5 lists the calls.
+Invariants: every request forbids unknown keys (of an answer, those of a newer controller are passed over); every model
+is frozen, and holds nothing that the receiver could mistake for another type (`strict` where JSON allows it). Field docs
+give units. `docs/interfaces.md` section 5 lists the calls.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Answer(Message):
+    """What the controller says. Whoever reads it passes over keys that a newer controller has added: agents, which run
+    on as they are while the controller is upgraded, would else hold every job."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
 class Phase(enum.StrEnum):
     """Phase of an attempt; they only advance, in this order."""
 
@@ -114,7 +122,7 @@ class NodeSpec(Message):
     agent_version: Annotated[str, StringConstraints(max_length=64)]
 
 
-class NodeGrant(Message):
+class NodeGrant(Answer):
     """What the controller gives a node: everything comes from `site.yaml`, so that there is one place of truth."""
 
     node: Name
@@ -167,7 +175,7 @@ class Heartbeat(Message):
         return self
 
 
-class HeartbeatAnswer(Message):
+class HeartbeatAnswer(Answer):
     lease: int
     agree: bool = True
     """False: the digest was of other attempts than the controller knows; send a heartbeat that names them."""
@@ -183,7 +191,7 @@ class BridgeRealisation(enum.StrEnum):
     REFUSED = "refused"
 
 
-class Denial(Message):
+class Denial(Answer):
     """Packets of an attempt that were dropped, by reason (names: `policies.model.Reason`)."""
 
     reason: str
@@ -193,7 +201,7 @@ class Denial(Message):
     """The reason in a sentence, for example `no grant of this job covers service fileserver`."""
 
 
-class Counters(Message):
+class Counters(Answer):
     admitted_packets: int
     admitted_bytes: int
     delivered_packets: int
@@ -201,7 +209,7 @@ class Counters(Message):
     denied: list[Denial]
 
 
-class ExposureView(Message):
+class ExposureView(Answer):
     """Ports of a job that others may call."""
 
     ports: list[str]
@@ -212,7 +220,7 @@ class ExposureView(Message):
     """`file:line`."""
 
 
-class ClassView(Message):
+class ClassView(Answer):
     """A rule of `classify` that can decide the class of the job's packets."""
 
     name: str
@@ -223,12 +231,12 @@ class ClassView(Message):
     """`file:line`."""
 
 
-class ScitagView(Message):
+class ScitagView(Answer):
     experiment: Annotated[int, Field(ge=0, le=511)]
     activity: Annotated[int, Field(ge=0, le=63)]
 
 
-class DecisionView(Message):
+class DecisionView(Answer):
     identity: int
     sealed: bool
     groups: list[str]
@@ -253,7 +261,7 @@ class DecisionView(Message):
     """First match wins; empty when the policy has no classes."""
 
 
-class AttemptStatus(Message):
+class AttemptStatus(Answer):
     id: AttemptId
     spec: AttemptSpec
     decision: DecisionView
@@ -261,11 +269,11 @@ class AttemptStatus(Message):
     counters: Counters | None = None
 
 
-class AttemptList(Message):
+class AttemptList(Answer):
     attempts: list[AttemptStatus]
 
 
-class NodeStatus(Message):
+class NodeStatus(Answer):
     node: Name
     spec: NodeSpec | None
     attempts: int
@@ -273,11 +281,11 @@ class NodeStatus(Message):
     """Seconds until the node's lease ends; None for a node that never registered."""
 
 
-class NodeList(Message):
+class NodeList(Answer):
     nodes: list[NodeStatus]
 
 
-class BridgeStatus(Message):
+class BridgeStatus(Answer):
     bridge: Name
     datapath_id: str
     roles: list[str]
@@ -288,17 +296,17 @@ class BridgeStatus(Message):
     detail: str = ""
 
 
-class BridgeList(Message):
+class BridgeList(Answer):
     bridges: list[BridgeStatus]
 
 
-class Deleted(Message):
+class Deleted(Answer):
     id: AttemptId
     bridges: dict[str, Annotated[BridgeRealisation, Field(strict=False)]]
     """`pending`: that bridge is unreachable; it will lose the flows before it is used again."""
 
 
-class PolicyStatus(Message):
+class PolicyStatus(Answer):
     digest: str
     mode: str
     """Of nodes that no rule of `node-modes` names."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist, meaning
-from policies.wire import AttemptSpec, Phase, PortSpec
+from policies.wire import AttemptSpec, Heartbeat, HeartbeatAnswer, NodeGrant, Phase, PortSpec
 
 SPEC = AttemptSpec(
     node="wn1",
@@ -150,3 +151,14 @@ def test_insisting_ends() -> None:
         asyncio.run(insist(never, 60, lambda: True))
     with pytest.raises(Rejected):
         asyncio.run(insist(refused, 60, lambda: False))
+
+
+def test_an_answer_of_a_newer_controller_is_understood_and_a_request_with_unknown_keys_is_not() -> None:
+    grant = {
+        "node": "wn1", "ipv4_range": "10.20.1.64/26", "ipv4_prefix_length": 16, "lease": 60, "attributes": [],
+        "what_a_later_version_says": {"more": 1},
+    }  # fmt: skip
+    assert NodeGrant.model_validate_json(json.dumps(grant)).lease == 60
+    assert HeartbeatAnswer.model_validate_json('{"lease": 9, "drop": [], "gone": [], "new": 1}').agree
+    with pytest.raises(ValidationError, match="new"):
+        Heartbeat.model_validate_json('{"boot_id": "3f2a9c1e-00", "attempts": [], "new": 1}')
