@@ -1,8 +1,8 @@
 """Messages that agent and controller exchange over the northbound API.
 
 Invariants: every request forbids unknown keys (of an answer, those of a newer controller are passed over); every model
-is frozen, and holds nothing that the receiver could mistake for another type (`strict` where JSON allows it). Field docs
-give units. `docs/interfaces.md` section 5 lists the calls.
+is frozen, and holds nothing that the receiver could mistake for another type (`strict` where JSON allows it). Fields
+say their units. `docs/interfaces.md` section 5 lists the calls.
 """
 
 from __future__ import annotations
