@@ -73,10 +73,10 @@ def aid(n: int = 2, node: str = "wn1") -> str:
     return f"{node}~3f2a9c1e~slot1_{n}~{1000 + n}~88"
 
 
-def node_spec(node: str = "wn1", *addresses: str, boot: str = BOOT) -> NodeSpec:
+def node_spec(node: str = "wn1", *addresses: str, boot: str = BOOT, bridge: str | None = None) -> NodeSpec:
     return NodeSpec(
         boot_id=boot,
-        bridge=f"br{node[-1]}",
+        bridge=bridge or f"br{node[-1]}",
         host_addresses=list(addresses or (f"192.168.7.{node[-1]}",)),
         agent_version="0",
     )
@@ -100,9 +100,10 @@ class Rig:
     store: MemoryStore = field(default_factory=MemoryStore)
     clock: Clock = field(default_factory=Clock)
     deadline: float = 0.2
+    make_fabric: type[FakeFabric] = FakeFabric
 
     def __post_init__(self) -> None:
-        self.fabric = FakeFabric(
+        self.fabric = self.make_fabric(
             {bridge.datapath_id: name for name, bridge in self.site.bridges.items()},
             {
                 name: {port: number for number, port in enumerate(bridge.ports, 1)}
@@ -112,7 +113,7 @@ class Rig:
         )
         self.begin()
         for node in self.site.nodes:
-            self.controller.register_node(node, node_spec(node))
+            self.controller.register_node(node, node_spec(node, bridge=self.site.nodes[node].bridge))
 
     def begin(self) -> None:
         self.controller = Controller(
