@@ -16,6 +16,7 @@ from ryu_apps.openflow.fields import EtherType, Frag, IpProto, ethertype, exact,
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto
 from ryu_apps.openflow.lanes import MAC_PREFIX_MATCH, derived_prefix, job_ranges
 from ryu_apps.openflow.phrases import (
+    LINK_MULTICAST6,
     ND,
     any_fragment,
     deny,
@@ -29,7 +30,6 @@ from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 DHCPV4_SERVER_PORT = 67
 DHCPV6_SERVER_PORT = 547
 _ECHO_V6 = (128, 129)
-_LINK_MULTICAST6 = ipaddress.IPv6Network("ff02::/16")
 _NO_HOST = ("224.0.0.0/3", "127.0.0.0/8", "0.0.0.0/8", "169.254.0.0/16", "ff00::/8", "::/127", "fe80::/10")
 """Where no packet of a job may go: groups, loopback, nobody, and link-local addresses (servers listen on theirs)."""
 
@@ -156,7 +156,7 @@ def plumbing(world: World) -> list[Flow]:
     flows = [entry(Table.PLUMBING, Priority.PLUMBING, (arp,), out, own)]
     for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
         # Neighbours are on the link. To anywhere else these messages would be a tunnel past the policy.
-        for link in (*on_link(world), _LINK_MULTICAST6):
+        for link in (*on_link(world), LINK_MULTICAST6):
             to_link = (*icmpv6(kind), *network("nw_dst", "ipv6_dst", link)[1:])
             flows.append(entry(Table.PLUMBING, Priority.PLUMBING, to_link, out, own))
         flows.append(entry(Table.PLUMBING, Priority.FRAGMENT, icmpv6(kind), deny(Reason.MULTICAST), multicast))
@@ -168,13 +168,18 @@ def plumbing(world: World) -> list[Flow]:
         if six is None:
             continue
         target = masked("nd_target", int(six.network_address), int(six.netmask))
+        # Who looks for a job asks the link's group, and MEMBER judges by the target. Sent to any other host it would be
+        # judged by the target and go to that host.
         asked = (r.PEER.copy_from("nd_target"), Goto(Table.MEMBER))
         solicitation = (*icmpv6(ND.NEIGHBOUR_SOLICITATION), target)
-        flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 2, solicitation, asked, between))
+        to_group = network("nw_dst", "ipv6_dst", LINK_MULTICAST6)[1:]
+        flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 2, (*solicitation, *to_group), asked, between))
+        elsewhere = deny(Reason.MULTICAST)
+        flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, solicitation, elsewhere, multicast))
         told = (r.PEER.copy_from("ipv6_dst"), Goto(Table.MEMBER))
         for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
             to_job = (*icmpv6(kind), *network("nw_dst", "ipv6_dst", six)[1:])
-            flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, to_job, told, between))
+            flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 2, to_job, told, between))
     group_bit = masked("dl_dst", 1 << 40, 1 << 40)
     flows.append(entry(Table.PLUMBING, Priority.NETWORK, (group_bit,), deny(Reason.MULTICAST), multicast))
     v4_broadcast = ipaddress.IPv4Network((int(world.site.network.ipv4.broadcast_address), 32))

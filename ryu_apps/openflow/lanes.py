@@ -37,6 +37,17 @@ def job_ranges(node: Node) -> list[Network]:
     return [node.ipv4] if six is None else [node.ipv4, six]
 
 
+def lane_ranges(node: Node) -> list[Network]:
+    """The addresses that lanes of a node can have, one network for each family: the last 32 bits are in its range."""
+    six = derived_prefix(node)
+    if six is None:
+        return [node.ipv4]
+    own = ipaddress.IPv6Network(
+        (int(six.network_address) | int(node.ipv4.network_address), six.prefixlen + node.ipv4.prefixlen)
+    )
+    return [node.ipv4, own]
+
+
 def node_of(world: World, bridge: str) -> Node:
     """The node that a worker bridge belongs to. Raises StopIteration if there is none."""
     return next(n for n in world.site.nodes.values() if n.bridge == bridge)

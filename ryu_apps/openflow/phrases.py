@@ -22,6 +22,7 @@ from ryu_apps.openflow.pipeline import Table
 
 FAMILIES = {4: EtherType.IPV4, 6: EtherType.IPV6}
 LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
+LINK_MULTICAST6 = ipaddress.IPv6Network("ff02::/16")
 
 Matches = tuple[FieldMatch, ...]
 

@@ -70,6 +70,9 @@ HOSTS = Register("reg12", 0, 32)  # the host class of the far host (see `hosts`)
 GROUPS = Register("reg13", 0, 32)  # bit n: the attempt is in the n-th of `Policy.marking_groups`
 PEER_GROUPS = Register("reg14", 0, 32)  # the same of the job at the far end, in a slice of exposed ports
 
+NOBODY = 0xFFFF_FFFF
+"""In PEER: an address among jobs' that no job can have."""
+
 
 def joined(*matches: FieldMatch) -> FieldMatch:
     """One match for several parts of the same register. Raises ValueError for different registers."""

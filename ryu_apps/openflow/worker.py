@@ -10,7 +10,7 @@ from ryu_apps.openflow.fields import EtherType, ethertype, masked, network
 from ryu_apps.openflow.flows import Flow, Goto, Output
 from ryu_apps.openflow.hosts import host_classes
 from ryu_apps.openflow.lanes import derived_prefix, node_of
-from ryu_apps.openflow.phrases import FAMILIES, ND, any_fragment, icmpv6
+from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, any_fragment, icmpv6
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
 
@@ -86,7 +86,9 @@ def _out(node: Node, uplink: int) -> list[Flow]:
     six = derived_prefix(node)
     if six is not None:
         target = masked("nd_target", int(six.network_address), int(six.netmask))
-        here.append(((*icmpv6(ND.NEIGHBOUR_SOLICITATION), target), "nd_target"))
+        # What was sent to the group that its target listens to; one sent to a job goes by the address it was sent to.
+        to_group = network("nw_dst", "ipv6_dst", LINK_MULTICAST6)[1:]
+        here.append(((*icmpv6(ND.NEIGHBOUR_SOLICITATION), target, *to_group), "nd_target"))
         here.append((network("nw_dst", "ipv6_dst", six), "ipv6_dst"))
     for matches, field in here:
         local = (r.DESTINATION.copy_from(field), Goto(Table.DELIVER))
