@@ -41,7 +41,7 @@ help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
 	@echo 'make test          all tests: check, system tests on os-ken, the main ones again on Ryu (root; installs what it needs)'
 	@echo 'make test-full     the same with HTCondor 25 probes, every system test on both engines, long property tests'
-	@echo 'make check         format, lint, types, import contracts, unit tests (no root needed, under a minute)'
+	@echo 'make check         format, lint, types, import contracts, unit tests (no root needed, under a minute on two idle cores)'
 	@echo 'make bench         measurements against peers (says what does not exist yet)'
 	@echo 'make install       the daemons and commands into PREFIX ($(PREFIX)), in an environment of their own'
 	@echo 'make install-deps  only install: Debian packages, Python environment, HTCondor in a prefix'
@@ -90,10 +90,10 @@ check: python
 	run $(VENV)/bin/mypy --no-error-summary && \
 	run $(VENV)/bin/lint-imports --no-logo && \
 	echo '==> unit tests' && \
-	$(PYTEST) tests
+	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal tests
 
 test: need-root packages python condor condor-25
-	@$(MAKE) check
+	@LARK_TEST_MORE=1 $(MAKE) check
 	@echo '==> the meaning of policies and the compiled flows, 10,000 random pairs of world and packet (seed '$${LARK_SEED:-2015}')'
 	@cd $(ROOT) && LARK_JUDGED_PAIRS=10000 $(PYTEST) tests/unit/openflow/test_judges.py
 	@mkdir -p $(REPORTS)

@@ -10,22 +10,26 @@ import os
 import random
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.effort import FULL, examples
 from tests.seed import SEED
 
 ROOT = Path(__file__).resolve().parent
 TRUE = {"1", "true", "yes"}
+JUDGED: Counter[str] = Counter()
+"""By the processes that ran the tests, when there are several."""
 
 
-# A shared machine's clock says nothing about a property: no deadline for one example. `make test-full` looks further.
-settings.register_profile("lark", deadline=None, max_examples=50, print_blob=True)
-settings.register_profile("lark-full", deadline=None, max_examples=2000, print_blob=True)
-settings.load_profile("lark-full" if os.environ.get("LARK_TEST_FULL") else "lark")
+# A shared machine's clock says nothing about a property: no deadline for one example.
+settings.register_profile("lark", deadline=None, max_examples=2000 if FULL else examples(50), print_blob=True)
+settings.load_profile("lark")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,11 +64,25 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that runs a share of the tests (pytest-xdist) tells the one that writes the summary what it judged."""
+    judges = sys.modules.get("tests.judges")
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None and judges is not None:
+        told["judged"] = dict(judges.TALLY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    JUDGED.update(getattr(node, "workeroutput", {}).get("judged", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many pairs of world and packet the judges of policies agreed on, if they sat."""
     judges = sys.modules.get("tests.judges")
-    if judges is not None and judges.TALLY:
-        told = ", ".join(f"{name} {count:,}" for name, count in sorted(judges.TALLY.items()))
+    tally = JUDGED + (judges.TALLY if judges is not None else Counter())
+    if tally:
+        told = ", ".join(f"{name} {count:,}" for name, count in sorted(tally.items()))
         terminalreporter.write_line(f"judged with seed {SEED}: {told}")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from policies.wire import NodeStatus
 from ryu_apps.rest.auth import TokenRole, new_token
+from tests import commands
 from tests.unit.controller.rig import POLICY, SITE
 from tests.unit.controller.test_config import GOOD, ROOT, command
 
@@ -151,8 +152,7 @@ def url() -> Iterator[str]:
 def larkctl(home: Path, url: str, *argv: str) -> subprocess.CompletedProcess[str]:
     token = home / "viewer.token"
     token.write_text("lark_x\n")
-    words = ["larkctl", "--url", url, "--token-file", str(token), *argv]
-    return python(f"import sys; sys.argv = {words!r}\nfrom ryu_apps.larkctl import main; main()")
+    return commands.run("ryu_apps.larkctl", "--url", url, "--token-file", str(token), *argv)
 
 
 def test_attempts_of_a_node_that_does_not_exist(home: Path, url: str) -> None:

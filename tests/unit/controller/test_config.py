@@ -14,6 +14,7 @@ import pytest
 from ryu_apps.config import ConfigError, load_config, parse_listen
 from ryu_apps.rest.auth import Principal, TokenRole, load_tokens, new_token
 from ryu_apps.store.jsonrpc import Tls
+from tests import commands
 from tests.unit.controller.rig import POLICY, SITE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,6 +39,9 @@ def home(tmp_path: Path) -> Path:
 
 
 def command(*argv: str) -> subprocess.CompletedProcess[str]:
+    if argv[0] != "run":
+        return commands.run("ryu_apps.cli", *argv)
+    # It loads the engine, which changes the whole interpreter: one of its own.
     return subprocess.run(
         [sys.executable, "-P", "-m", "ryu_apps.cli", *argv],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryu_apps.doorway import Admission, Doorway, Limits
+from tests.effort import examples
 
 SMALL = Limits(total=8, strangers=4, per_stranger=2, per_address=5)
 
@@ -70,7 +71,7 @@ def test_an_ipv6_peer_is_its_64() -> None:
     assert [door.admit(n, address, 0).gone for n, address in enumerate(addresses)] == [None, None, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["admit", "know", "left"]), st.integers(0, 40), st.integers(0, 3))))
 def test_no_history_breaks_the_limits(history: list[tuple[str, int, int]]) -> None:
     door = Doorway(SMALL)

@@ -15,6 +15,7 @@ from policies.wire import AttemptSpec, BridgeRealisation, Heartbeat, Phase, atte
 from ryu_apps.openflow.cookies import Feature, explain
 from ryu_apps.openflow.pipeline import Table
 from ryu_apps.refusals import Refused, Slug
+from tests.effort import examples
 from tests.unit.controller.rig import BOOT, POLICY, Rig, aid, node_spec, spec
 
 WORKER_FLOWS = 6
@@ -756,7 +757,7 @@ def test_a_slice_of_a_job_without_a_user_holds_it(rig: Rig) -> None:
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     # too_slow measures real time: on a machine under load it fails whatever the code does.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -30,6 +30,7 @@ from ryu_apps.openflow.flows import (
     SetField,
     match,
 )
+from tests.effort import examples
 
 KINDS = list(every_kind().values())
 
@@ -167,7 +168,7 @@ MATCHES = st.lists(st.sampled_from(SOME_FIELDS), unique=True, max_size=12).flatm
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(MATCHES)
 def test_any_match_comes_back_equal(some: tuple[FieldMatch, ...]) -> None:
     wanted = match(*some)
@@ -181,7 +182,7 @@ def bits(draw: st.DrawFn, most: int = 128) -> tuple[str, int, int]:
     return name, draw(st.integers(0, oxm.WRITABLE[name].bits - width)), width
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(bits(), bits(64), st.data())
 def test_any_action_comes_back_equal(one: tuple[str, int, int], two: tuple[str, int, int], data: st.DataObject) -> None:
     name, low, width = one
@@ -302,7 +303,7 @@ def test_a_reply_that_breaks_openflow_is_an_error(cut: Any) -> None:
         decode.flow_stats(cut(whole))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(st.data())
 def test_bytes_of_a_hostile_switch_are_read_or_refused_never_worse(data: st.DataObject) -> None:
     message = bytearray(reply(*(entry(data.draw(st.sampled_from(KINDS))) for _ in range(2))))
@@ -389,7 +390,7 @@ def test_a_flow_that_no_message_can_hold_is_refused(flow: Flow) -> None:
         encode.add_flow(flow, 1)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(st.data())
 def test_a_hostile_dump_is_cut_or_refused_never_worse(data: st.DataObject) -> None:
     message = bytearray(reply(*(entry(data.draw(st.sampled_from(KINDS))) for _ in range(2))))

@@ -34,6 +34,7 @@ from ryu_apps.reconcile.switch import (
     TicketId,
     Watch,
 )
+from tests.effort import examples
 
 
 def put(flow: Flow) -> Item:
@@ -810,7 +811,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(STEPS, st.integers(0, 2**32))
 def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, int, int]], seed: int) -> None:
     """Random wishes, losses, restarts, vandals and bad flows: in the end the switch holds exactly what was realised."""

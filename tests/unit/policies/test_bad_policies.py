@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.language import PolicyError, load_policy, policy_from_text
+from tests.effort import examples
 from tests.unit.policies.test_language import WHOLE
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "bad_policies.txt"
@@ -177,7 +178,7 @@ positions = st.integers(0, len(WORDS) - 1)
 changes = st.tuples(positions, st.sampled_from(["put", "add", "drop"]), st.sampled_from(STRAY + WORDS))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(changes, min_size=1, max_size=3))
 def test_whatever_is_mistyped_is_loaded_or_refused_with_place_fault_and_remedy(
     mistakes: list[tuple[int, str, str]],

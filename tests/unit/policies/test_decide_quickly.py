@@ -32,6 +32,7 @@ from policies.model import (
     node_matches,
 )
 from policies.wire import Phase
+from tests.effort import examples
 
 HERE = Place("policy", 1)
 NAMES = ("A", "B", "my.A", "TARGET.A", "User")
@@ -206,7 +207,7 @@ def told(way: object, policy: Policy, case: Case) -> object:
         return held.reason, held.place
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(policies(), st.lists(st.tuples(st.sampled_from(("wn1", "wn2")), ads, slots, st.sampled_from(Phase)), max_size=8))
 def test_every_decision_is_that_of_the_plain_way(policy: Policy, cases: list[Case]) -> None:
     def quickly(policy: Policy, *case: object) -> Decision:

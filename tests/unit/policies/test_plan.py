@@ -13,6 +13,7 @@ from policies.language import policy_from_text
 from policies.model import Decision, Policy
 from policies.plan import EXAMPLES, Job, plan
 from policies.wire import Phase
+from tests.effort import examples
 from tests.worlds import demo_site
 
 SERVICES = """
@@ -224,7 +225,7 @@ def of_class(found: Policy, decision: Decision, service: str | None) -> str | No
     return fits[0].traffic_class if fits else found.classes[-1].name if found.classes else None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(parts, parts, st.lists(ads, min_size=1, max_size=6))
 def test_a_job_changes_exactly_if_a_policy_means_something_else_for_it(
     old_parts: tuple[str, ...], new_parts: tuple[str, ...], there: list[Mapping[str, object]]

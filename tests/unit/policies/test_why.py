@@ -23,6 +23,7 @@ from ryu_apps.openflow.pipeline import Table
 from ryu_apps.openflow.simulate import SimulatedSwitch
 from tests.cases import Case, Job, Sent, packet_text, packet_words, policy_of, read_case, world_of
 from tests.drawn import cases
+from tests.effort import examples
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 CASE = read_case((GOLDEN / "why.yaml").read_text())
@@ -85,7 +86,7 @@ def test_every_rule_that_is_named_is_a_line_of_the_policy() -> None:
         assert all(words in policy[int(line) - 1] for line in lines), (name, lines)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases(packets=4, each_choice=False))
 def test_on_any_way_every_bridge_judges_and_its_flows_do_what_is_said(drawn: tuple[Case, World]) -> None:
     case, world = drawn
