@@ -12,7 +12,7 @@ import difflib
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 MAX_NESTING = 32
@@ -210,7 +210,10 @@ _BINARY: Mapping[str, int] = MappingProxyType(
         **dict.fromkeys("*/%", 10),
     }
 )
-_LOGICAL, _BITWISE = (1, 2, 6, 7), (3, 4, 5, 8)
+_LOGICAL, _BITWISE, _COMPARISONS = (1, 2, 6, 7), (3, 4, 5, 8), (6, 7)
+_BEFORE = frozenset({"(", ",", "&&", "||", "?", ":"})
+_AFTER = frozenset({"", ")", ",", "&&", "||", "?", ":"})
+_CONSTANTS = frozenset({"true", "false", "undefined", "error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,47 @@ def _stray(text: str, at: int) -> Fault:
     if character.isdigit() or character == ".":
         return Fault(at, "a number is not written like this", "write 10, 1.5 or 1e9, without a unit")
     return Fault(at, f"{character!r} has no meaning here", "strings are written in double quotes")
+
+
+def _must_be_true_or_false(kinds: Kind, at: _Token, operator: _Token) -> None:
+    """Of an operand: a number counts as true or false in ClassAds; a string, a list or a time is an ERROR."""
+    if kinds and not kinds & (Kind.BOOLEAN | Kind.NUMBER):
+        message = f"{in_words(kinds)} where `{operator.text}` needs true or false, an ERROR that holds jobs"
+        raise Fault(at.offset, message, 'write a whole comparison, as in User =?= "a@site" || User =?= "b@site"')
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An attribute of the job compared with a value that is written out."""
+
+    name: str
+    operator: str
+    kind: Kind
+    value: str
+
+
+def comparisons(text: str) -> list[Comparison]:
+    """Those of an accepted expression in which each side is one word, whichever stands first."""
+    words: list[_Token] = []
+    for token in _tokens(text):
+        if len(words) > 1 and words[-1].text == "." and token.kind == "name":
+            own = words[-2].text.lower() == "my"
+            words[-2:] = [replace(token, kind="name" if own else "slot")]
+        else:
+            words.append(token)
+    found: list[Comparison] = []
+    for at, token in enumerate(words):
+        operator = token.text.lower()
+        if token.kind != "operator" or _BINARY.get(operator) not in _COMPARISONS or at == 0:
+            continue
+        alone = words[at + 2].text in _AFTER and (at < 2 or words[at - 2].text in _BEFORE)
+        for name, value in ((words[at - 1], words[at + 1]), (words[at + 1], words[at - 1])):
+            kind = {"string": Kind.STRING, "number": Kind.NUMBER}.get(value.kind, Kind.NOTHING)
+            if value.text.lower() in ("true", "false"):
+                kind = Kind.BOOLEAN
+            if alone and kind and name.kind == "name" and name.text.lower() not in _CONSTANTS:
+                found.append(Comparison(name.text, operator, kind, value.text))
+    return found
 
 
 def examine(text: str) -> Examined:
@@ -325,13 +369,18 @@ class _Parser:
 
     def _binary(self, lowest: int, depth: int) -> Kind:
         """Operators of rank `lowest` and above, all of which take their left operand first."""
+        first = self.token
         left = self._unary(depth)
         while self.token.kind == "operator":
             rank = _BINARY.get(self.token.text.lower(), 0)
             if rank < lowest:
                 break
-            self._take()
+            operator = self._take()
+            second = self.token
             right = self._binary(rank + 1, depth)
+            if operator.text in ("&&", "||"):
+                for operand, at in ((left, first), (right, second)):
+                    _must_be_true_or_false(operand, at, operator)
             if rank in _LOGICAL:
                 left = Kind.BOOLEAN
             elif rank in _BITWISE:
@@ -348,8 +397,10 @@ class _Parser:
         if depth > MAX_NESTING:
             message = f"nested deeper than {MAX_NESTING} levels"
             raise Fault(operator.offset, message, "split it into several groups")
+        operand = self.token
         inner = self._unary(depth + 1)
         if operator.text == "!":
+            _must_be_true_or_false(inner, operand, operator)
             return Kind.BOOLEAN
         return inner & (Kind.NUMBER | Kind.TIME | Kind.BOOLEAN)
 

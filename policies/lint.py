@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from policies import expressions, shadow, trust
+from policies import classads, expressions, shadow, trust
 from policies.ads import JobAd
+from policies.classads import Kind
 from policies.conditions import Conditions
 from policies.decide import Held, decide
 from policies.language import Problem, attributes_read
-from policies.model import Expose, Expression, Place, Policy, Role, Site, Verdict, node_matches
+from policies.model import AttributeType, Expose, Expression, Place, Policy, Role, Site, Verdict, node_matches
 from policies.wire import Phase
 
 IDENTITIES = (trust.SET_BY_SCHEDD - {"clusterid", "procid", "qdate"}) | trust.SET_BY_LARK_ACCESS_POINT
@@ -34,6 +35,14 @@ _HARMLESS = re.compile(r"(?:-?[0-9.]+|true|false|undefined)", re.IGNORECASE)
 _NAME = re.compile(r"(?:MY\.)?([A-Za-z_]\w*)", re.IGNORECASE)
 _MEMBER = re.compile(r"(?<!identical)(?<!\w)(member|stringListIMember)\s*\(", re.IGNORECASE)
 _REGEXP = re.compile(r'\bregexp\s*\(\s*"((?:[^"\\]|\\.)*)"\s*,[^()"]*(?:,\s*"(\w*)")?\s*\)', re.IGNORECASE)
+_EXACT = ("=?=", "=!=", "is", "isnt")
+_EQUALITY = (*_EXACT, "==", "!=")
+_KINDS: Mapping[AttributeType, Kind] = {
+    AttributeType.STRING: Kind.STRING,
+    AttributeType.ENUM: Kind.STRING,
+    AttributeType.NUMBER: Kind.NUMBER,
+    AttributeType.BOOLEAN: Kind.BOOLEAN,
+}
 _SHOWN_VALUES = 3
 """How many of the values that an attribute has in the ads given are told."""
 
@@ -52,6 +61,7 @@ def lint(
     """
     found = [
         *_identities(policy),
+        *_comparisons(policy),
         *_services(policy, site),
         *_mounts(policy),
         *_grants(policy),
@@ -123,6 +133,44 @@ def _alternatives(pattern: str) -> bool:
     return False
 
 
+def _types(policy: Policy) -> Mapping[str, tuple[AttributeType, tuple[str, ...]]]:
+    """Of attributes, in lower case, whose type is certain: what they are, and of an enum its values."""
+    known: dict[str, tuple[AttributeType, tuple[str, ...]]] = {
+        name: (AttributeType.NUMBER if name in trust.NUMBERS else AttributeType.STRING, ())
+        for name in trust.TYPED_BY_HTCONDOR
+    }
+    return known | {a.name.lower(): (a.type, a.values) for a in policy.attributes.values()}
+
+
+def _comparisons(policy: Policy) -> Iterator[Problem]:
+    """Comparisons with a value that the attribute cannot have: a seal that rests on one seals nobody."""
+    types = _types(policy)
+    for group in policy.groups.values():
+        for found in classads.comparisons(group.condition.text):
+            type_, values = types.get(found.name.lower(), (None, ()))
+            kind = _KINDS.get(type_) if type_ is not None else None
+            if kind is None:
+                continue
+            about = f"group `{group.name}` compares {found.name}"
+            if found.kind is not kind:
+                if not {kind, found.kind} <= {Kind.NUMBER, Kind.BOOLEAN} or found.operator in _EXACT:
+                    message = f"{about} with {found.value}, but it is always {classads.in_words(kind)}"
+                    yield Problem(group.place, message, "compare it with a value of that type")
+            elif type_ is AttributeType.ENUM and not _among(found, values):
+                message = f"{about} with {found.value}, which none of its values is"
+                yield Problem(group.place, message, f"write one of {', '.join(values)}, letter by letter")
+            elif found.name.lower() == "user" and found.operator in _EQUALITY and "@" not in found.value:
+                message = f"{about} with {found.value}, but a User is always NAME@DOMAIN"
+                yield Problem(group.place, message, "write it as in the job's ad (condor_q -af User), or compare Owner")
+
+
+def _among(found: classads.Comparison, values: tuple[str, ...]) -> bool:
+    value = found.value[1:-1]
+    if found.operator not in _EQUALITY or "\\" in value:
+        return True
+    return value in values if found.operator in _EXACT else value.lower() in {v.lower() for v in values}
+
+
 # --- services and grants ----------------------------------------------------------------------------------------------
 
 
@@ -187,7 +235,14 @@ def _slices(policy: Policy) -> Iterator[Problem]:
         message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
         yield Problem(rule.place, message, "drop it, or move it up")
     to_slice = [rule for rule in policy.exposes if rule.to_slice]
+    types = _types(policy)
     for rule in rules:
+        type_, _ = types.get(rule.name.text.strip().lower().removeprefix("my."), (None, ()))
+        if type_ in (AttributeType.NUMBER, AttributeType.BOOLEAN):
+            message = (
+                f"the name is {rule.name.text}, a {type_.value}, and a slice's name is a string: its jobs are held"
+            )
+            yield Problem(rule.name.place, message, f"write string({rule.name.text})")
         if policy.defaults.between_jobs is Verdict.ALLOW:
             message = f"all jobs may talk to each other ({policy.defaults.place}): a slice gives nothing"
             yield Problem(rule.place, message, "write `between-jobs: deny`, or drop the slice")

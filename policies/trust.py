@@ -54,6 +54,22 @@ TYPED_BY_HTCONDOR = SET_BY_SCHEDD | frozenset(
 """Attributes that HTCondor itself defines and types: a restriction may rest on them although the owner may set some."""
 
 
+NUMBERS = frozenset(
+    {
+        "clusterid",
+        "procid",
+        "qdate",
+        "dagmanjobid",
+        "jobuniverse",
+        "requestcpus",
+        "requestdisk",
+        "requestgpus",
+        "requestmemory",
+    }
+)
+"""Those of them that are numbers; the others are strings."""
+
+
 class Beliefs:
     """What the rules of a policy may rest on. A group in error is not judged again."""
 
