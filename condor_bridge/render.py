@@ -59,6 +59,12 @@ def _path(what: str, text: str) -> str:
     return text.rstrip("/") or "/"
 
 
+def _check_names(attributes: Sequence[str]) -> None:
+    for name in attributes:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise RenderError(f"{name!r} is not the name of a job attribute")
+
+
 def fill(template: str, values: Mapping[str, str]) -> str:
     """Replace each @NAME@ of the template. `@=end` and `@end` are HTCondor's own and stay."""
     used: set[str] = set()
@@ -84,9 +90,7 @@ def execute(
     network_mbps: int | None = None,
 ) -> str:
     """Configuration of an execution point. `plugins`: real plugins that native_install wrapped (--plugin)."""
-    for name in attributes:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise RenderError(f"{name!r} is not the name of a job attribute")
+    _check_names(attributes)
     names = list(dict.fromkeys([*JOB_ATTRIBUTES, *attributes]))
     libexec = _path("--libexec", libexec)
     wrapped = [f"{libexec}/plugins/{Path(_path('--plugin', plugin)).name}" for plugin in plugins]
@@ -109,11 +113,19 @@ def execute(
     )
 
 
-def access(map_file: str = DEFAULT_MAP, release_wait: int = 60) -> str:
-    """Configuration of an access point."""
+def access(map_file: str = DEFAULT_MAP, release_wait: int = 60, attributes: Sequence[str] = ()) -> str:
+    """Configuration of an access point. `attributes`: what owners may say besides; only of Lark… others are refused."""
+    _check_names(attributes)
+    own = [a for a in dict.fromkeys(attributes) if re.match("lark.", a, re.IGNORECASE)]
+    own = [a for a in own if a.lower() not in ("larkgroup", "larknetwork", "larkslice", "larkunknown", "larkoutside")]
     return fill(
         (TEMPLATES / "50-lark-access.config").read_text(),
-        {"MAP": _path("--map", map_file), "WAIT": str(release_wait)},
+        {
+            "MAP": _path("--map", map_file),
+            "WAIT": str(release_wait),
+            "OWN": "".join(f"{name[len('Lark') :]}$|" for name in own),
+            "SAYS": ", ".join(f"My.{name}" for name in ("LarkNetwork", *own)) + " and My.LarkSlice",
+        },
     )
 
 
@@ -146,10 +158,11 @@ def execute_command(
 @main.command("access")
 @click.option("--map", "map_file", default=DEFAULT_MAP, show_default=True, help="Map file from users to LarkGroup.")
 @click.option("--release-wait", default=60, show_default=True, type=click.IntRange(1, 1800), help="First wait, s.")
-def access_command(map_file: str, release_wait: int) -> None:
+@click.option("--attribute", "attributes", multiple=True, help="Further Lark… attribute that your policy declares.")
+def access_command(map_file: str, release_wait: int, attributes: tuple[str, ...]) -> None:
     """The file for an access point (50-lark-access.config)."""
     try:
-        _print(access(map_file, release_wait))
+        _print(access(map_file, release_wait, attributes))
     except RenderError as error:
         click.echo(f"render: {error}", err=True)
         sys.exit(1)

@@ -81,7 +81,7 @@ def bench() -> Iterator[Bench]:
             daemon,
         )
         pool.configure(
-            {"50-lark-access.config": render.access("/etc/lark-groups.map", release_wait=2), "90.config": FASTER},
+            {"50-lark-access.config": render.access("/etc/lark-groups.map", 2, ["LarkServes"]), "90.config": FASTER},
             {"50-lark-execute.config": render.execute(str(root / "libexec"), [str(plugin)], ping_seconds=2)},
         )
         with FakeAgent(root / "agent.sock", pass_fds=[namespace]) as agent:
@@ -253,14 +253,14 @@ def test_code_outside_of_the_network_is_refused_by_the_node_too(bench: Bench) ->
 
 def test_a_misspelt_attribute_is_refused(bench: Bench) -> None:
     """On 23.x. From 25 on the attribute stands in the cluster's ad, where a transform does not see its name."""
-    for name in ("LarkNetwrok", "larkslise", "LarkUnknown2"):
+    for name in ("LarkNetwrok", "larkslise", "LarkUnknown2", "LarkServe"):
         said, _ = bench.pool.try_submit("alice", lines(hold="true", **{f"My.{name}": '"none"'}))
         if VERSION == "23":
             assert said.code != 0
             assert "begins with Lark" in said.text
         else:
             bench.pool.command("condor_rm", said.need().out.split()[0], user="alice").need()
-    for name in ("LarkNetwork", "LarkSlice"):
+    for name in ("LarkNetwork", "LarkSlice", "LarkServes"):
         bench.pool.submit("alice", lines(hold="true", **{f"My.{name}": '"none"'})).remove()
 
 

@@ -156,7 +156,11 @@ def parse(file: str, raw: bytes) -> Document:
 _INDENT = "check the indentation, and put text that has quotes inside into single quotes"
 _REMEDIES = (
     (r"'\\t'", "a tab cannot stand here", "indent with spaces"),
-    ("mapping values are not allowed", "a second `:` in this line", "check the indentation, or put the text in quotes"),
+    (
+        "mapping values are not allowed",
+        "a `:` too many here, or one missing in the line before",
+        "begin `key: value` with a space after each colon, check the indentation, or put the text in quotes",
+    ),
     ("could not find expected ':'", "a key without `:`", "write `key: value`, with a space after the colon"),
     ("expected ',' or '\\]'", "this list is not closed", "separate items by commas and end the list with ]"),
     ("expected ',' or '}'", "this mapping is not closed", "separate entries by commas and end the mapping with }"),

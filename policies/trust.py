@@ -78,6 +78,7 @@ class Beliefs:
         self._groups = groups
         self._believed = SET_BY_SCHEDD | SET_BY_LARK_ACCESS_POINT
         self._believed |= {name.lower() for name, set_by in declared if set_by == "access-point"}
+        self._group_names = {name.lower() for name in groups}
         self._known = self._believed | {name.lower() for name in named} | TYPED_BY_HTCONDOR
 
     def _read(self, group: str | None, also: Expression | None = None) -> dict[str, str]:
@@ -94,7 +95,7 @@ class Beliefs:
     def opening(self, spot: Spot, what: str, group: str, trusting: bool) -> None:
         """A rule that gives its members something: it may not rest on what they say of themselves."""
         doubtful = _all_but(self._read(group), self._believed)
-        if doubtful and not trusting:
+        if doubtful and not trusting and not self._takes_a_group(spot, what, group, self._read(group)):
             spot.add(
                 f"this {what} rests on `{doubtful}`, which the job's owner can set to anything",
                 "use an attribute that the schedd sets, or one that a JOB_TRANSFORM sets and IMMUTABLE_JOB_ATTRS lists"
@@ -104,11 +105,25 @@ class Beliefs:
     def restricting(self, spot: Spot, what: str, group: str | None, also: Expression | None = None) -> None:
         """A rule that its members may bring upon themselves, if only what they say has a known type."""
         loose = _all_but(self._read(group, also), self._known)
-        if loose:
+        if loose and not self._takes_a_group(spot, what, group, self._read(group, also)):
             spot.add(
                 f"this {what} rests on `{loose}`, not declared here: a typing mistake would lift it",
-                "declare it under `attributes:` with its type",
+                "declare it under `attributes:` with its type (or, if it is meant as text, write it in double quotes)",
             )
+
+    def _takes_a_group(self, spot: Spot, what: str, own: str | None, read: Mapping[str, str]) -> bool:
+        """Whether a condition names another group, which reads as an attribute; it is reported."""
+        groups = [
+            spelt
+            for name, spelt in sorted(read.items())
+            if name in self._group_names - self._known - {(own or "").lower()}
+        ]
+        if groups:
+            spot.add(
+                f"this {what} rests on a condition that reads group `{', '.join(groups)}` as if it were an attribute",
+                "write the other group's condition out: conditions do not know each other",
+            )
+        return bool(groups)
 
     def slice(self, spot: Spot, group: str, name: Expression, *, trusting: bool, site_wide: bool) -> None:
         read = self._read(group, name)

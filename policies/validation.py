@@ -131,7 +131,9 @@ class Spot:
 def _type_words(where: str, kind: str, value: object, error: Any) -> tuple[str, str]:
     match kind:
         case "string_type":
-            fix = "write text" if isinstance(value, dict | list) or value is None else "put it in quotes"
+            fix = "write text" if isinstance(value, dict) or value is None else "put it in quotes"
+            if isinstance(value, list):
+                fix = "write one, and a rule for each of them"
             return f"`{where}`: text is expected, not {shown(value)}", fix
         case "bool_type":
             return f"`{where}`: true or false is expected, not {shown(value)}", "write true or false, without quotes"

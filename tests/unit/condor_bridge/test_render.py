@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -73,6 +74,27 @@ def test_attributes_are_added_once() -> None:
     assert {"User", "LarkGroup", "ClusterId", "ProcId"} <= set(names)
 
 
+def test_an_attribute_of_the_sites_own_is_no_misspelling() -> None:
+    """Every Lark… attribute that an example declares can be said, if both files are rendered for it."""
+    examples = Path(render.__file__).parents[1] / "policies" / "examples"
+    own = set(re.findall(r"^ +(Lark\w+): +\{type:", "".join(p.read_text() for p in examples.rglob("*.yaml")), re.M))
+    assert "LarkServes" in own
+    plain, text = render.access(), render.access(attributes=[*sorted(own), "Department", "LarkServes"])
+
+    def refused(rendered: str, name: str) -> bool:
+        pattern = re.search(r"COPY /(.*)/i LarkUnknown", rendered)
+        assert pattern is not None
+        return re.match(pattern.group(1), name, re.IGNORECASE) is not None
+
+    assert refused(plain, "LarkServes")
+    assert "My.LarkNetwork and My.LarkSlice;" in plain
+    assert "My.LarkNetwork, My.LarkServes and My.LarkSlice;" in text
+    assert not any(refused(text, name) for name in (*own, *map(str.upper, own)))
+    assert all(refused(text, name) for name in ("LarkServe", "LarkServess", "LarkNetwrok", "LarkDepartment"))
+    names = settings(render.execute(attributes=sorted(own)))["STARTD_JOB_ATTRS"].split()
+    assert own <= set(names)
+
+
 def test_network_resource() -> None:
     assert settings(render.execute(network_mbps=1000))["MACHINE_RESOURCE_NetworkMbps"] == "1000"
 
@@ -93,6 +115,8 @@ def test_a_value_never_becomes_a_second_line_or_a_macro(text: str) -> None:
 def test_bad_attribute_names_are_refused(name: str) -> None:
     with pytest.raises(render.RenderError, match="not the name of a job attribute"):
         render.execute(attributes=[name])
+    with pytest.raises(render.RenderError, match="not the name of a job attribute"):
+        render.access(attributes=[name])
     assert render.execute(attributes=["Good_Name9"])
 
 
@@ -108,6 +132,8 @@ def test_commands() -> None:
     run = CliRunner()
     assert run.invoke(render.main, ["execute", "--libexec", "/a"]).output == render.execute("/a")
     assert run.invoke(render.main, ["access", "--map", "/m"]).output == render.access("/m")
+    said = run.invoke(render.main, ["access", "--attribute", "LarkServes"]).output
+    assert said == render.access(attributes=["LarkServes"])
     bad = run.invoke(render.main, ["execute", "--libexec", "relative"])
     assert bad.exit_code == 1
     assert "absolute path" in bad.output
