@@ -166,7 +166,7 @@ def _difference(
         closes_.append("becomes sealed" + _where(will.trail[0][0]))
     if was_sealed and not sealed:
         opens.append("is no longer sealed")
-    _services(new, job, before, will, opens, closes_)
+    freely = _services(old, new, job, before, will, opens, closes_)
     _exposures(old, new, before, will, opens, closes_)
     if not sealed and not was_sealed and old.audits(job.node) is not new.audits(job.node):
         rule = new.mode_of(job.node)
@@ -175,7 +175,7 @@ def _difference(
             opens.append(f"is in audit mode: refusals are let on{_where(place)}")
         else:
             closes_.append(f"is no longer in audit mode: refusals are enforced{_where(place)}")
-    otherwise = [] if sealed else _marks(classes, before, will)
+    otherwise = freely + ([] if sealed else _marks(classes, before, will))
     left = before.slice if before.slice != will.slice else None
     joined = will.slice if before.slice != will.slice else None
     joined_at = next((p for p, t in will.trail if t.startswith("in slice ")), None) if joined else None
@@ -187,22 +187,40 @@ def _difference(
     return _Difference(key, tuple(opens), tuple(closes_), tuple(otherwise), left, joined, joined_at, rates, None)
 
 
-def _services(new: Policy, job: Job, before: Decision, after: Decision, opens: list[str], closes: list[str]) -> None:
+def _services(
+    old: Policy, new: Policy, job: Job, before: Decision, after: Decision, opens: list[str], closes: list[str]
+) -> list[str]:
+    """Tells what opens and what closes, and gives what does neither: a grant where none is needed before or after."""
     was, will = before.outcome, after.outcome
     if (was.services, was.audited) == (will.services, will.audited):
-        return
+        return []
     groups = set(after.groups)
     given = {
         g.service: g.place
         for g in reversed(new.grants)
         if g.group in groups and not g.audit and job.phase in g.during and node_matches(g.nodes, job.node)
     }
-    opens += [f"gains {name}{_where(given.get(name))}" for name in sorted(will.services - was.services)]
+    sealed = was.sealed or will.sealed
+    gained = sorted(will.services - was.services)
+    had = [name for name in gained if not sealed and _open_to_all(old, new.services[name])]
+    opens += [f"gains {name}{_where(given.get(name))}" for name in gained if name not in had]
     lost = sorted(was.services - will.services)
+    kept = [name for name in lost if not sealed and _open_to_all(new, old.services[name])]
+    lost = [name for name in lost if name not in kept]
     closes += [f"loses {name}" for name in lost if name not in will.audited]
     closes += [f"loses {name}, and is let on to it in audit mode" for name in lost if name in will.audited]
     opens += [f"is let on to {name} in audit mode" for name in sorted(will.audited - was.audited - was.services)]
     closes += [f"is no longer let on to {name}" for name in sorted(was.audited - will.audited - will.services)]
+    freely = [f"reaches {name} by a grant, and did without{_where(given.get(name))}" for name in had]
+    return freely + [f"reaches {name} without a grant" for name in kept]
+
+
+def _open_to_all(policy: Policy, service: Service) -> bool:
+    """Whether no job needs a grant for this service of another policy."""
+    if policy.defaults.egress is not Verdict.ALLOW:
+        return False
+    closed = [s for s in policy.services.values() if s.protected]
+    return not any(s.name == service.name or set(s.hosts) & set(service.hosts) for s in closed)
 
 
 def _exposures(

@@ -63,6 +63,28 @@ def test_plan_says_who_gains_and_who_loses_what() -> None:
     assert "+ 4.0 on wn2: is no longer sealed" in back, "what is held is sealed if it runs"
 
 
+def test_a_grant_that_is_not_needed_before_or_after_is_no_gain_and_no_loss() -> None:
+    """Who had a grant for a service that is now closed to nobody loses nothing."""
+    groups = "groups: {p: 'User =?= \"p\"'}\n"
+    closed = "services: {fs: {hosts: [10.0.0.1], ports: [tcp/1], protected: true}}\n" + groups
+    closed += "grants: [{for: p, to: fs}]\n"
+    other = "services: {all: {hosts: [10.0.0.1], ports: [tcp/1-9], protected: true}}\n" + groups
+    there = jobs({"User": "p"})
+
+    def told(before: str, after: str) -> list[str]:
+        return [
+            line for line in plan(policy_from_text(before), policy_from_text(after), there).lines() if "1.0" in line
+        ]
+
+    assert told(closed, groups) == ["~ 1.0 on wn2: reaches fs without a grant"]
+    assert told(groups, closed) == ["~ 1.0 on wn2: reaches fs by a grant, and did without (policy.yaml:3)"]
+    denied = groups + "defaults: {egress: deny}\n"
+    assert told(closed, denied) == ["- 1.0 on wn2: loses fs"]
+    assert told(denied, closed) == ["+ 1.0 on wn2: gains fs (policy.yaml:3)"]
+    assert told(closed, other) == ["- 1.0 on wn2: loses fs"]
+    assert told(closed, groups + "seal: [p]\n") == ["- 1.0 on wn2: becomes sealed (policy.yaml:2), loses fs"]
+
+
 def test_five_thousand_jobs_with_the_same_change_are_one_line() -> None:
     old = policy("grants: [{for: p, to: fs}]", "slices: [{for: p, name: 'string(ClusterId)', scope: site}]")
     new = policy("grants: [{for: p, to: lic}]", "rates: [{rate: Mbps, unit: Mbit/s}]")
