@@ -230,7 +230,7 @@ def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
     if policy.defaults.egress is Verdict.ALLOW:
         return _allow(Step.EGRESS, "egress is allowed", policy.defaults.place)
     called = policy.defaults.ingress is Verdict.ALLOW or Reason.INGRESS in policy.defaults.audited
-    welcome = called or any(rule.networks for rule in policy.exposes)
+    welcome = called or any(rule.networks and rule.group in job.outcome.groups for rule in policy.exposes)
     if packet.tracked and welcome:
         return _allow(Step.EGRESS, "reply to an allowed connection")
     audited = Reason.EGRESS in policy.defaults.audited

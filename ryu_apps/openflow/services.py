@@ -120,11 +120,9 @@ def _closed_on(world: World, here: Node) -> list[tuple[str, Network]]:
     return closed + [("", net) for net in world.site.infrastructure]
 
 
-def _welcomes(policy: Policy) -> bool:
-    """Whether anybody outside may call a job, if only because that is audited: then a job may answer."""
-    defaults = policy.defaults
-    audited = Reason.INGRESS in defaults.audited
-    return defaults.ingress is Verdict.ALLOW or audited or any(rule.networks for rule in policy.exposes)
+def _anybody_calls(policy: Policy) -> bool:
+    """Whether anybody outside may call any job, if only because that is audited: then a job may answer."""
+    return policy.defaults.ingress is Verdict.ALLOW or Reason.INGRESS in policy.defaults.audited
 
 
 def _node(world: World, here: Node) -> list[Flow]:
@@ -138,10 +136,16 @@ def _node(world: World, here: Node) -> list[Flow]:
     defaults = world.policy.defaults
     if defaults.egress is Verdict.ALLOW:
         otherwise: tuple[Action, ...] = (Goto(Table.TRACK),)
-    elif _welcomes(world.policy):
+    elif _anybody_calls(world.policy):
         # A job may answer whoever was allowed to call it: only the connection table knows.
         otherwise = (Goto(Table.REPLY_TRACK),)
     else:
         otherwise = deny(Reason.EGRESS, audited=Reason.EGRESS in defaults.audited)
+        # So may one that serves networks, as long as it does.
+        groups = world.policy.marking_groups
+        for name in sorted({rule.group for rule in world.policy.exposes if rule.networks}):
+            serves = (r.GROUPS.bit(groups.index(name)),)
+            answer = entry(Table.NODE, Priority.OTHERWISE_OBJECT, serves, (Goto(Table.REPLY_TRACK),), own)
+            found.setdefault(answer.key, answer)
     flow = entry(Table.NODE, Priority.OTHERWISE, (), otherwise, own)
     return [*found.values(), flow]

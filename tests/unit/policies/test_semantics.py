@@ -522,6 +522,7 @@ def test_the_answers_of_an_exposed_port_pass_although_egress_is_denied() -> None
         job1 > 10.9.7.7 tcp/40000 from 8080 ack tracked => pass
         job1 > 10.9.7.7 tcp/40000 from 8080 ack => drop egress
         job1 > 192.0.2.1 tcp/40000 from 8080 ack tracked => drop node
+        job2 > 10.9.7.7 tcp/40000 from 8080 ack tracked => drop egress
         """,
     ).check()
     closed = world("defaults: {egress: deny}\n", PHYSICS)
