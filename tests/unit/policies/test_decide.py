@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from policies.decide import Held, decide
-from policies.language import load_policy
+from policies.language import load_policy, policy_from_text
 from policies.model import Policy
 from policies.wire import Phase
 
@@ -104,6 +104,22 @@ def test_the_first_slice_rule_wins_and_names_are_the_users_own_unless_site_wide(
     assert slice_of(policy, LarkSlice="s", DAGManJobId=5) == "user/3/a@x/dag-5"
     assert slice_of(policy, LarkSlice="s", x509UserProxyVOName="cms") == "site/cms"
     assert slice_of(policy, LarkSlice="s", LarkNetwork="none") is None
+
+
+@pytest.mark.parametrize(("scope", "name"), [("user", "exposed-user/3/a@x/s"), ("site", "exposed-site/s")])
+def test_a_slice_of_exposed_ports_is_another_than_an_open_one_of_its_name(scope: str, name: str) -> None:
+    rule = f"{{for: everybody, name: '\"s\"', scope: {scope}, between: exposed}}"
+    text = f"groups: {{everybody: 'User =!= undefined'}}\nslices: [{rule}]\n"
+    assert slice_of(policy_from_text(text)) == name
+    assert slice_of(policy_from_text(text.replace(", between: exposed", ""))) == name.removeprefix("exposed-")
+
+
+def test_the_lowest_rate_wins_and_undefined_is_none() -> None:
+    rates = ["{rate: '100', unit: Mbit/s}", "{rate: 'Asked', unit: kbit/s}", "{rate: '50', unit: Mbit/s}"]
+    asked = "attributes: {Asked: {type: number}}\n"
+    limited = policy_from_text(f"{asked}rates: [{', '.join(rates)}]\n")
+    assert decide(limited, "wn1", {}, {}, Phase.RUN).rate == 50_000_000
+    assert decide(limited, "wn1", {"Asked": 7}, {}, Phase.RUN).rate == 7_000
 
 
 def test_no_user_and_name_can_pose_as_another_pair(policy: Policy) -> None:
