@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
+
 import pytest
 
 from policies.language import policy_from_text
 from policies.model import World
 from ryu_apps.openflow.compiler import desired_flows
-from ryu_apps.openflow.fields import CtState, EtherType, IpProto
+from ryu_apps.openflow.fields import CtState, EtherType, Frag, IpProto
 from ryu_apps.openflow.simulate import SimulatedSwitch
 from tests.worlds import world
 
@@ -51,3 +53,48 @@ def test_only_answers_and_their_errors_pass(says: str, outward: bool) -> None:
     )
     assert bool(sent.outputs) == (says in PASS)
     assert sent.committed == frozenset()
+
+
+SERVING = """
+services:
+  fileserver: {hosts: [10.20.0.5, "2001:db8:20::5"], ports: [tcp/1094, udp/1094], protected: true}
+groups: {physics: 'LarkGroup =?= "physics"'}
+grants: [{for: physics, to: fileserver}]
+"""
+HOSTS = {4: int(IPv4Address("10.20.0.5")), 6: int(IPv6Address("2001:db8:20::5"))}
+
+
+@pytest.mark.parametrize(("version", "protocol"), [(4, "tcp"), (4, "udp"), (6, "tcp"), (6, "udp")])
+def test_the_connection_table_sees_all_pieces_of_a_datagram_or_none(version: int, protocol: str) -> None:
+    here = world([{"LarkGroup": "physics"}], policy_from_text(SERVING))
+    job = here.attempts["job1"]
+    assert job.ipv6 is not None
+    number = {"tcp": IpProto.TCP, "udp": IpProto.UDP}[protocol]
+    prefix, mine = ("nw", int(job.ipv4)) if version == 4 else ("ipv6", int(job.ipv6))
+    switch = SimulatedSwitch(desired_flows(here, job.bridge).values(), lambda zone: 0)
+
+    def piece(kind: int) -> frozenset[int]:
+        later = kind == Frag.BOTH
+        ports = {f"{protocol}_src": 0 if later else 40000, f"{protocol}_dst": 0 if later else 1094}
+        if protocol == "tcp":
+            ports["tcp_flags"] = 0 if later else 2
+        hidden = later and version == 6
+        sent = switch.send(
+            {
+                "in_port": job.ofport,
+                "dl_src": job.mac,
+                "dl_dst": 0x020000000001,
+                "dl_type": EtherType.IPV4 if version == 4 else EtherType.IPV6,
+                f"{prefix}_src": mine,
+                f"{prefix}_dst": HOSTS[version],
+                "nw_ttl": 64,
+                "nw_frag": kind,
+                "nw_proto": IpProto.FRAGMENT if hidden else number,
+                **({} if hidden else ports),
+            }
+        )
+        assert sent.outputs == {UPLINK}
+        return sent.committed
+
+    assert piece(Frag.ANY) == piece(Frag.BOTH)
+    assert piece(Frag.ANY) == (frozenset() if (version, protocol) == (4, "tcp") else {job.zone})
