@@ -380,6 +380,8 @@ def test_sighup_takes_a_good_policy_and_leaves_a_bad_one(daemon: Daemon, switch:
     daemon.process.send_signal(signal.SIGHUP)
     wait_until("the new policy is in force", lambda: not flows_of(switch, GATE, ATTEMPT))
     assert daemon.call("GET", f"/v1/attempts/{attempt_id(2)}")[1]["decision"]["grants"] == []
+    wait_until("it is logged, with its mode", lambda: "(mode enforce), " in daemon.log())
+    wait_until("it is logged, with its mode", lambda: "(mode enforce)" in daemon.log())
     wait_until("both in line again", lambda: all(daemon.bridge(name)["converged"] for name in (WORKER, GATE)))
 
 

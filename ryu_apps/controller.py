@@ -691,7 +691,8 @@ class Controller:
         failure = self._confirm("(all)", tickets, pending, self._clock() + self._deadline)
         LOG.info("policy %s replaces %s; %d attempts decided anew", policy.digest[:12], before[:12], len(rows))
         if failure is not None:
-            LOG.warning("the new policy is not in force everywhere yet: %s", failure.answer.detail)
+            late = failure.answer.detail.removesuffix("; try again")
+            LOG.warning("the new policy is not in force everywhere yet: %s; these follow as soon as they can", late)
 
     def problems(self) -> list[str]:
         """Why the controller is not ready to serve; empty when it is."""

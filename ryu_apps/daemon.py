@@ -131,7 +131,8 @@ def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None
     except (StoreError, Refused) as problem:
         LOG.error("the policy was not reloaded: %s", problem)
         return
-    LOG.info("reloaded: policy %s, %d tokens", new.policy.digest[:12], len(new.tokens))
+    policy = new.policy
+    LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
 
 
 def _housekeeping(controller: Controller, ensure_server: Callable[[], None], wsgi: engine.WsgiServer) -> None:

@@ -413,6 +413,18 @@ def test_numbers_of_identities_and_slices_never_mean_anything_else(
     assert len(numbers["slice"]) >= 12
 
 
+def test_a_policy_that_a_bridge_has_not_confirmed_asks_nobody_to_try_again(
+    rig: Rig, load: Callable[[str], Policy], caplog: Any
+) -> None:
+    """The bridge follows when it is back: there is nothing that an administrator could repeat."""
+    rig.fabric.disconnect("gate1")
+    rig.controller.reload(load(OTHER_POLICY))
+    (said,) = [line for line in caplog.messages if "not in force everywhere yet" in line]
+    assert "gate1" in said
+    assert said.endswith("; these follow as soon as they can")
+    assert "try again" not in said
+
+
 @pytest.mark.parametrize("how", ["reload", "restart"])
 def test_a_job_that_another_policy_would_hold_is_sealed(rig: Rig, how: str, load: Callable[[str], Policy]) -> None:
     rig.controller.register(aid(2), spec(2, LarkGroup="physics"))
