@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from mininet_tests.switch_rig import ROOT, DummySwitch, RigError, wait_until
+from mininet_tests.switch_rig import ENGINES, ROOT, DummySwitch, RigError, wait_until
 from ryu_apps.rest.auth import TokenRole, new_token
 
 pytestmark = pytest.mark.engine
@@ -183,7 +183,7 @@ def switch() -> Iterator[DummySwitch]:
         rig.stop()
 
 
-@pytest.fixture(params=["os-ken", "ryu"])
+@pytest.fixture(params=ENGINES)
 def daemon(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Daemon]:
     """A running controller with both bridges connected; its logs must be clean, and its children gone, at the end."""
     one = Daemon(request.param)

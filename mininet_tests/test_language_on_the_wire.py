@@ -1,7 +1,8 @@
 """The policy language on real packets: ports that jobs serve, classes as DSCP, one service in audit mode.
 
 The parts are real: lark-controller with its store, Open vSwitch with the userspace datapath, the agent's table 0, and
-jobs in network namespaces. The test speaks to the controller's API as the node's agent does.
+jobs in network namespaces. The test speaks to the controller's API as the node's agent does. The flows are the same
+bytes under either engine (`test_switch_on_both_engines`), so `make test` runs this on one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from mininet_tests.site.lark import ENVIRONMENT, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, this_python, wait_until, wire
 from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from mininet_tests.site.users import private_etc
+from mininet_tests.switch_rig import ENGINES
 from ovs_agent import plan
 from ryu_apps.rest.auth import TokenRole, new_token
-
-pytestmark = pytest.mark.engine
 
 BRIDGE = "wn1-br"
 GATEWAY, FILES, DATABASE, CAMPUS, ELSEWHERE = "10.20.0.1", "10.20.0.5", "10.20.0.6", "10.9.1.7", "10.8.1.7"
@@ -177,7 +177,7 @@ JOBS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["os-ken", "ryu"])
+@pytest.fixture(scope="module", params=ENGINES)
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("wire")
     root.chmod(0o755)

@@ -22,7 +22,6 @@ from mininet_tests.switch_rig import ENGINES, wait_until
 from mininet_tests.test_controller_life import BOOT, Daemon, node_spec
 from ryu_apps.rest.auth import TokenRole
 
-pytestmark = pytest.mark.engine
 LEASE = 5
 HELD = 600
 BEAT = {"boot_id": BOOT, "attempts": []}
@@ -135,6 +134,7 @@ def test_the_api_serves_agents_and_ends_no_lease_while_strangers_trickle(daemon:
     assert lease_left(daemon, "wn1") > 0
 
 
+@pytest.mark.engine
 def test_the_switches_listener_keeps_places_for_bridges(daemon: Daemon) -> None:
     with Besieger(daemon.openflow, b"\x05\x00\x00\x10") as siege:
         end = time.monotonic() + 4

@@ -126,7 +126,6 @@ def test_a_full_disk_is_named_and_nothing_acknowledged_is_lost(disk: SmallDisk) 
     opened.close()
 
 
-@pytest.mark.engine
 def test_a_full_disk_refuses_new_jobs_leaves_the_running_alone_and_ends_by_itself(disk: SmallDisk) -> None:
     daemon, switch = Daemon(os.environ.get("LARK_TEST_ENGINE", "os-ken")), DummySwitch()
     try:

@@ -1,4 +1,4 @@
-"""TLS on both listeners, on both engines: a real lark-controller, real ovs-vswitchd over `ssl:`, real clients.
+"""TLS on both listeners: a real lark-controller (switches' handshakes on both engines), real ovs-vswitchd over `ssl:`, real clients.
 
 Every refusal has its positive control beside it: the same switch or client with the right certificate gets in.
 """
@@ -34,7 +34,6 @@ from ovs_agent.controller_tls import ControllerTls
 from policies.wire import Heartbeat, NodeSpec
 from ryu_apps.pki import Kind, Pki, Wish, agent_wish, controller_wish, switch_wish
 
-pytestmark = pytest.mark.engine
 DPIDS = {WORKER: 0x00006C6B6E620001, GATE: 0x00006C6B6E620002}
 PORTS = {WORKER: ["lknb-up"], GATE: ["lknb-wf", "lknb-sf"]}
 BEAT = {"boot_id": BOOT, "attempts": []}
@@ -152,6 +151,7 @@ def point(switch: DummySwitch, daemon: Daemon, bridge: str, scheme: str = "ssl")
     switch.vsctl("set-controller", bridge, target, "--", "set", "controller", bridge, "max_backoff=1000")
 
 
+@pytest.mark.engine
 def test_a_switch_with_its_certificate_is_served_and_one_of_another_ca_is_not(
     daemon: SecureDaemon, switch: DummySwitch, tmp_path: Path
 ) -> None:
@@ -219,6 +219,7 @@ def test_a_name_that_another_ca_gives_is_declared_in_the_site(daemon: SecureDaem
     wait_until("the name declared", lambda: daemon.connected(WORKER), 20)
 
 
+@pytest.mark.engine
 def test_without_tls_without_certificate_or_with_an_expired_one_nobody_is_a_switch(
     daemon: SecureDaemon, switch: DummySwitch
 ) -> None:
@@ -260,6 +261,7 @@ def serial(port: int, context: ssl.SSLContext) -> int:
             return int(str(found["serialNumber"]), 16)
 
 
+@pytest.mark.engine
 def test_certificates_are_reloaded_and_no_connection_is_dropped(daemon: SecureDaemon, switch: DummySwitch) -> None:
     dress(switch, daemon.pki, switch_wish([WORKER]), daemon.pki.ca)
     plug(switch, daemon, WORKER)
@@ -388,6 +390,7 @@ def test_larkctl_checks_the_controller_and_plain_http_gets_an_answer(daemon: Sec
     assert (answer.status, answer.read()) == (400, b"This port speaks TLS only: write https:// in the URL.\n")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("listener", ["api", "openflow"])
 def test_slow_handshakes_stall_nobody(daemon: SecureDaemon, switch: DummySwitch, listener: str) -> None:
     dress(switch, daemon.pki, switch_wish([WORKER]), daemon.pki.ca)

@@ -7,6 +7,7 @@ an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -119,17 +120,22 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(path)))
 
 
+@functools.cache
+def _openapi() -> bytes:
+    from ryu_apps.rest.openapi import describe  # it reads ROUTES above
+
+    return json.dumps(describe(ROUTES)).encode()
+
+
 class Api:
     """The WSGI application. `tokens` may be replaced while it serves; `agents`: nodes by the name in a certificate."""
 
     def __init__(self, controller: Controller, tokens: Tokens, agents: Mapping[str, str] | None = None) -> None:
-        from ryu_apps.rest.openapi import describe  # it reads ROUTES above
-
         self.tokens = tokens
         self._agents = dict(agents or {})
         self._controller = controller
         self._routes = [(_pattern(route.path), route) for route in ROUTES]
-        self._openapi = json.dumps(describe(ROUTES)).encode()
+        self._openapi = _openapi()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         began = time.monotonic()
