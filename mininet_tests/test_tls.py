@@ -1,4 +1,4 @@
-"""TLS on both listeners: a real lark-controller (switches' handshakes on both engines), real ovs-vswitchd over `ssl:`, real clients.
+"""TLS on both listeners (switches on both engines): a real lark-controller, real ovs-vswitchd over `ssl:`, clients.
 
 Every refusal has its positive control beside it: the same switch or client with the right certificate gets in.
 """
