@@ -1,0 +1,302 @@
+"""Controller, switch, disk and cable fail under load: no denied probe comes through, nothing acknowledged is lost.
+
+Each test prints what it counted. `make test` runs a reduced count, `make test-full` (LARK_TEST_FULL=1) the stated one:
+`mininet_tests.chaos.rig` has both. Where a fault is compared with its absence, windows with and without it alternate.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import pytest
+
+from mininet_tests.chaos.churn import Answer, percentile
+from mininet_tests.chaos.probes import Prober, Window
+from mininet_tests.chaos.proxy import Proxy
+from mininet_tests.chaos.rig import CORE, DEADLINE, Rig, defects, running_rig, size, worker
+from mininet_tests.site.namespaces import wait_until
+from mininet_tests.site.openvswitch import RUN
+
+pytestmark = pytest.mark.system
+SIZE = size()
+SLACK = 1 if os.environ.get("LARK_TEST_FULL") else 5
+"""`make test` runs on whatever machine there is: times may be this much longer than stated."""
+BAD = worker(2)
+"""The bridge behind the proxy."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    seed = int(os.environ["LARK_TEST_SEED"])
+    with running_rig(tmp_path_factory.mktemp("chaos"), os.environ.get("LARK_TEST_ENGINE", "os-ken"), SIZE, seed) as rig:
+        rig.churn.fill(20 * SIZE.workers, SIZE.attempts)
+        yield rig
+
+
+@pytest.fixture
+def rig(built: Rig) -> Iterator[Rig]:
+    """The rig at rest; afterwards everything must agree again, and the controller's log must hold no defect."""
+    built.churn.pause()
+    yield built
+    built.churn.pause()
+    assert built.churn.faults() == []
+    assert built.drift() == []
+    assert defects(built.logged()) == []
+
+
+def churn(rig: Rig) -> None:
+    rig.churn.run(SIZE.changes, SIZE.attempts)
+
+
+def prober(rig: Rig) -> Prober:
+    assert rig.prober is not None
+    return rig.prober
+
+
+def proxy(rig: Rig) -> Proxy:
+    assert rig.proxy is not None
+    return rig.proxy
+
+
+def undisturbed(control: Sequence[Window], faulty: Sequence[Window]) -> None:
+    """No denied probe came through; of the allowed ones no more were lost than without the fault."""
+    for name, windows in (("control", control), ("fault", faulty)):
+        shares = [window.lost_share for window in windows]
+        print(
+            f"{name}: {len(windows)} windows; allowed probes lost "
+            f"{sum(window.allowed_lost for window in windows)} of {sum(window.allowed_sent for window in windows)}, "
+            f"share in a window: median {statistics.median(shares):.6f}, 95th percentile {percentile(shares, 0.95):.6f}; "
+            f"denied delivered {sum(window.denied_delivered for window in windows)} "
+            f"of {sum(window.denied_sent for window in windows)}"
+        )
+    for window in chain(control, faulty):
+        assert window.denied_sent > 0
+        assert window.denied_delivered == 0, str(window)
+        assert all(pair.delivered > 0 for pair in window.pairs if pair.allowed), str(window)
+    allowed = percentile([window.lost_share for window in control], 0.95)
+    assert statistics.median(window.lost_share for window in faulty) <= allowed
+
+
+def told(name: str, seconds: Sequence[float]) -> None:
+    print(f"{name}: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s of {len(seconds)}")
+
+
+def test_the_prober_sees_what_an_open_bridge_lets_through(rig: Rig) -> None:
+    """The control of every zero below: on a bridge that somebody opened, denied probes are counted as delivered."""
+    prober(rig).begin()
+    address = f"unix:{RUN}/{worker(1)}.mgmt"
+    rig.machine.need(
+        "ovs-ofctl", "-OOpenFlow14", "add-flow", address, "table=0,priority=9,in_port=1002,actions=output:1"
+    )
+    time.sleep(0.5)
+    rig.machine.need("ovs-ofctl", "-OOpenFlow14", "--strict", "del-flows", address, "table=0,priority=9,in_port=1002")
+    window = prober(rig).end()
+    print(window)
+    assert window.pair("job to job, one bridge").delivered > 0, "past its bridge's flows it is seen, if elsewhere"
+    assert window.pair("world to server").delivered == 0, "and it is still a gate that the rest cannot pass"
+    assert window.allowed_lost <= window.allowed_sent / 2
+
+
+def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> None:
+    control: list[Window] = []
+    killed: list[Window] = []
+    in_line: list[float] = []
+    acknowledged_then = 0
+    churn(rig)
+    for _ in range(SIZE.faults):
+        prober(rig).begin()
+        time.sleep(SIZE.window)
+        control.append(prober(rig).end())
+        prober(rig).begin()
+        time.sleep(random.uniform(0, SIZE.window / 4))
+        rig.kill_controller()
+        before = rig.churn.acknowledged()
+        began = rig.start_controller()
+        wait_until("the API answers", lambda: "lark-controller ready" in rig.log(), 30, 0.02)
+        # Agents go on ending attempts as soon as they are answered: what is looked for lives before and after.
+        known = rig.known()
+        lost = (before & rig.churn.acknowledged()) - known
+        assert lost == set(), "acknowledged, not ended since, and not known"
+        acknowledged_then += len(before)
+        in_line.append(rig.until_in_line() - began)
+        time.sleep(max(0.0, SIZE.window - (time.monotonic() - began)))
+        killed.append(prober(rig).end())
+    rig.churn.pause()
+    assert rig.drift() == []
+    told(f"from process start to the last of {len(rig.bridges)} bridges in line, {len(rig.known())} attempts", in_line)
+    print(f"{SIZE.faults} kills: {acknowledged_then} times an acknowledged attempt was looked for, and known")
+    undisturbed(control, killed)
+    assert max(in_line) <= 3 * SLACK
+    # Nothing changes now: the second restart sends nothing, as the switches themselves count.
+    with rig.flow_events() as events:
+        rig.kill_controller()
+        rig.start_controller()
+        rig.until_in_line()
+    print(
+        f"flow events at a restart at rest: {dict(events)}; flow-mods that the controller says it sent: {rig.sent_at_start()}"
+    )
+    assert sum(events.values()) == 0
+    assert set(rig.sent_at_start().values()) == {0}
+    with rig.flow_events() as events:
+        churn(rig)
+        time.sleep(1)
+        rig.churn.pause()
+    assert all(events[worker(n)] > 0 for n in rig.workers), "the switches count what comes and goes"
+
+
+def test_a_killed_switch_comes_back_closed_and_then_as_it_was(rig: Rig) -> None:
+    back: list[float] = []
+    windows: list[Window] = []
+    for at_rest in (False, True):
+        for _ in range(max(1, SIZE.faults // 3)):
+            if not at_rest:
+                churn(rig)
+            before = {bridge: rig.flows(bridge) for bridge in (*rig.bridges, CORE)}
+            prober(rig).begin()
+            time.sleep(random.uniform(0.2, 1))
+            rig.kill_switch()
+            began = rig.start_switch()
+            wait_until(
+                "all bridges in line", lambda: all(rig.bridge(name)["converged"] for name in rig.bridges) or at_rest, 30
+            )
+            time.sleep(SIZE.window / 2)
+            window = prober(rig).end()
+            windows.append(window)
+            back.append(max(pair.outage.ended for pair in window.pairs if pair.allowed) - began)
+            rig.churn.pause()
+            assert rig.drift() == []
+            if at_rest:
+                assert {bridge: rig.flows(bridge) for bridge in before} == before
+                print(f"{sum(map(len, before.values()))} flows on {len(before)} bridges are equal again")
+    told("from the start of ovs-vswitchd to the last allowed pair talking again", back)
+    for window in windows:
+        print(window)
+        assert window.denied_delivered == 0
+        assert window.outage().probes > 0, "the kill was felt, so it was one"
+    assert max(back) <= 2 * SLACK
+
+
+def test_a_full_disk_refuses_with_a_reason_and_disturbs_no_running_job(rig: Rig) -> None:
+    control: list[Window] = []
+    full: list[Window] = []
+    recovered: list[float] = []
+    for _ in range(SIZE.faults):
+        churn(rig)
+        prober(rig).begin()
+        time.sleep(SIZE.window / 2)
+        control.append(prober(rig).end())
+        began = time.monotonic()
+        rig.machine.run(["dd", "if=/dev/zero", f"of={rig.state}/fill", "bs=4k"])
+        prober(rig).begin()
+        wait_until(
+            "every node has been refused something",
+            lambda: len({one.node for one in _refused(rig, began)}) == SIZE.workers,
+            30,
+        )
+        time.sleep(SIZE.window / 2)
+        full.append(prober(rig).end())
+        reasons = _refused(rig, began)
+        assert all("make room" in one.detail for one in reasons), {one.detail for one in reasons}
+        rig.machine.need("rm", str(rig.state / "fill"))
+        room = time.monotonic()
+        rig.churn.pause()
+        recovered.append(time.monotonic() - room)
+        assert rig.drift() == []
+        print(f"{len(reasons)} refused while the disk was full, for example: {reasons[0].detail}")
+    told("from room on the disk to the last refused request answered", recovered)
+    undisturbed(control, full)
+    assert max(recovered) <= 2 * SLACK
+
+
+def _refused(rig: Rig, since: float) -> list[Answer]:
+    return rig.churn.answers(lambda one: one.status == 503 and one.at > since)
+
+
+def test_a_switch_that_never_answers_barriers_delays_only_its_own_jobs(rig: Rig) -> None:
+    control: list[Answer] = []
+    held: list[Answer] = []
+    own: list[Answer] = []
+    churn(rig)
+    for _ in range(SIZE.faults):
+        for hold, found in ((False, control), (True, held)):
+            proxy(rig).hold_barriers(hold)
+            began = time.monotonic()
+            time.sleep(SIZE.window + (DEADLINE if hold else 0))
+            found += rig.churn.answers(lambda one, began=began: one.at > began and one.node != "wn2")
+            if hold:
+                own += rig.churn.answers(lambda one, began=began: one.at > began and one.node == "wn2")
+        proxy(rig).hold_barriers(False)
+        wait_until("its jobs are served again", lambda: not rig.agents[1].refused_now, 30)
+        time.sleep(1)
+    rig.churn.pause()
+    times = [[one.took for one in found] for found in (control, held)]
+    p50, p99 = ([percentile(one, share) for one in times] for share in (0.5, 0.99))
+    print(
+        f"other bridges' jobs: p50 {1000 * p50[0]:.1f} ms without, {1000 * p50[1]:.1f} ms with the silent bridge; "
+        f"p99 {1000 * p99[0]:.1f} and {1000 * p99[1]:.1f} ms, of {len(times[0])} and {len(times[1])} requests"
+    )
+    assert proxy(rig).held > 0
+    assert {one.status for one in held} <= {200, 201}
+    assert p50[1] <= 2 * p50[0] * SLACK
+    assert p99[1] <= 2 * p99[0] * SLACK
+    assert p99[1] < DEADLINE / 2
+    refused = [one for one in own if one.status == 503]
+    assert refused
+    print(
+        f"its own jobs: {len(refused)} refused, {min(one.took for one in refused):.2f} s the first to answer: {refused[0].detail}"
+    )
+    assert all(BAD in one.detail for one in refused)
+    assert all(one.took < DEADLINE + 5 for one in own)
+    assert rig.drift() == []
+
+
+def test_a_bridge_that_is_cut_off_goes_on_and_is_caught_up_with(rig: Rig) -> None:
+    churn(rig)
+    prober(rig).begin()
+    time.sleep(SIZE.window)
+    control = prober(rig).end()
+    prober(rig).begin()
+    proxy(rig).cut(True)
+    cut = time.monotonic()
+    time.sleep(SIZE.partition)
+    others = rig.churn.answers(lambda one: one.at > cut and one.node != "wn2")
+    proxy(rig).cut(False)
+    healed = time.monotonic()
+    rig.churn.pause(60)
+    wait_until("in line again", lambda: rig.bridge(BAD)["converged"], 30)
+    print(f"cut off for {SIZE.partition} s: all requests answered and in line {time.monotonic() - healed:.2f} s after")
+    window = prober(rig).end()
+    assert {one.status for one in others} <= {200, 201}
+    assert len(others) > 10
+    assert rig.drift() == []
+    undisturbed([control], [window])
+
+
+def test_a_flapping_connection_changes_no_flow(rig: Rig) -> None:
+    before = proxy(rig).connections
+    flows = rig.flows(BAD)
+    prober(rig).begin()
+    with rig.flow_events() as events:
+        proxy(rig).drop_every(0.1)
+        time.sleep(SIZE.flapping)
+        proxy(rig).drop_every(None)
+        wait_until("in line again", lambda: rig.bridge(BAD)["converged"], 30)
+    window = prober(rig).end()
+    made = proxy(rig).connections - before
+    print(
+        f"dropped 10 times a second for {SIZE.flapping} s, connected {made} times; flow events: {dict(events)}; {window}"
+    )
+    assert made >= 2
+    assert sum(events.values()) == 0
+    assert rig.flows(BAD) == flows
+    assert window.denied_delivered == 0
+    with rig.flow_events() as events:
+        churn(rig)
+        time.sleep(1)
+        rig.churn.pause()
+    assert events[BAD] > 0
