@@ -27,14 +27,20 @@ ZONE_BASE = 1000
 HEARTBEAT = 5.0
 AGAIN = 0.2
 """Seconds before something refused for the moment is tried again."""
-KINDS: tuple[dict[str, object], ...] = (
-    {"User": "alice@site", "LarkGroup": "physics"},
-    {"User": "alice@site", "LarkGroup": "physics"},
-    {"User": "bob@site"},
-    {"User": "bob@site", "LarkNetwork": "none"},
-    {"User": "carol@site", "LarkSlice": "mpi-1"},
-    {"User": "carol@site", "LarkSlice": "mpi-2", "LarkGroup": "physics"},
-)
+
+
+def kinds(node: int) -> tuple[dict[str, object], ...]:
+    """Ads of the jobs that come and go on a node. Slices reach over all nodes but the second, which has its own: what
+    happens to its bridge concerns nobody else's jobs."""
+    slice = "mpi-own" if node == 2 else "mpi"
+    return (
+        {"User": "alice@site", "LarkGroup": "physics"},
+        {"User": "alice@site", "LarkGroup": "physics"},
+        {"User": "bob@site"},
+        {"User": "bob@site", "LarkNetwork": "none"},
+        {"User": "carol@site", "LarkSlice": slice},
+        {"User": "carol@site", "LarkSlice": f"{slice}-2", "LarkGroup": "physics"},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,7 @@ class Agent:
         self._lanes = list(lanes)
         self._standing = standing
         self._random = random.Random(f"{seed} {self.node}")
+        self._kinds = kinds(number)
         self._serial = 0
         self._lock = threading.Lock()
         self._present: dict[str, tuple[Lane, bool]] = {}
@@ -211,7 +218,7 @@ class Agent:
         moving = sorted(id for id, (_, moving) in self._present.items() if moving)
         if self._lanes and (len(moving) < self._population or (self._random.random() < 0.5)):
             lane = self._lanes.pop(self._random.randrange(len(self._lanes)))
-            self._begin_attempt(lane, self._random.choice(KINDS), moving=True)
+            self._begin_attempt(lane, self._random.choice(self._kinds), moving=True)
         elif moving:
             id = self._random.choice(moving)
             with self._lock:

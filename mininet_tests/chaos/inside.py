@@ -1,4 +1,4 @@
-"""Work of this process in a machine's network: a thread may have a network namespace of its own, its sockets keep it."""
+"""Work of this process in a machine's network: a thread may have a namespace of its own, and its sockets keep it."""
 
 from __future__ import annotations
 

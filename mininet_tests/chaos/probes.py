@@ -5,8 +5,8 @@ through is known by name. Run as a program this module is the process that sends
 on what a test does meanwhile); `Prober` is the test's end of it.
 
 Invariants: a probe of a denied pair counts as delivered wherever it is seen; one of an allowed pair only at its target.
-A window's probes are counted only after they had time to arrive. What cannot be sent at once is sent as soon as possible,
-never left out, so a pause of this process does not hide an interruption.
+A window's probes are counted only after they had time to arrive. What cannot be sent at once is sent as soon as
+possible, never left out, so a pause of this process does not hide an interruption.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Window:
 
     def __str__(self) -> str:
         return (
-            f"allowed: {self.allowed_lost} of {self.allowed_sent} lost (longest gap {1000 * self.outage().seconds:.0f} ms); "
-            f"denied: {self.denied_delivered} of {self.denied_sent} delivered"
+            f"allowed: {self.allowed_lost} of {self.allowed_sent} lost "
+            f"(longest gap {1000 * self.outage().seconds:.0f} ms); denied: {self.denied_delivered} of {self.denied_sent} delivered"
         )
 
 

@@ -10,6 +10,7 @@ OpenFlow, that cost no device. After a restart of the switch the rig writes tabl
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -209,7 +210,11 @@ class Rig:
 
     def ask(self, path: str) -> Any:
         """A GET as a viewer."""
-        status, answer = self._inside.call(lambda: self._viewer.call("GET", path))
+        try:
+            status, answer = self._inside.call(lambda: self._viewer.call("GET", path))
+        except (OSError, http.client.HTTPException):
+            # The connection was kept from a controller that is no more.
+            status, answer = self._inside.call(lambda: self._viewer.call("GET", path))
         if status != 200:
             raise SiteError(f"GET {path}: {status} {answer}")
         return answer
@@ -365,6 +370,12 @@ class Rig:
         """Open vSwitch again, and table 0, as the agents write it; gives the moment of the start."""
         began = time.monotonic()
         self.switch.start_switch()
+
+        def reachable() -> bool:
+            show = ["ovs-ofctl", "-OOpenFlow14", "--timeout=1", "dump-tables", f"unix:{RUN}/{CORE}.mgmt"]
+            return self.machine.run(show).code == 0
+
+        wait_until("the bridges are there again", reachable, 10, 0.02)
         self._table0()
         return began
 
