@@ -177,6 +177,8 @@ class Agent:
 
     @property
     def resting(self) -> bool:
+        if not self._thread.is_alive():
+            raise SiteError(f"the thread of {self.node} has died; its traceback is among the warnings")
         return self._idle.is_set()
 
     def acknowledged(self) -> set[str]:
@@ -206,8 +208,9 @@ class Agent:
                 time.sleep(0.02)
                 due = time.monotonic()
                 continue
-            if time.monotonic() < due:
-                time.sleep(min(0.01, due - time.monotonic()) if due > time.monotonic() else 0)
+            early = due - time.monotonic()
+            if early > 0:
+                time.sleep(min(0.01, early))
                 continue
             # What could not be done in time is not made up for: a burst after a fault would be another test.
             due = max(due + self._interval, time.monotonic() - self._interval)

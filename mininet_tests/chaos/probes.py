@@ -113,7 +113,8 @@ class Window:
     def __str__(self) -> str:
         return (
             f"allowed: {self.allowed_lost} of {self.allowed_sent} lost "
-            f"(longest gap {1000 * self.outage().seconds:.0f} ms); denied: {self.denied_delivered} of {self.denied_sent} delivered"
+            f"(longest gap {1000 * self.outage().seconds:.0f} ms); "
+            f"denied: {self.denied_delivered} of {self.denied_sent} delivered"
         )
 
 

@@ -1,7 +1,9 @@
-"""A site to break: the real lark-controller, real bridges of one Open vSwitch, agents under load, probes, one bad cable.
+"""A site to break: the real lark-controller, real bridges of one Open vSwitch, agents under load, one bad cable.
 
-    job ends ── worker bridges ── core ── gate ── server        Bridges are joined by patch ports; jobs, server and world
-                                   └── world                    are veths whose far ends the prober writes to and reads.
+    job ends ── worker bridges ── core ── gate ── server
+                                   └── world
+
+Bridges are joined by patch ports; jobs, server and world are veths whose far ends the prober writes to and reads.
 
 Invariants: everything lives in one machine of its own and goes with it. The controller's state lies on a small file
 system, so that it can be filled. Ports of jobs that only come and go are patch ports without a peer: real ports to
@@ -81,7 +83,7 @@ class Size:
     flapping: float
 
 
-REDUCED = Size(workers=3, attempts=90, changes=20, faults=3, window=5, partition=20, flapping=5)
+REDUCED = Size(workers=3, attempts=90, changes=20, faults=3, window=4, partition=20, flapping=5)
 FULL = Size(workers=15, attempts=1000, changes=100, faults=20, window=8, partition=60, flapping=30)
 
 
@@ -136,6 +138,7 @@ class Rig:
         self.proxy = Proxy(self.machine, PROXY, ("127.0.0.1", OPENFLOW))
         self.start_controller()
         self.until_in_line()
+        self._heed_backoff()
         self.churn.begin()
         self.prober = Prober(self.machine, self.pairs())
 
@@ -245,8 +248,8 @@ class Rig:
         acknowledged, known = self.churn.acknowledged(), self.known()
         if acknowledged != known:
             said.append(
-                f"{len(acknowledged - known)} acknowledged attempts are not known, {len(known - acknowledged)} known ones "
-                f"were not acknowledged: {sorted(acknowledged ^ known)[:5]}"
+                f"{len(acknowledged - known)} acknowledged attempts are not known, {len(known - acknowledged)} known "
+                f"ones were not acknowledged: {sorted(acknowledged ^ known)[:5]}"
             )
         for agent in self.agents:
             there, should = self.jobs_on(agent.bridge), agent.ports()
@@ -325,8 +328,8 @@ class Rig:
             words.append(f'other_config:dp-desc="{plan.PREPARED}"')
             number = 0x100 if bridge == GATE else 0x200 if bridge == CORE else int(bridge[len("lkch-w") :])
             words.append(f"other_config:datapath-id={number:016x}")
-            for port, ofport, peer in self._ports_of(bridge):
-                words += ["--", "add-port", bridge, port, "--", "set", "interface", port, f"ofport_request={ofport}"]
+            for name, ofport, peer in self._ports_of(bridge):
+                words += ["--", "add-port", bridge, name, "--", "set", "interface", name, f"ofport_request={ofport}"]
                 words += ["type=patch", f"options:peer={peer}"] if peer else []
             self.switch.vsctl(*words)
         for bridge in self.bridges:
@@ -337,6 +340,12 @@ class Rig:
             )
         # Only now: a bridge that gets its first controller throws its flows away.
         self._table0()
+
+    def _heed_backoff(self) -> None:
+        """Open vSwitch 3.1 takes up `max_backoff` only when its configuration changes while it is connected; on a node
+        the first job's port does that. Until then a switch may wait 8 s before it tries again."""
+        for bridge in self.bridges:
+            self.switch.vsctl("set", "bridge", bridge, f"external_ids:lkch-starts={self._starts}")
 
     def _ports_of(self, bridge: str) -> list[tuple[str, int, str]]:
         """Name, number and, for a patch port, the peer."""
