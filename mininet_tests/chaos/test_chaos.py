@@ -72,7 +72,8 @@ def undisturbed(control: Sequence[Window], faulty: Sequence[Window]) -> None:
             f"{name}: {len(windows)} windows; allowed probes lost "
             f"{sum(window.allowed_lost for window in windows)} of {sum(window.allowed_sent for window in windows)}, "
             f"share in a window: median {statistics.median(shares):.6f}, "
-            f"95th percentile {percentile(shares, 0.95):.6f}; denied delivered {sum(window.denied_delivered for window in windows)} "
+            f"95th percentile {percentile(shares, 0.95):.6f}; "
+            f"denied delivered {sum(window.denied_delivered for window in windows)} "
             f"of {sum(window.denied_sent for window in windows)}"
         )
     for window in chain(control, faulty):
