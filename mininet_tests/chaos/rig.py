@@ -138,7 +138,7 @@ class Rig:
         self.proxy = Proxy(self.machine, PROXY, ("127.0.0.1", OPENFLOW))
         self.start_controller()
         self.until_in_line()
-        self._heed_backoff()
+        self.heed_backoff()
         self.churn.begin()
         self.prober = Prober(self.machine, self.pairs())
 
@@ -341,11 +341,11 @@ class Rig:
         # Only now: a bridge that gets its first controller throws its flows away.
         self._table0()
 
-    def _heed_backoff(self) -> None:
+    def heed_backoff(self) -> None:
         """Open vSwitch 3.1 takes up `max_backoff` only when its configuration changes while it is connected; on a node
         the first job's port does that. Until then a switch may wait 8 s before it tries again."""
         for bridge in self.bridges:
-            self.switch.vsctl("set", "bridge", bridge, f"external_ids:lkch-starts={self._starts}")
+            self.switch.vsctl("set", "bridge", bridge, f"external_ids:lkch={time.monotonic_ns()}")
 
     def _ports_of(self, bridge: str) -> list[tuple[str, int, str]]:
         """Name, number and, for a patch port, the peer."""
