@@ -48,7 +48,7 @@ KEY_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "Controller": ("name",),
     "Mastership": ("bridge",),
 }
-_SETS: Final = frozenset({("Attempt", "leaving")})
+_SETS: Final = frozenset({("Attempt", "leaving"), ("Attempt", "awaits")})
 _ORDER: Final = {table: tuple(columns) for table, columns in COLUMNS.items()}
 
 
@@ -102,11 +102,12 @@ def _attempt_columns(row: AttemptRow) -> Columns:
         # The server writes numbers with fifteen digits.
         "registered": round(row.registered, 3),
         "leaving": ["set", sorted(row.leaving)],
+        "awaits": ["set", sorted(row.awaits)],
     }
 
 
 def _node_columns(row: NodeRow) -> Columns:
-    return {"name": row.name, "spec": row.spec.model_dump_json()}
+    return {"name": row.name, "spec": row.spec.model_dump_json(), "controller": row.controller}
 
 
 def _master_columns(row: MasterRow) -> Columns:
@@ -129,9 +130,10 @@ def row_of(table: str, columns: Mapping[str, Any]) -> Row | None:
                     digest=columns["digest"],
                     registered=float(columns["registered"]),
                     leaving=tuple(sorted(members(columns["leaving"]))),
+                    awaits=tuple(sorted(members(columns["awaits"]))),
                 )
             case "Node":
-                return NodeRow(columns["name"], NodeSpec.model_validate_json(columns["spec"]))
+                return NodeRow(columns["name"], NodeSpec.model_validate_json(columns["spec"]), columns["controller"])
             case "Number":
                 return NumberRow(Kind(columns["kind"]), columns["name"], columns["number"])
             case "Controller":

@@ -45,7 +45,8 @@ class Kind(enum.StrEnum):
 class AttemptRow:
     """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives.
 
-    `slice_number`: the number of the decision's slice; 0 for none.
+    `slice_number`: the number of the decision's slice; 0 for none. `awaits`: bridges whose masters are asked to say
+    that the row is in force there; `BRIDGE REASON` where the switch refused it.
     """
 
     id: str
@@ -57,12 +58,16 @@ class AttemptRow:
     registered: float
     leaving: tuple[str, ...] = ()
     slice_number: int = 0
+    awaits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
+    """A node as its agent described it. `controller`: which one its agent talks to, and which so ends its lease."""
+
     name: str
     spec: NodeSpec
+    controller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
