@@ -178,6 +178,10 @@ class _Switch:
                     self.send([encode.fragments_show_ports(xid), encode.port_desc_request(xid)])
                 case machine.RequestDescription(xid):
                     self.send([encode.description_request(xid)])
+                case machine.RequestRole(xid, master, generation):
+                    # From one that only reads the switch takes no setting: again, now that it may be heard.
+                    asked = [encode.role_request(xid, master=master, generation=generation)]
+                    self.send([*asked, encode.fragments_show_ports(xid)] if master else asked)
                 case machine.Watch(xid):
                     self.send([encode.monitor_request(xid, MONITOR)])
                 case machine.RequestDump(xid):
@@ -382,6 +386,10 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         added, removed = tuple(add), tuple(remove)
         one.ask(lambda now: one.change(number, added, removed))
         return ticket
+
+    def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
+        one = self._by_name[bridge]
+        one.ask(lambda now: one.machine.set_role(master=master, generation=generation, now=now))
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         question, request = self._question(bridge, cookie, mask)
@@ -615,6 +623,12 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one, msg = self._at(event)
         if one is not None:
             one.ask(lambda now: one.machine.barrier(msg.xid, now), msg.datapath)
+
+    @engine.handler(engine.RoleReply, engine.UP)
+    def _role_reply(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is not None:
+            one.ask(lambda now: one.machine.role_reply(msg.xid, now), msg.datapath)
 
     @engine.handler(engine.BundleReply, engine.UP)
     def _bundle_reply(self, event: Any) -> None:

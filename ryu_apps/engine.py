@@ -132,6 +132,7 @@ FlowMonitor: Any = _ofp_event.EventOFPFlowMonitorReply
 Description: Any = _ofp_event.EventOFPDescStatsReply
 BarrierReply: Any = _ofp_event.EventOFPBarrierReply
 BundleReply: Any = _ofp_event.EventOFPBundleCtrlMsg
+RoleReply: Any = _ofp_event.EventOFPRoleReply
 ErrorReply: Any = _ofp_event.EventOFPErrorMsg
 
 

@@ -86,6 +86,10 @@ class Fabric(Protocol):
     def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> Ticket:
         """Change that truth, all or nothing. Removals are taken first, so a key in both is replaced."""
 
+    def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
+        """Be the bridge's master, or leave it to another controller: then every change to it is refused, also those
+        that wait, and what was said of it is forgotten. Never called where there is one controller."""
+
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         """Counters of the entries whose cookie equals `cookie` under `mask`. Raises FabricError."""
 
@@ -149,6 +153,10 @@ class FakeBridge:
     counters: dict[FlowKey, tuple[int, int]] = field(default_factory=dict)
     """Packets and bytes that `flow_stats` shall report; (0, 0) where nothing is said."""
     waiting: list[FakeTicket] = field(default_factory=list)
+    standby: bool = False
+    """Another controller is the bridge's master."""
+    generations: list[int] = field(default_factory=lambda: [0])
+    """The highest generation that the switch has seen; shared like `actual`."""
 
 
 class FakeFabric:
@@ -170,6 +178,15 @@ class FakeFabric:
         self._on_ports = on_ports
         self._on_connected = on_connected
 
+    def another(self) -> FakeFabric:
+        """The same switches, as a second controller reaches them: their flows and roles are shared."""
+        made = FakeFabric({}, None)
+        made.state = {
+            name: FakeBridge(one.datapath_id, dict(one.ports), actual=one.actual, generations=one.generations)
+            for name, one in self.state.items()
+        }
+        return made
+
     def notify(self, on_ports: OnPorts | None = None, on_connected: OnConnected | None = None) -> None:
         """Set the callbacks afterwards, for a controller that needs the fabric first."""
         self._on_ports = on_ports
@@ -182,13 +199,26 @@ class FakeFabric:
 
     def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> FakeTicket:
         state = self.state[bridge]
-        if state.desired is None:
+        if state.desired is None and not state.standby:
             ticket = FakeTicket()
             ticket.settle(TicketResult(Outcome.REFUSED, f"{bridge}: a change before set_desired"))
             return ticket
-        wanted = {key: flow for key, flow in state.desired.items() if key not in set(remove)}
+        wanted = {key: flow for key, flow in (state.desired or {}).items() if key not in set(remove)}
         wanted.update((flow.key, flow) for flow in add)
         return self._want(state, wanted)
+
+    def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
+        state = self.state[bridge]
+        if master and generation < state.generations[0]:
+            raise AssertionError(f"{bridge}: generation {generation} after {state.generations[0]}")
+        state.standby = not master
+        if master:
+            state.generations[0] = generation
+            return
+        state.desired = None
+        waiting, state.waiting = state.waiting, []
+        for ticket in waiting:
+            ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         state = self.state[bridge]
@@ -243,7 +273,7 @@ class FakeFabric:
         state = self.state[bridge]
         state.connected = False
         if forget:
-            state.actual = {}
+            state.actual.clear()
 
     def silence(self, bridge: str) -> None:
         """From now on the switch confirms nothing."""
@@ -272,6 +302,9 @@ class FakeFabric:
 
     def _want(self, state: FakeBridge, wanted: dict[FlowKey, Flow]) -> FakeTicket:
         ticket = FakeTicket()
+        if state.standby:
+            ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
+            return ticket
         if state.refuse is not None and state.connected and not state.silent and wanted != state.actual:
             ticket.settle(TicketResult(Outcome.REFUSED, state.refuse))
             return ticket
@@ -285,7 +318,9 @@ class FakeFabric:
             return
         state.flow_mods += sum(1 for key, flow in state.desired.items() if state.actual.get(key) != flow)
         state.flow_mods += sum(1 for key in state.actual if key not in state.desired)
-        state.actual = dict(state.desired)
+        wanted = dict(state.desired)
+        state.actual.clear()
+        state.actual.update(wanted)
         waiting, state.waiting = state.waiting, []
         for ticket in waiting:
             ticket.settle(REALISED)

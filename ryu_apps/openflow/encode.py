@@ -46,6 +46,7 @@ HEADER = struct.Struct("!BBHI")
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
 MP_DESC, MP_FLOW, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 13, 16
 SET_CONFIG, FRAGMENTS_NX_MATCH = 9, 3
+ROLE_REQUEST, ROLE_MASTER, ROLE_SLAVE = 24, 2, 3
 ADD, DELETE_STRICT = 0, 4
 MONITOR_ADD, MONITOR_REMOVED, MONITOR_MODIFY = 2, 4, 8
 ANY = 0xFFFFFFFF
@@ -467,6 +468,14 @@ def fragments_show_ports(xid: int) -> bytes:
     The switch forgets it when it restarts, and an OpenFlow framework may set the default while it connects.
     """
     return _message(SET_CONFIG, xid, struct.pack("!HH", FRAGMENTS_NX_MATCH, 0))
+
+
+def role_request(xid: int, *, master: bool, generation: int) -> bytes:
+    """Ask to be the switch's one master, which makes every other one its slave; or to be a slave, that changes nothing.
+
+    The switch refuses a generation below the highest that it has seen since it started.
+    """
+    return _message(ROLE_REQUEST, xid, struct.pack("!I4xQ", ROLE_MASTER if master else ROLE_SLAVE, generation))
 
 
 def description_request(xid: int) -> bytes:

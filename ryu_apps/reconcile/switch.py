@@ -23,6 +23,8 @@ What holds:
 * Table 0 and entries whose cookie does not carry Lark's mark are never touched. (An entry in the way, with the very
   key of one of ours, is replaced, and named in a notice: the tables above 0 are the controller's.)
 * A check never undoes a change that was under way while it read: entries touched meanwhile are left to the next one.
+* Where several controllers share the bridges (`set_role`), only the master reads flows and sends changes, and only after
+  the switch has said that it is the master: whatever another one did before is seen. Who is not refuses every change.
 * What is wrong with the bridge itself (`faults`) stops nothing; it is said once, and shown as long as it lasts.
 
 There is room for meters, which cannot be parts of a bundle: new ones with a barrier before STAGING, stale ones after
@@ -59,6 +61,8 @@ class State(enum.Enum):
     COMMITTING = "committing a bundle"
     DISCARDING = "taking back a refused bundle"
     RESTING = "waiting before the next attempt"
+    STANDBY = "another controller is its master"
+    CLAIMING = "asking the switch to be its master"
 
 
 Item = tuple[EntryKey, EntryValue | None]
@@ -81,6 +85,15 @@ class RequestDump:
 @dataclass(frozen=True, slots=True)
 class RequestDescription:
     xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRole:
+    """Ask to be the switch's master, or to be one that only reads."""
+
+    xid: int
+    master: bool
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +160,7 @@ Output = (
     RequestPorts
     | RequestDump
     | RequestDescription
+    | RequestRole
     | Watch
     | Stage
     | Commit
@@ -308,6 +322,9 @@ class SwitchMachine:
         self._ports_xid = 0
         self._description_xid = 0
         self._watch_xid = 0
+        self._role_xid = 0
+        # Whether we are the switch's master, and the generation; None: there is no other controller.
+        self._role: tuple[bool, int] | None = None
         self._ports: dict[str, int] = {}
         self._ports_parts: dict[str, int] = {}
         self._ports_known = False
@@ -373,7 +390,7 @@ class SwitchMachine:
 
     def set_desired(self, ticket: TicketId, entries: Mapping[EntryKey, EntryValue], now: float) -> list[Output]:
         """The whole truth is this. The mapping is kept, not copied: it must not change any more."""
-        bad = _inadmissible(entries)
+        bad = self._not_ours or _inadmissible(entries)
         if bad is not None:
             return [Settle(ticket, bad)]
         # An earlier whole truth and what waits behind it are still owed an answer, so they stay in the queue.
@@ -384,7 +401,7 @@ class SwitchMachine:
         self, ticket: TicketId, add: Mapping[EntryKey, EntryValue], remove: Sequence[EntryKey], now: float
     ) -> list[Output]:
         """Change the truth: removals first, so that a key in both is replaced."""
-        bad = _inadmissible(add)
+        bad = self._not_ours or _inadmissible(add)
         if bad is None and any(encode.key_table(key) == HOST_LANE_TABLE for key in remove):
             bad = "table 0 belongs to the agent"
         if bad is None and self._base is None and not any(isinstance(one, _Replace) for one in self._queue):
@@ -394,6 +411,32 @@ class SwitchMachine:
         self._queue.append(_Delta(ticket, add, tuple(remove)))
         return self._advance(now)
 
+    def set_role(self, *, master: bool, generation: int, now: float) -> list[Output]:
+        """Be the switch's master from now on, or leave it to another controller."""
+        self._role = (master, generation)
+        out: list[Output] = []
+        if not master:
+            out += [Settle(request.ticket, State.STANDBY.value) for request in self._queue]
+            self._queue = []
+            self._base = None
+        if self.state is State.AWAY:
+            return out
+        self._forget()
+        return out + self._ask_role(now)
+
+    @property
+    def _not_ours(self) -> str | None:
+        return State.STANDBY.value if self._role is not None and not self._role[0] else None
+
+    def _ask_role(self, now: float) -> list[Output]:
+        assert self._role is not None
+        master, generation = self._role
+        self.state = State.CLAIMING if master else State.STANDBY
+        self.activity = self.state.value
+        self._wake = now + self._patience if master else None
+        self._role_xid = self._next_xid()
+        return [RequestRole(self._role_xid, master, generation)]
+
     # ------------------------------------------------------------------------------------- inputs: from the switch
 
     def connected_to(self, now: float) -> list[Output]:
@@ -402,14 +445,17 @@ class SwitchMachine:
         self._ports = {}
         self._ports_xid = self._next_xid()
         self._description_xid = self._next_xid()
+        first: list[Output] = [RequestPorts(self._ports_xid), RequestDescription(self._description_xid)]
+        return first + (self._begin(now) if self._role is None else self._ask_role(now))
+
+    def role_reply(self, xid: int, now: float) -> list[Output]:
+        """The switch has taken the role that was asked for."""
+        return self._begin(now) if self.state is State.CLAIMING and xid == self._role_xid else []
+
+    def _begin(self, now: float) -> list[Output]:
+        # Before the flows are read: what changes after that is told.
         self._watch_xid = self._next_xid()
-        return [
-            RequestPorts(self._ports_xid),
-            RequestDescription(self._description_xid),
-            # Before the flows are read: what changes after that is told.
-            Watch(self._watch_xid),
-            *self._dump(now),
-        ]
+        return [Watch(self._watch_xid), *self._dump(now)]
 
     def lost(self) -> list[Output]:
         """The connection is gone. What was under way is undecided; the next dump decides it."""
@@ -511,6 +557,13 @@ class SwitchMachine:
             return [Disconnect(f"the switch refused to be read: {text}")]
         if xid == self._description_xid:
             return self.described(xid, "")
+        if xid == self._role_xid:
+            if self.state is not State.CLAIMING:
+                return [Notice(f"does not take this controller as one that only reads: {text}")]
+            self.state = State.STANDBY
+            self._wake = None
+            self.activity = f"the switch does not take this controller as its master: {text}"
+            return [Notice(self.activity, serious=True)]
         if xid == self._watch_xid:
             self._watched = False
             if self._check_at is not None:
@@ -644,8 +697,14 @@ class SwitchMachine:
     # ------------------------------------------------------------------------------------------------------- inside
 
     def _reset(self) -> None:
+        self._forget()
         self.state = State.AWAY
         self.activity = "not connected"
+        self._ports_known = False
+        self._ports_parts = {}
+
+    def _forget(self) -> None:
+        """What was under way or known of the flows is void."""
         self._flight = None
         self._actual = None
         self._seen = _Seen()
@@ -658,8 +717,6 @@ class SwitchMachine:
         self._alone = 0
         self._pause = self._retry
         self._wake = None
-        self._ports_known = False
-        self._ports_parts = {}
 
     def _expected(self) -> Mapping[EntryKey, EntryValue]:
         """What the switch will most probably show: only a hint, to tell familiar bytes from those to look into."""

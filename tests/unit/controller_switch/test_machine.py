@@ -27,6 +27,7 @@ from ryu_apps.reconcile.switch import (
     RequestDescription,
     RequestDump,
     RequestPorts,
+    RequestRole,
     Settle,
     Stage,
     State,
@@ -64,6 +65,8 @@ class PretendSwitch:
     flows: dict[EntryKey, EntryValue] = field(default_factory=dict)
     description: str = PREPARED
     can_watch: bool = True
+    generation: int = 0
+    role: str = "equal"
     bad: Callable[[Item], bool] = lambda item: False
     bad_commit: bool = False
     bundles: dict[int, tuple[Item, ...]] = field(default_factory=dict)
@@ -80,10 +83,18 @@ class PretendSwitch:
                 self.answers.append(("dump_part", xid, dumped[2:], False))
             case RequestDescription(xid):
                 self.answers.append(("described", xid, self.description))
+            case RequestRole(xid, master, generation):
+                if generation < self.generation:
+                    self.answers.append(("error", xid, "STALE"))
+                else:
+                    self.generation = generation
+                    self.role = "master" if master else "slave"
+                    self.answers.append(("role_reply", xid))
             case Watch(xid):
                 if not self.can_watch:
                     self.answers.append(("error", xid, "BAD_MULTIPART"))
             case Stage(bundle, _, first, items, barrier):
+                assert self.role != "slave", "a switch takes nothing from a slave"
                 self.bundles[bundle] = tuple(item for item in items if not self.bad(item))
                 self.answers += [("error", first + n, "BAD") for n, item in enumerate(items) if self.bad(item)]
                 self.answers.append(("barrier", barrier))
@@ -882,3 +893,106 @@ def test_whatever_happens_the_switch_ends_with_the_truth(steps: list[tuple[str, 
     rig.connect()
     rig.deliver()
     assert rig.flow_mods == sent
+
+
+# --- several controllers ---------------------------------------------------------------------------------------------
+
+
+def role(rig: Rig, master: bool, generation: int) -> None:
+    rig.carry(rig.machine.set_role(master=master, generation=generation, now=rig.now))
+    rig.deliver()
+
+
+def test_one_that_only_reads_asks_for_ports_and_refuses_changes_but_never_reads_flows_or_sends_any() -> None:
+    rig = Rig(A)
+    role(rig, False, 3)
+    rig.connect()
+    rig.deliver()
+    assert rig.switch.role == "slave"
+    assert rig.ports == [{"p1": 1}]
+    ticket = rig.desire(B)
+    rig.deliver()
+    assert rig.settled[ticket] == "another controller is its master"
+    assert (rig.machine.counts.dumps, rig.flow_mods, rig.machine.wake) == (0, 0, None)
+    assert not rig.machine.converged
+    assert rig.held == {A}
+
+
+def test_whoever_becomes_master_reads_the_flows_only_then_and_sends_none_where_nothing_changed() -> None:
+    rig = Rig(A)
+    role(rig, False, 3)
+    rig.connect()
+    rig.deliver()
+    rig.switch.flows.update(entries([B]))  # by the master of that time
+    role(rig, True, 4)
+    rig.desire(A, B)
+    rig.deliver()
+    assert rig.machine.converged
+    assert (rig.switch.role, rig.switch.generation, rig.flow_mods, rig.held) == ("master", 4, 0, {A, B})
+    # The control: it is the master, and programs.
+    rig.change([C], [A])
+    rig.deliver()
+    assert rig.held == {B, C}
+
+
+def test_nothing_is_sent_before_the_switch_has_taken_the_new_master() -> None:
+    rig = Rig(A)
+    role(rig, False, 3)
+    rig.connect()
+    rig.deliver()
+    rig.carry(rig.machine.set_role(master=True, generation=4, now=rig.now))
+    ticket = rig.desire(B)
+    assert (rig.machine.counts.dumps, rig.flow_mods) == (0, 0)
+    rig.deliver()
+    assert rig.settled[ticket] is None
+    assert rig.held == {B}
+
+
+def test_a_switch_that_knows_a_newer_master_is_left_to_it() -> None:
+    rig = Rig(A)
+    rig.connect()
+    rig.switch.generation = 9
+    role(rig, True, 4)
+    rig.desire(B)
+    rig.deliver()
+    assert "STALE" in rig.machine.detail
+    assert (rig.flow_mods, rig.held) == (0, {A})
+    role(rig, True, 10)
+    rig.deliver()
+    assert rig.held == {B}
+
+
+def test_a_master_no_more_refuses_what_waits_and_forgets_what_was_wanted() -> None:
+    rig = Rig(A)
+    role(rig, True, 1)
+    rig.connect()
+    rig.desire(A)
+    rig.deliver()
+    ticket = rig.change([B])
+    role(rig, False, 2)
+    rig.deliver()
+    assert rig.settled[ticket] == "another controller is its master"
+    assert rig.machine.desired is None
+    assert rig.switch.role == "slave"
+
+
+def test_a_master_asks_again_at_each_connection() -> None:
+    rig = Rig(A)
+    role(rig, True, 5)
+    rig.connect()
+    rig.desire(A)
+    rig.deliver()
+    rig.lose()
+    rig.switch.role = "equal"
+    rig.connect()
+    rig.deliver()
+    assert (rig.switch.role, rig.machine.converged) == ("master", True)
+
+
+def test_a_switch_that_does_not_answer_who_is_master_is_given_up() -> None:
+    rig = Rig(A)
+    rig.carry(rig.machine.set_role(master=True, generation=1, now=rig.now))
+    rig.connect()
+    rig.now += 11
+    rig.carry(rig.machine.tick(rig.now))
+    assert rig.disconnects == ["no answer while asking the switch to be its master"]
