@@ -11,6 +11,8 @@ Invariants:
   optimisation.
 * An attempt is answered as realised only when its row is on disk and each of its bridges has confirmed.
 * Address, MAC, port and zone belong to one attempt, living or leaving, at a time.
+* Where several controllers share a store (`name` is given), this one programs only the bridges that it is master of
+  (`mastered`). For the others its tickets stand for what their masters say in the store (`ryu_apps.shared`).
 * The lock is never held while waiting for a switch or for a row; requests for the same attempt id take turns.
 """
 
@@ -46,13 +48,14 @@ from policies.wire import (
     PolicyStatus,
     attempt_summand,
 )
-from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
+from ryu_apps.fabric import REALISED, BridgeState, Fabric, FabricError, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, Feature, cookie
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.refusal_log import Ended, RefusalLog, told_apart, words
 from ryu_apps.refusals import Refused, Slug
+from ryu_apps.shared import Elsewhere, asked, without
 from ryu_apps.store.blocks import NumberBlock
 from ryu_apps.store.store import (
     AttemptRow,
@@ -60,11 +63,14 @@ from ryu_apps.store.store import (
     DropAttempt,
     Kind,
     NodeRow,
+    NumberRow,
     Pending,
     PutAttempt,
     PutNode,
     PutNumber,
+    Snapshot,
     Store,
+    StoreConflict,
     StoreError,
 )
 from ryu_apps.views import decision_view, policy_status
@@ -93,6 +99,8 @@ class _Leaving:
     tickets: dict[str, Ticket]
     stored: tuple[str, ...] | None = None
     """What the stored row says it waits for; None: the row still says that the attempt lives."""
+    unstored: bool = False
+    """There is no row (any more)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,8 @@ class _Failure:
 
     answer: Refused
     refused_by: Sequence[str]
+    overtaken: bool = False
+    """Another controller was quicker: the attempt is what the store says, and not to be taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +194,14 @@ class Controller:
         *,
         deadline: float = 10.0,
         lease: int = 60,
+        name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._deadline = deadline
         self._lease = lease
+        self._name = name
         self._clock = clock
         self._wall_clock = wall_clock
         self._lock = threading.Condition(threading.Lock())
@@ -211,15 +223,31 @@ class Controller:
         self._turns: dict[str, _Turn] = {}
         self._refusals = RefusalLog(clock)
         self._numbers = {kind: NumberBlock(store, kind) for kind in Kind}
+        # What only a controller among several has: the bridges it is master of, what the store holds of each attempt,
+        # tickets that other masters settle and that it owes them, and the nodes whose agents talk to another one.
+        self._mine: set[str] = set(site.bridges) if name is None else set()
+        self._stored: dict[str, AttemptRow] = {}
+        self._awaited: dict[str, dict[str, Elsewhere]] = {}
+        self._owed: dict[tuple[str, str], Ticket] = {}
+        self._owed_refused: dict[str, set[str]] = {}
+        self._to_confirm: dict[str, float] = {}
+        self._collided: set[str] = set()
+        self._theirs: dict[str, str] = {}
+        self.catch_up: Callable[[], None] = _nothing_to_catch_up
+        """Returns when everything that others wrote before the call is known here."""
 
     # --- start ------------------------------------------------------------------------------------------------------
 
-    def start(self, fabric: Fabric) -> None:
+    def start(self, fabric: Fabric, snapshot: Snapshot | None = None) -> None:
         """Read everything back and be ready for the switches; only then may they be let in.
 
-        Raises StoreError when the store cannot be read.
+        Among several controllers `snapshot` is where the feed of changes begins. Raises StoreError when the store
+        cannot be read.
         """
-        snapshot = self._store.load()
+        if snapshot is None:
+            snapshot = self._store.load()
+        if self._name is not None:
+            self._stored = {row.id: row for row in snapshot.attempts}
         numbers = dict(snapshot.numbers)
         world = self._world
         changes: list[Change] = []
@@ -250,10 +278,11 @@ class Controller:
         # A number never means anything else: it stays with the outcome or slice that it was given for, and what another
         # policy makes of an attempt has a number of its own.
         for row, decided in living:
+            # (Two controllers may have given a number each to the same thing at the same moment: the lower counts.)
             if row.decision.outcome == decided.outcome:
-                identities.setdefault(decided.outcome, row.identity)
+                identities[decided.outcome] = min(row.identity, identities.get(decided.outcome, row.identity))
             if decided.slice is not None and row.decision.slice == decided.slice:
-                slices.setdefault(decided.slice, row.slice_number)
+                slices[decided.slice] = min(row.slice_number, slices.get(decided.slice, row.slice_number))
         for row, _ in living:
             outcome, name = row.decision.outcome, row.decision.slice
             if outcome not in identities:
@@ -278,12 +307,14 @@ class Controller:
             attempts=attempts,
         )
         self._replace(world)
-        if changes:
-            self._store.write(changes).wait(self._clock() + self._deadline)
+        self._write_at_start(changes)
         for kind in _GIVEN_ON_THE_WAY:
             self._numbers[kind].top_up()
         now = self._last_tick = self._clock()
-        self._leases = dict.fromkeys(self._nodes, now + self._lease)
+        others = {row.name for row in snapshot.controllers} - {self._name}
+        if self._name is not None:
+            self._theirs = {name: row.controller for name, row in self._nodes.items() if row.controller in others}
+        self._leases = {name: now + self._lease for name in self._nodes if name not in self._theirs}
         with self._lock:
             self._fabric = fabric
             tickets = self._say_everything()
@@ -349,6 +380,10 @@ class Controller:
             deadline = self._clock() + self._deadline
             with self._lock:
                 known = self._rows.get(id)
+                unheard_of = spec.node in self._world.site.nodes and spec.node not in self._nodes
+            if known is None and unheard_of:
+                self.catch_up()
+            with self._lock:
                 if known is None:
                     self._check(id, spec, self._nodes)
             if known is not None:
@@ -357,6 +392,10 @@ class Controller:
             self._settle([id], deadline)
             self._await_port(spec)
             self._top_up()
+            with self._lock:
+                held = any(self._claims.get(claim) is not None for claim in _claims(spec)) or id in self._leaving
+            if held:
+                self.catch_up()
             with self._lock:
                 self._check(id, spec, self._nodes)
                 self._check_claims(id, spec)
@@ -379,12 +418,15 @@ class Controller:
                 tickets = told.concerned
                 self._follow_up(told.peers)
                 row = self._keep(self._numbered(row))
-                pending = self._write([PutAttempt(row)])
+                pending = self._put(row, tickets)
                 self._leases[spec.node] = self._clock() + self._lease
             failure = self._confirm(id, tickets, pending, deadline)
+            if failure is not None and failure.overtaken:
+                raise failure.answer
             if failure is not None:
                 with self._lock:
-                    self._leave(id)
+                    if id in self._rows:
+                        self._leave(id)
                     self._say(failure.refused_by)
                 self._settle([id], self._clock() + 1)
                 raise failure.answer
@@ -400,6 +442,8 @@ class Controller:
         with self._turn(id):
             deadline = self._clock() + self._deadline
             self._top_up()
+            if id not in self._rows:
+                self.catch_up()
             with self._lock:
                 row = self._rows.get(id)
                 if row is None:
@@ -417,13 +461,15 @@ class Controller:
                     tickets = told.concerned
                     self._follow_up(told.peers)
                     new = self._keep(self._numbered(new))
-                    pending: Pending | None = self._write([PutAttempt(new)])
+                    pending: Pending | None = self._put(new, tickets)
                 else:
-                    new, tickets, pending = row, self._repeat(id), None
+                    new, tickets = row, self._repeat(id)
+                    pending = self._ask_again(row, tickets)
             failure = self._confirm(id, tickets, pending, deadline)
             if failure is not None:
+                back_write: Pending | None = None
                 with self._lock:
-                    if new is not row:
+                    if new is not row and not failure.overtaken and id in self._rows:
                         # The policy may have been replaced meanwhile: back to the old phase, not to the old policy.
                         back = (
                             row
@@ -432,8 +478,11 @@ class Controller:
                         )
                         self._follow_up(self._shift(self._world.attempts[id], _attempt(back)).peers)
                         back = self._keep(self._numbered(back))
-                        self._write([PutAttempt(back)])
+                        back_write = self._put(back, {})
                     self._say(failure.refused_by)
+                if back_write is not None and self._name is not None:
+                    with contextlib.suppress(StoreError):
+                        back_write.wait(self._clock() + STORE_PATIENCE)
                 raise failure.answer
             LOG.info("attempt=%s job=%s node=%s phase %s in force", id, new.spec.job, new.spec.node, phase)
             return self._status(new, dict.fromkeys(self._bridges_of(new), BridgeRealisation.REALISED))
@@ -444,6 +493,8 @@ class Controller:
         Again while a bridge is pending: says which; once all have confirmed, there is no such attempt.
         """
         with self._turn(id):
+            if id not in self._rows and id not in self._leaving:
+                self.catch_up()
             with self._lock:
                 if id in self._rows:
                     self._count_last(id)
@@ -484,6 +535,8 @@ class Controller:
 
     def node_of(self, id: str) -> str | None:
         """The node that an attempt, living or leaving, belongs to; None if there is no such attempt."""
+        if id not in self._rows and id not in self._leaving:
+            self.catch_up()
         with self._lock:
             row = self._rows.get(id)
             if row is None and id in self._leaving:
@@ -513,7 +566,7 @@ class Controller:
                         "the host, or mend site.yaml or the policy",
                     )
             old = self._nodes.get(name)
-            row = NodeRow(name, spec)
+            row = NodeRow(name, spec, self._name or "")
         if old != row:
             try:
                 self._store.write([PutNode(row)]).wait(self._clock() + self._deadline)
@@ -521,6 +574,7 @@ class Controller:
                 raise Refused(Slug.NOT_REALISED, f"node {name}: {problem}; try again", {"bridges": []}) from problem
         with self._lock:
             self._nodes[name] = row
+            self._theirs.pop(name, None)
             self._leases[name] = self._clock() + self._lease
             addresses = _host_addresses(spec)
             if self._world.host_addresses.get(name, ()) != addresses:
@@ -550,6 +604,14 @@ class Controller:
 
     def heartbeat(self, name: str, beat: Heartbeat) -> HeartbeatAnswer:
         """Renew a node's lease and compare what both sides know. Raises Refused."""
+        if name not in self._nodes:
+            self.catch_up()
+        self._serve_node(name)
+        with self._lock:
+            digest = self._on_node[name].digest if name in self._on_node else ""
+        if beat.attempts is not None or beat.digest != digest:
+            # An agent must not be told to drop what another controller registered a moment ago.
+            self.catch_up()
         with self._lock:
             node = self._nodes.get(name)
             if node is None:
@@ -607,9 +669,11 @@ class Controller:
             over = [name for name, end in self._leases.items() if end <= now]
             for name in over:
                 del self._leases[name]
-            ended = set(self._nodes) - set(self._leases)
+            ended = set(self._nodes) - set(self._leases) - set(self._theirs)
             orphans = [id for name in ended for id in sorted(self._on_node[name].ids)]
             leaving = list(self._leaving)
+            orphans += sorted(self._collided)
+            self._collided.clear()
             self._insist()
         for name in over:
             LOG.warning("node=%s: its lease is over; its attempts are torn down", name)
@@ -687,7 +751,9 @@ class Controller:
                 )
             )
             tickets = self._say_everything()
-            pending = self._write([PutAttempt(row) for row in self._rows.values()])
+            pending = self._put_all()
+            if self._name is not None:
+                tickets = {bridge: ticket for bridge, ticket in tickets.items() if bridge in self._mine}
         failure = self._confirm("(all)", tickets, pending, self._clock() + self._deadline)
         LOG.info("policy %s replaces %s; %d attempts decided anew", policy.digest[:12], before[:12], len(rows))
         if failure is not None:
@@ -792,7 +858,8 @@ class Controller:
             )
         with self._lock:
             tickets = self._repeat(row.id)
-        failure = self._confirm(row.id, tickets, None, deadline)
+            pending = self._ask_again(row, tickets)
+        failure = self._confirm(row.id, tickets, pending, deadline)
         if failure is not None:
             with self._lock:
                 self._say(failure.refused_by)
@@ -888,6 +955,8 @@ class Controller:
     def _follow_up(self, peers: Mapping[str, Ticket]) -> None:
         """Bridges of slice peers: nobody waits for them (they are closed until they know), but a refusal is noticed."""
         for bridge, ticket in peers.items():
+            if bridge not in self._mine:
+                continue
             self._standing.setdefault(bridge, []).append(ticket)
 
     def _numbered(self, row: AttemptRow) -> AttemptRow:
@@ -897,6 +966,8 @@ class Controller:
         return replace(row, identity=self._world.identities[row.decision.outcome], slice_number=number)
 
     def _tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
+        if bridge not in self._mine:
+            return Elsewhere(bridge)
         unheard = self._unheard.get(bridge)
         if unheard is not None:
             return unheard
@@ -911,7 +982,7 @@ class Controller:
         if self._fabric is None:
             return
         for bridge in bridges:
-            if bridge in self._unheard:
+            if bridge in self._unheard or bridge not in self._mine:
                 continue
             old = self._base[bridge]
             new = {flow.key: flow for flow in compiler.base_flows(self._world, bridge)}
@@ -925,6 +996,9 @@ class Controller:
         tickets: dict[str, Ticket] = {}
         for bridge in bridges:
             unheard = self._unheard.get(bridge)
+            if bridge not in self._mine:
+                tickets[bridge] = Elsewhere(bridge)
+                continue
             if unheard is not None:
                 tickets[bridge] = unheard
                 continue
@@ -962,6 +1036,8 @@ class Controller:
         attempt = world.attempts[id]
         return {
             bridge: self._switches().change(bridge, compiler.attempt_flows(world, bridge, attempt), [])
+            if bridge in self._mine
+            else Elsewhere(bridge)
             for bridge in compiler.bridges_of(world, attempt)
         }
 
@@ -1026,13 +1102,25 @@ class Controller:
         """Wait for bridges and store. None: all confirmed."""
         failed: dict[str, str] = {}
         refused_by = []
+        problem = []
+        overtaken = False
+        if pending is not None and self._name is not None:
+            # The other masters hear of it from the store: without the row there is nothing to wait for.
+            try:
+                pending.wait(deadline)
+            except StoreError as error:
+                problem = [str(error)]
+                overtaken = isinstance(error, StoreConflict)
+                tickets = {bridge: ticket for bridge, ticket in tickets.items() if not isinstance(ticket, Elsewhere)}
+            pending = None
         for bridge, ticket in tickets.items():
             result = ticket.wait(deadline)
             if not result.realised:
                 failed[bridge] = f"{result.outcome.value}{f' ({result.reason})' if result.reason else ''}"
                 if result.outcome is Settled.REFUSED:
                     refused_by.append(bridge)
-        problem = []
+        with self._lock:
+            self._awaited.pop(id, None)
         if pending is not None:
             try:
                 pending.wait(deadline)
@@ -1042,13 +1130,18 @@ class Controller:
             return None
         detail = "; ".join([f"bridge {bridge}: {why}" for bridge, why in failed.items()] + problem)
         LOG.error("attempt=%s not realised: %s", id, detail)
-        return _Failure(Refused(Slug.NOT_REALISED, f"{detail}; try again", {"bridges": sorted(failed)}), refused_by)
+        return _Failure(
+            Refused(Slug.NOT_REALISED, f"{detail}; try again", {"bridges": sorted(failed)}), refused_by, overtaken
+        )
 
     def _settle(self, ids: Sequence[str], deadline: float) -> None:
         """Finish leaving attempts as far as their bridges have confirmed, with one durable write for all of them.
 
         Unreachable bridges are not waited for. The caller has the turn of each attempt.
         """
+        if self._name is not None:
+            self._settle_together(ids, deadline)
+            return
         with self._lock:
             found = {id: self._leaving[id] for id in ids if id in self._leaving}
         news: dict[str, tuple[str, ...]] = {}
@@ -1130,6 +1223,401 @@ class Controller:
                 if not turn.waiting:
                     self._turns.pop(id, None)
 
+    # --- several controllers: writing -------------------------------------------------------------------------------
+
+    def _put(self, row: AttemptRow, tickets: Mapping[str, Ticket]) -> Pending:
+        """Begin to write a row, and ask the masters of other bridges to confirm it. The caller has the lock."""
+        if self._name is None:
+            return self._write([PutAttempt(row)])
+        elsewhere = {bridge: ticket for bridge, ticket in tickets.items() if isinstance(ticket, Elsewhere)}
+        if elsewhere:
+            self._awaited[row.id] = elsewhere
+        return self._put_stored(replace(row, leaving=(), awaits=tuple(sorted(elsewhere))))
+
+    def _ask_again(self, row: AttemptRow, tickets: Mapping[str, Ticket]) -> Pending | None:
+        """Ask the masters of other bridges to confirm once more what is in force. The caller has the lock."""
+        if self._name is None or not any(isinstance(ticket, Elsewhere) for ticket in tickets.values()):
+            return None
+        return self._put(self._stored.get(row.id, row), tickets)
+
+    def _put_all(self) -> Pending:
+        """Every row, after another policy came into force. The caller has the lock."""
+        if self._name is None:
+            return self._write([PutAttempt(row) for row in self._rows.values()])
+        return _AllOf([self._put_stored(replace(row, awaits=())) for row in self._rows.values()])
+
+    def _put_stored(self, row: AttemptRow) -> Pending:
+        before = self._stored.get(row.id)
+        self._stored[row.id] = row
+        return _Conditional(self, row.id, before, row, self._write([PutAttempt(row, before)]))
+
+    def _drop_stored(self, id: str) -> Pending:
+        before = self._stored.pop(id)
+        return _Conditional(self, id, before, None, self._write([DropAttempt(id, before)]))
+
+    def undone(self, id: str, before: AttemptRow | None, after: AttemptRow | None, error: StoreError) -> None:
+        """A write of a row did not take place, or is not known to have: what does the store hold?"""
+        if not isinstance(error, StoreConflict):
+            with self._lock:
+                if self._stored.get(id) is after:
+                    if before is None:
+                        self._stored.pop(id, None)
+                    else:
+                        self._stored[id] = before
+            return
+        found = {row.id: row for row in self._store.load().attempts}.get(id)
+        with self._lock:
+            if found is None:
+                self._hear_gone(id)
+            else:
+                self._hear_attempt(found)
+
+    def _write_at_start(self, changes: Sequence[Change]) -> None:
+        deadline = self._clock() + self._deadline
+        if self._name is None:
+            if changes:
+                self._store.write(changes).wait(deadline)
+            return
+        begun: list[tuple[AttemptRow, Pending]] = []
+        others: list[Change] = []
+        for change in changes:
+            if isinstance(change, PutAttempt):
+                before = self._stored.get(change.row.id)
+                if change.row != before:
+                    begun.append((change.row, self._store.write([PutAttempt(change.row, before)])))
+            else:
+                others.append(change)
+        if others:
+            self._store.write(others).wait(deadline)
+        for row, pending in begun:
+            # If another controller was quicker, the feed says what it wrote.
+            with contextlib.suppress(StoreConflict):
+                pending.wait(deadline)
+                self._stored[row.id] = row
+
+    def _settle_together(self, ids: Sequence[str], deadline: float) -> None:
+        """`_settle` among several: each master takes its bridges from the stored row, the last one removes it."""
+        with self._lock:
+            found = {id: self._leaving[id] for id in ids if id in self._leaving}
+            new = [id for id, one in found.items() if one.stored is None and _some_elsewhere(one)]
+        self._write_leaving(new)
+        for elsewhere in (False, True):
+            for id, leaving in found.items():
+                for bridge, ticket in list(leaving.tickets.items()):
+                    if isinstance(ticket, Elsewhere) is not elsewhere:
+                        continue
+                    result = ticket.wait(deadline) if self._state(bridge).connected else ticket.result()
+                    if result is not None and result.outcome is Settled.REFUSED and not elsewhere:
+                        LOG.error(
+                            "attempt=%s bridge=%s refused to let it go (%s); saying all anew", id, bridge, result.reason
+                        )
+                        with self._lock:
+                            leaving.tickets.update(self._say([bridge]))
+            self._write_leaving(list(found))
+
+    def _write_leaving(self, ids: Sequence[str]) -> None:
+        """Bring the stored rows of leaving attempts in line with what has been confirmed; free what is gone."""
+        for _ in range(4):
+            begun: list[tuple[str, tuple[str, ...], Pending]] = []
+            with self._lock:
+                for id in ids:
+                    leaving = self._leaving.get(id)
+                    if leaving is None:
+                        continue
+                    waits = tuple(sorted(b for b, ticket in leaving.tickets.items() if not _gone(ticket)))
+                    stored = self._stored.get(id)
+                    if stored is None:
+                        leaving.unstored = True
+                    if leaving.unstored:
+                        if not waits:
+                            self._free(id)
+                    elif stored is not None and waits != leaving.stored:
+                        if waits:
+                            pending = self._put_stored(replace(stored, leaving=waits, awaits=()))
+                        else:
+                            pending = self._drop_stored(id)
+                        begun.append((id, waits, pending))
+            again = []
+            deadline = self._clock() + STORE_PATIENCE
+            for id, waits, pending in begun:
+                try:
+                    pending.wait(deadline)
+                except StoreConflict:
+                    again.append(id)
+                except StoreError as problem:
+                    LOG.error("attempt=%s has ended, but its row is still stored: %s", id, problem)
+                else:
+                    with self._lock:
+                        leaving = self._leaving.get(id)
+                        if leaving is not None:
+                            leaving.stored = waits
+                            if not waits:
+                                self._free(id)
+            if not again:
+                return
+            ids = again
+
+    def _free(self, id: str) -> None:
+        """Nothing has flows of it any more: what it held may be given to another. The caller has the lock."""
+        for claim in _claims(self._leaving.pop(id).row.spec):
+            if self._claims.get(claim) == id:
+                del self._claims[claim]
+        self._to_confirm.pop(id, None)
+
+    def _serve_node(self, name: str) -> None:
+        """An agent talks to this controller now: say so to the one that would end its lease otherwise."""
+        node = self._nodes.get(name)
+        if self._name is None or node is None or node.controller == self._name:
+            return
+        mine = replace(node, controller=self._name)
+        try:
+            self._store.write([PutNode(mine, node)]).wait(self._clock() + STORE_PATIENCE)
+        except StoreError as problem:
+            # It beats again; until then the other one does not end the lease before it is over.
+            LOG.warning("node=%s: not noted that its agent talks to this controller: %s", name, problem)
+            return
+        with self._lock:
+            self._nodes[name] = mine
+            self._theirs.pop(name, None)
+            self._leases[name] = self._clock() + self._lease
+        LOG.info("node=%s: its agent talks to this controller now, not to %s", name, node.controller or "none")
+
+    # --- several controllers: hearing; the caller of `_hear…` has the lock --------------------------------------------
+
+    def hear(self, row: AttemptRow | NodeRow | NumberRow) -> None:
+        """Another controller has written this row."""
+        with self._lock:
+            match row:
+                case AttemptRow():
+                    self._hear_attempt(row)
+                case NodeRow():
+                    self._hear_node(row)
+                case NumberRow():
+                    self._hear_number(row)
+            self._lock.notify_all()
+
+    def hear_gone(self, id: str) -> None:
+        """Another controller has removed the row of an attempt."""
+        with self._lock:
+            self._hear_gone(id)
+            self._lock.notify_all()
+
+    def peer_gone(self, name: str) -> None:
+        """A controller has ended or was given up: whose agents talked to it have a full lease to find another one."""
+        with self._lock:
+            orphaned = [node for node, controller in self._theirs.items() if controller == name]
+            for node in orphaned:
+                del self._theirs[node]
+                self._leases[node] = self._clock() + self._lease
+
+    def mastered(self, bridge: str, generation: int) -> None:
+        """This controller is the bridge's master from now on: it says the whole truth, and answers for the bridge."""
+        with self._lock:
+            self._mine.add(bridge)
+            self._switches().set_role(bridge, master=True, generation=generation)
+            ticket = self._say([bridge])[bridge]
+            for id, leaving in self._leaving.items():
+                if bridge in leaving.tickets and not _gone(leaving.tickets[bridge]):
+                    leaving.tickets[bridge] = ticket
+                    self._to_confirm[id] = self._clock() + self._deadline
+            for id, row in self._stored.items():
+                if asked(row).get(bridge) == "" and id in self._rows:
+                    self._owed[id, bridge] = ticket
+        LOG.info("bridge=%s: this controller is its master now (generation %d)", bridge, generation)
+
+    def unmastered(self, bridge: str, generation: int, master: str) -> None:
+        """The bridge is another controller's, or nobody's."""
+        with self._lock:
+            was = bridge in self._mine
+            self._mine.discard(bridge)
+            self._switches().set_role(bridge, master=False, generation=generation)
+            self._standing.pop(bridge, None)
+            for leaving in self._leaving.values():
+                if bridge in leaving.tickets and not _gone(leaving.tickets[bridge]) and was:
+                    leaving.tickets[bridge] = Elsewhere(bridge)
+            self._owed = {key: ticket for key, ticket in self._owed.items() if key[1] != bridge}
+        LOG.info("bridge=%s: its master is %s (generation %d)", bridge, master or "nobody", generation)
+
+    @property
+    def owing(self) -> bool:
+        """Do other controllers wait for what bridges of this one confirm?"""
+        return bool(self._owed or self._to_confirm)
+
+    def pay(self) -> None:
+        """Write what bridges of this controller have confirmed to others. Never waits for a switch."""
+        with self._lock:
+            settled = {key: result for key, ticket in self._owed.items() if (result := ticket.result()) is not None}
+            begun: list[tuple[AttemptRow, Pending]] = []
+            for id in dict.fromkeys(id for id, _ in settled):
+                row = self._stored.get(id)
+                results = {bridge: self._owed.pop((id, bridge)) for one, bridge in settled if one == id}
+                if row is None or row.leaving:
+                    continue
+                said: dict[str, str | None] = {}
+                for bridge in results:
+                    result = settled[id, bridge]
+                    said[bridge] = None if result.realised else result.reason or result.outcome.value
+                    if result.outcome is Settled.REFUSED:
+                        self._owed_refused.setdefault(id, set()).add(bridge)
+                new = without(row, said)
+                if new != row:
+                    begun.append((new, self._put_stored(new)))
+            now = self._clock()
+            self._to_confirm = {id: until for id, until in self._to_confirm.items() if until > now}
+            ended = [
+                id
+                for id in self._to_confirm
+                if id in self._leaving
+                and self._leaving[id].stored
+                != tuple(sorted(b for b, ticket in self._leaving[id].tickets.items() if not _gone(ticket)))
+            ]
+        for new, pending in begun:
+            # What did not take place was read again, and is owed again.
+            with contextlib.suppress(StoreError):
+                pending.wait(self._clock() + STORE_PATIENCE)
+                with self._lock:
+                    self._settle_awaited(new)
+        with contextlib.ExitStack() as turns:
+            self._write_leaving([id for id in ended if turns.enter_context(self._turn(id, wait=False))])
+        with self._lock:
+            for id in ended:
+                leaving = self._leaving.get(id)
+                if leaving is None or not any(bridge in self._mine for bridge in leaving.stored or ()):
+                    self._to_confirm.pop(id, None)
+
+    def _settle_awaited(self, row: AttemptRow) -> None:
+        waiting = asked(row)
+        for bridge, ticket in self._awaited.get(row.id, {}).items():
+            if row.leaving:
+                ticket.settle(TicketResult(Settled.REFUSED, "the attempt has ended meanwhile"))
+            elif bridge not in waiting:
+                ticket.settle(REALISED)
+            elif waiting[bridge]:
+                ticket.settle(TicketResult(Settled.REFUSED, waiting[bridge]))
+
+    def _hear_attempt(self, row: AttemptRow) -> None:
+        id = row.id
+        self._stored[id] = row
+        self._settle_awaited(row)
+        if row.leaving:
+            self._hear_leaving(row)
+            return
+        leaving = self._leaving.get(id)
+        if leaving is not None:
+            if not leaving.unstored:
+                return  # it is ending here: the next write says so to the others
+            del self._leaving[id]
+        try:
+            self._check(id, row.spec, self._nodes)
+        except Refused as refused:
+            LOG.error("attempt=%s, which another controller registered, does not fit: %s", id, refused.detail)
+            return
+        policy = self._world.policy
+        if row.digest == policy.digest:
+            self._take_numbers(row)
+        else:
+            LOG.warning("attempt=%s was decided by another controller with another policy: decided anew here", id)
+            row = self._decide_anew(row, policy)
+        for claim in _claims(row.spec):
+            holder = self._rows.get(self._claims.get(claim, id))
+            if holder is not None and holder.id != id:
+                loser = max(holder, row, key=lambda one: one.number).id
+                LOG.error("attempt=%s and attempt=%s have the same %s: %s ends", id, holder.id, claim[1], loser)
+                self._collided.add(loser)
+        old, new = self._world.attempts.get(id), _attempt(row)
+        tickets: Mapping[str, Ticket] = {}
+        if old != new:
+            told = self._shift(old, new)
+            self._follow_up(told.peers)
+            tickets = told.concerned
+        self._keep(self._numbered(replace(row, awaits=())))
+        for bridge, reason in asked(row).items():
+            if bridge in self._mine and not reason:
+                ticket = tickets.get(bridge)
+                self._owed[id, bridge] = self._confirmation(id, bridge) if ticket is None else ticket
+
+    def _confirmation(self, id: str, bridge: str) -> Ticket:
+        return self._tell(bridge, [], compiler.attempt_flows(self._world, bridge, self._world.attempts[id]))
+
+    def _take_numbers(self, row: AttemptRow) -> None:
+        """Equal outcomes and slices have equal numbers. If two controllers gave one each at the same moment, the lower
+        counts: bridges that have the other one are told."""
+        lower = False
+        outcome, name = row.decision.outcome, row.decision.slice
+        if row.identity < self._identities.get(outcome, row.identity + 1):
+            lower = outcome in self._identities
+            self._identities[outcome] = row.identity
+        if name is not None and row.slice_number < self._slices.get(name, row.slice_number + 1):
+            lower = lower or name in self._slices
+            self._slices[name] = row.slice_number
+        if lower:
+            self._rows = {id: self._numbered(one) for id, one in self._rows.items()}
+            self._say(self._mine)
+
+    def _hear_leaving(self, row: AttemptRow) -> None:
+        id = row.id
+        if id in self._rows:
+            self._leave(id)
+        leaving = self._leaving.get(id)
+        if leaving is None:
+            leaving = self._leaving[id] = _Leaving(row, {})
+            for claim in _claims(row.spec):
+                self._claims.setdefault(claim, id)
+        leaving.row, leaving.stored, leaving.unstored = row, row.leaving, False
+        for bridge, ticket in leaving.tickets.items():
+            if isinstance(ticket, Elsewhere) and bridge not in row.leaving:
+                ticket.settle(REALISED)
+        for bridge in row.leaving:
+            if bridge in self._world.site.bridges:
+                leaving.tickets.setdefault(bridge, self._tell(bridge, [], []))
+        self._say_again(id)
+        if any(bridge in self._mine for bridge in leaving.tickets):
+            self._to_confirm[id] = self._clock() + self._deadline
+
+    def _say_again(self, id: str) -> None:
+        """What a bridge refused was forgotten as a whole, and others may rely on a part of it."""
+        self._owed = {key: ticket for key, ticket in self._owed.items() if key[0] != id}
+        self._say(bridge for bridge in self._owed_refused.pop(id, ()) if bridge in self._mine)
+
+    def _hear_gone(self, id: str) -> None:
+        self._stored.pop(id, None)
+        for awaited in self._awaited.get(id, {}).values():
+            awaited.settle(TicketResult(Settled.REFUSED, "the attempt has ended meanwhile"))
+        if id in self._rows:
+            self._leave(id)
+        self._say_again(id)
+        leaving = self._leaving.get(id)
+        if leaving is None:
+            return
+        leaving.unstored = True
+        for ticket in leaving.tickets.values():
+            if isinstance(ticket, Elsewhere):
+                ticket.settle(REALISED)
+        if all(_gone(ticket) for ticket in leaving.tickets.values()):
+            self._free(id)
+
+    def _hear_node(self, row: NodeRow) -> None:
+        if row.name not in self._world.site.nodes:
+            return
+        self._nodes[row.name] = row
+        if row.controller not in ("", self._name):
+            self._theirs[row.name] = row.controller
+            self._leases.pop(row.name, None)
+        addresses = self._believed(row)
+        if self._world.host_addresses.get(row.name, ()) != addresses:
+            self._world = replace(self._world, host_addresses={**self._world.host_addresses, row.name: addresses})
+            self._follow_base(self._world.site.bridges)
+
+    def _hear_number(self, row: NumberRow) -> None:
+        world = self._world
+        if row.kind is Kind.SERVICE and world.service_numbers.get(row.name, row.number) != row.number:
+            self._world = replace(world, service_numbers={**world.service_numbers, row.name: row.number})
+        elif row.kind is Kind.NODE and world.node_numbers.get(row.name, row.number) != row.number:
+            self._world = replace(world, node_numbers={**world.node_numbers, row.name: row.number})
+        else:
+            return
+        self._say(self._mine)
+
     # --- small helpers ----------------------------------------------------------------------------------------------
 
     def _top_up(self) -> None:
@@ -1185,8 +1673,11 @@ class Controller:
     def _seen(self, row: AttemptRow, states: Mapping[str, BridgeState] | None = None) -> dict[str, BridgeRealisation]:
         if states is None:
             states = {state.bridge: state for state in self._switches().bridges()}
+        waiting = set() if self._name is None else set(asked(self._stored.get(row.id, row)))
         return {
-            bridge: BridgeRealisation.REALISED if states[bridge].converged else BridgeRealisation.PENDING
+            bridge: BridgeRealisation.REALISED
+            if (states[bridge].converged if bridge in self._mine else bridge not in waiting)
+            else BridgeRealisation.PENDING
             for bridge in self._bridges_of(row)
         }
 
@@ -1284,6 +1775,44 @@ def _of_jobs(node: Node, address: Address) -> bool:
     # A job's address is the prefix and, in the last 32 bits, its IPv4 address; the rest of the prefix is free.
     low = int(address) & 0xFFFF_FFFF
     return ipaddress.IPv4Address(low) in node.ipv4 and int(address) == int(node.ipv6.network_address) | low
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditional:
+    """A write of one row among several controllers. If it fails, the controller looks at what the store holds."""
+
+    controller: Controller
+    id: str
+    before: AttemptRow | None
+    after: AttemptRow | None
+    pending: Pending
+
+    def wait(self, deadline: float) -> None:
+        try:
+            self.pending.wait(deadline)
+        except StoreError as error:
+            self.controller.undone(self.id, self.before, self.after, error)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _AllOf:
+    """Writes of many rows; one that another controller was quicker with is that one's affair."""
+
+    writes: Sequence[Pending]
+
+    def wait(self, deadline: float) -> None:
+        for pending in self.writes:
+            with contextlib.suppress(StoreConflict):
+                pending.wait(deadline)
+
+
+def _some_elsewhere(leaving: _Leaving) -> bool:
+    return any(isinstance(ticket, Elsewhere) and not _gone(ticket) for ticket in leaving.tickets.values())
+
+
+def _nothing_to_catch_up() -> None:
+    """Where there is one controller, nobody else writes."""
 
 
 def _gone(ticket: Ticket) -> bool:

@@ -1,6 +1,7 @@
 """The running controller: everything started in order, looked after, and ended in the reverse order.
 
     files ─▶ store ─▶ everything read back ─▶ switches let in ─▶ API ─▶ "ready" ─▶ … SIGTERM
+                              └─ (with a store for several: the others are followed)
 
 Invariants: the store is read before a switch is let in, and switches are let in before the API answers; SIGTERM and
 SIGINT leave all flows where they are; a reload takes all or nothing.
@@ -25,6 +26,7 @@ from ryu_apps.app import SwitchApp
 from ryu_apps.config import ConfigError
 from ryu_apps.controller import Controller
 from ryu_apps.files import Files, read_files
+from ryu_apps.peers import Peers
 from ryu_apps.refusals import Refused
 from ryu_apps.rest.api import Api
 from ryu_apps.store.opening import OpenStore
@@ -42,7 +44,8 @@ def serve(files: Files) -> None:
         opened = OpenStore(config.store)
         last.callback(opened.close)
         store = opened.open()
-        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease)
+        several = None if config.store.embedded else config.store.name
+        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease, name=several)
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
         switches = framework.add(
@@ -54,7 +57,13 @@ def serve(files: Files) -> None:
             if doors.openflow is None
             else {name: bridge_certificate_name(name, bridge.certificate) for name, bridge in site.bridges.items()},
         )
-        controller.start(switches)
+        if several is None:
+            controller.start(switches)
+        else:
+            peers = Peers(several, controller, store, switches, list(site.bridges))
+            controller.start(switches, peers.snapshot)
+            peers.start()
+            last.callback(peers.stop)
         last.callback(framework.stop)
         framework.start()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
@@ -68,8 +77,6 @@ def serve(files: Files) -> None:
             )
         ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi))
         last.callback(ticker.stop)
-        heart = Ticker(opened.beat)
-        last.callback(heart.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
             f"openflow={_address(framework.address)}",

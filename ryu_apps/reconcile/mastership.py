@@ -1,7 +1,7 @@
 """Which controller is master of which bridge, as a state table without input or output. Pure: `now` is passed in.
 
            free and reached, ours to take         the row is ours and on disk
-    FREE ──────────────────────────────▶ proposed ──────────────────────────▶ HELD ──▶ (role request with the generation)
+    FREE ──────────────────────────────▶ proposed ──────────────────────────▶ HELD ──▶ (role request, generation)
      ▲                                       │ another was quicker              │ unreached, and others live
      └───────────────────────────────────────┘◀──────────── given back ─────────┘ or the row became another's
 

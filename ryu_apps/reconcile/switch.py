@@ -23,8 +23,8 @@ What holds:
 * Table 0 and entries whose cookie does not carry Lark's mark are never touched. (An entry in the way, with the very
   key of one of ours, is replaced, and named in a notice: the tables above 0 are the controller's.)
 * A check never undoes a change that was under way while it read: entries touched meanwhile are left to the next one.
-* Where several controllers share the bridges (`set_role`), only the master reads flows and sends changes, and only after
-  the switch has said that it is the master: whatever another one did before is seen. Who is not refuses every change.
+* Where several controllers share the bridges (`set_role`), only the master reads flows and sends changes, and only
+  after the switch has said that it is: whatever another one did before is seen. Who is not refuses every change.
 * What is wrong with the bridge itself (`faults`) stops nothing; it is said once, and shown as long as it lasts.
 
 There is room for meters, which cannot be parts of a bundle: new ones with a barrier before STAGING, stale ones after

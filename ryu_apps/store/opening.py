@@ -1,7 +1,7 @@
 """The store as `controller.yaml` asks for it: a server of our own, or a cluster of servers that others run.
 
 Invariants: both modes are the same store from here on; one state directory serves one controller at a time; a
-controller does not begin while another that lives uses the same cluster.
+controller does not begin while another that lives uses the same cluster under the same name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StoreSettings:
 
 
 class OpenStore:
-    """`open()` once, `look_after()` and `beat()` about once a second, `close()` at the end."""
+    """`open()` once, `look_after()` about once a second, `close()` at the end."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
@@ -57,23 +57,19 @@ class OpenStore:
         else:
             self._lock = lock_state_dir(settings.state_dir)
             remotes = settings.servers
-            living = living_controllers(settings)
+            living = living_controllers(settings, settings.name)
             if living:
                 raise StoreError(
-                    f"{' and '.join(living)} uses the same store and lives; several controllers on one store are not "
-                    "supported yet: stop it first (if it was killed, it counts as dead a few seconds later)"
+                    f"{' and '.join(living)} uses the same store under this controller's name, and lives: give each "
+                    "controller a name of its own (store.name in controller.yaml)"
                 )
-        self._store = OvsdbStore(remotes, name=settings.name, alone=True, api=settings.api, tls=settings.tls)
+        alone = settings.embedded
+        self._store = OvsdbStore(remotes, name=settings.name, alone=alone, api=settings.api, tls=settings.tls)
         return self._store
 
     def look_after(self) -> None:
         if self._server is not None:
             self._server.ensure()
-
-    def beat(self) -> None:
-        """Tell the others that we live; with a store of our own there are none."""
-        if self._store is not None and not self._settings.embedded and self._store.fenced is None:
-            self._store.beat()
 
     def close(self) -> None:
         if self._store is not None:
@@ -85,8 +81,8 @@ class OpenStore:
             self._lock = None
 
 
-def living_controllers(settings: StoreSettings) -> list[str]:
-    """Names and places of the other controllers on a cluster whose beat grows. Raises StoreError."""
+def living_controllers(settings: StoreSettings, name: str | None = None) -> list[str]:
+    """Names and places of the other controllers on a cluster (of this name) whose beat grows. Raises StoreError."""
     reader = OvsdbStore(settings.servers, name=None, tls=settings.tls)
     try:
         # Our own name's row too: another machine may have been given the same name by mistake. It does not count as
@@ -94,7 +90,9 @@ def living_controllers(settings: StoreSettings) -> list[str]:
         before = {row.place: row.beat for row in reader.controllers}
         own_host = f"{os.uname().nodename} pid "
         strangers = {
-            row.place for row in reader.controllers if row.name != settings.name or not row.place.startswith(own_host)
+            row.place
+            for row in reader.controllers
+            if (row.name != settings.name or not row.place.startswith(own_host)) and name in (None, row.name)
         }
         until = time.monotonic() + LIFE_SECONDS
         while strangers and time.monotonic() < until:

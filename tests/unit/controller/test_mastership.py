@@ -168,7 +168,7 @@ def test_a_row_that_became_anothers_ends_our_mastership() -> None:
 def test_drawn_lives_of_three_controllers_never_show_two_masters_of_one_generation() -> None:
     """A store in miniature; controllers that die, come back, reach bridges or not, in any order."""
     for seed in range(60):
-        draw = random.Random(seed)  # noqa: S311
+        draw = random.Random(seed)
         rows: dict[str, MasterRow] = {}
         members: dict[str, int] = {}
         live: dict[str, Mastership] = {}

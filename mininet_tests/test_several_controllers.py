@@ -1,0 +1,230 @@
+"""Two real controllers on a real cluster of stores, sharing the bridges of a real ovs-vswitchd; each killed in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mininet_tests.store_rig import StoreCluster
+from mininet_tests.switch_rig import LANE, DummySwitch, wait_until
+from mininet_tests.test_controller_life import (
+    ATTEMPT,
+    GATE,
+    WORKER,
+    Daemon,
+    attempt,
+    attempt_id,
+    flows_of,
+    logs,
+    node_spec,
+)
+from mininet_tests.test_store_cluster import remove
+
+pytestmark = [pytest.mark.system, pytest.mark.engine]
+
+WORKER2 = "lknb-wn2"
+BRIDGES = {WORKER: 0x00006C6B6E620001, WORKER2: 0x00006C6B6E620003, GATE: 0x00006C6B6E620002}
+UPLINKS = {WORKER: ["lknb-up"], WORKER2: ["lknb-up2"], GATE: ["lknb-wf", "lknb-sf"]}
+JOBS = range(2, 32)
+TAKE_OVER_SECONDS = 5.0
+# The hash gives the worker bridge to the one and the gate to the other.
+NAMES = ("ctl2", "ctl1")
+
+
+class Site:
+    """A store, two controllers, and three bridges that know both."""
+
+    def __init__(self, cluster: StoreCluster, switch: DummySwitch) -> None:
+        self.switch = switch
+        engine = os.environ.get("LARK_TEST_ENGINE", "os-ken")
+        self.controllers = {name: Daemon(engine) for name in NAMES}
+        for name, daemon in self.controllers.items():
+            path = daemon.home / "controller.yaml"
+            servers = "".join(f'    - "{server}"\n' for server in cluster.servers)
+            path.write_text(path.read_text() + f"store:\n  mode: cluster\n  name: {name}\n  servers:\n{servers}")
+
+    def begin(self) -> None:
+        for daemon in self.controllers.values():
+            daemon.start()
+        targets = [f"tcp:127.0.0.1:{daemon.openflow}" for daemon in self.controllers.values()]
+        for bridge, dpid in BRIDGES.items():
+            self.switch.bridge(bridge, dpid)
+            self.switch.ofctl("add-flow", bridge, LANE)
+            ports = dict(enumerate(UPLINKS[bridge], 1))
+            if bridge == WORKER:
+                ports |= {10 + n: f"lj{n}" for n in JOBS}
+            for number, port in ports.items():
+                self.switch.vsctl(
+                    "add-port", bridge, port, "--", "set", "interface", port, "type=dummy", f"ofport_request={number}"
+                )
+            self.switch.vsctl("set-controller", bridge, *targets)
+        self.switch.vsctl(*self._backoff())
+
+    def _backoff(self) -> list[str]:
+        found = self.switch.vsctl("--bare", "--columns=_uuid", "list", "controller").split()
+        return [word for uuid in found for word in ("--", "set", "controller", uuid, "max_backoff=1000")]
+
+    def masters(self) -> dict[str, str]:
+        """Who has brought each bridge in line."""
+        found: dict[str, str] = {}
+        for name, daemon in self.controllers.items():
+            if daemon.process is None or daemon.process.poll() is not None:
+                continue
+            _, answer = daemon.call("GET", "/v1/bridges", token=daemon.viewer)
+            for bridge in answer["bridges"]:
+                if bridge["converged"]:
+                    assert bridge["bridge"] not in found, "two masters of one bridge"
+                    found[bridge["bridge"]] = name
+        return found
+
+    def until_in_line(self, seconds: float = 15) -> dict[str, str]:
+        wait_until("every bridge has a master and is in line", lambda: set(self.masters()) == set(BRIDGES), seconds)
+        return self.masters()
+
+    def roles(self, bridge: str) -> list[str]:
+        found = self.switch.vsctl("--columns=target,role", "--format=csv", "--no-headings", "list", "controller")
+        uuids = self.switch.vsctl("get", "bridge", bridge, "controller").strip(" []\n").split(", ")
+        assert found
+        return sorted(self.switch.vsctl("get", "controller", uuid, "role").strip().strip('"') for uuid in uuids)
+
+    def ask(self, method: str, path: str, body: object, order: tuple[str, ...], seconds: float = 15) -> tuple[int, Any]:
+        """As an agent does: the first controller, then the other, until one gives an answer that is one."""
+        until = time.monotonic() + seconds
+        while True:
+            for name in order:
+                daemon = self.controllers[name]
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    status, answer = daemon.call(method, path, body)
+                    if status not in (429, 503):
+                        return status, answer
+            assert time.monotonic() < until, f"{method} {path}: no answer in {seconds} s"
+            time.sleep(0.05)
+
+    def known(self, name: str) -> set[str]:
+        daemon = self.controllers[name]
+        _, answer = daemon.call("GET", "/v1/attempts", token=daemon.viewer)
+        return {one["id"] for one in answer["attempts"]}
+
+    def everything(self) -> dict[str, list[str]]:
+        return {bridge: self.switch.flows(bridge) for bridge in BRIDGES}
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    switch = DummySwitch()
+    try:
+        switch.start()
+        with StoreCluster() as cluster:
+            made = Site(cluster, switch)
+            try:
+                made.begin()
+                yield made
+            finally:
+                for daemon in made.controllers.values():
+                    print(logs(daemon))
+                    remove(daemon)
+    finally:
+        switch.stop()
+
+
+def register(site: Site, n: int, order: tuple[str, ...]) -> int:
+    return site.ask("PUT", f"/v1/attempts/{attempt_id(n)}", attempt(n, 10 + n), order)[0]
+
+
+def test_two_controllers_share_the_bridges_and_each_survives_the_other(site: Site) -> None:
+    a, b = NAMES
+    masters = site.until_in_line()
+    assert (masters[WORKER], masters[GATE]) == (a, b)
+    assert all(site.roles(bridge) == ["master", "slave"] for bridge in BRIDGES)
+
+    # Through either: in force on both bridges, whoever is their master, when it is answered.
+    assert site.controllers[a].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    for n in range(2, 8):
+        order = (a, b) if n % 2 else (b, a)
+        began = time.monotonic()
+        assert register(site, n, order) == 201
+        print(f"registered through {order[0]} in {1000 * (time.monotonic() - began):.1f} ms")
+        count = {bridge: len(flows_of(site.switch, bridge, ATTEMPT)) for bridge in (WORKER, GATE)}
+        assert count[WORKER] >= n - 1
+        assert count[GATE] >= n - 1
+
+    # One is killed while nothing happens: the other has its bridges in time, and sends them nothing.
+    before = site.everything()
+    site.controllers[a].stop(signal.SIGKILL)
+    began = time.monotonic()
+    site.until_in_line()
+    took = time.monotonic() - began
+    print(f"taken over while nothing changed: {took:.1f} s")
+    assert took < TAKE_OVER_SECONDS
+    assert site.everything() == before
+    line = re.findall(rf"bridge={WORKER}: in line with (\d+) flows, (\d+) flow-mods sent", logs(site.controllers[b]))
+    assert [sent for _, sent in line] == ["0"], line
+    # The control: it is the master, and programs the bridge.
+    assert register(site, 8, (b,)) == 201
+    assert len(flows_of(site.switch, WORKER, ATTEMPT)) > count[WORKER]
+
+    # It comes back, and takes nothing away from the other.
+    site.controllers[a].start()
+    wait_until("the one that was killed knows everything", lambda: site.known(a) == site.known(b), 10)
+    assert set(site.until_in_line().values()) == {b}
+
+    # Now the other one is killed, with registrations and ends under way.
+    acknowledged: dict[str, bool] = {attempt_id(n): True for n in range(2, 9)}
+    answered: list[float] = []
+    faults: list[BaseException] = []
+    killed = threading.Event()
+
+    def churn(numbers: list[int], order: tuple[str, ...]) -> None:
+        try:
+            while not killed.is_set() or time.monotonic() < killed_at[0] + 7:
+                for n in numbers:
+                    id = attempt_id(n)
+                    assert register(site, n, order) in (200, 201)
+                    answered.append(time.monotonic())
+                    acknowledged[id] = True
+                    if n % 3:
+                        status, _ = site.ask("DELETE", f"/v1/attempts/{id}", None, order)
+                        assert status in (200, 404)
+                        acknowledged[id] = False
+                    time.sleep(0.02)
+        except BaseException as fault:  # noqa: BLE001  # told by the test's own thread
+            faults.append(fault)
+
+    killed_at = [0.0]
+    threads = [
+        threading.Thread(target=churn, args=(list(range(9, 20)), (b, a))),
+        threading.Thread(target=churn, args=(list(range(20, 31)), (a, b))),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    killed_at[0] = time.monotonic()
+    site.controllers[b].stop(signal.SIGKILL)
+    killed.set()
+    for thread in threads:
+        thread.join(60)
+    assert not faults, faults
+    took = min(when for when in answered if when > killed_at[0] + 0.5) - killed_at[0]
+    print(f"killed during churn: registrations again after {took:.1f} s; {len(answered)} registrations answered")
+    assert took < TAKE_OVER_SECONDS
+    assert len([when for when in answered if when < killed_at[0]]) > 10, "there was churn"
+
+    # Nothing acknowledged is lost, nothing that was ended stays, and a second look at the switches finds nothing.
+    site.until_in_line()
+    assert site.known(a) == {id for id, alive in acknowledged.items() if alive}
+    found = site.everything()
+    site.controllers[a].stop(signal.SIGKILL)
+    site.controllers[a].start()
+    site.until_in_line()
+    assert site.everything() == found
+    sent = re.findall(r"in line with \d+ flows, (\d+) flow-mods sent", site.controllers[a].log())
+    assert sent == ["0"] * len(BRIDGES), "a restart finds everything as it should be"

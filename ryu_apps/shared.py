@@ -1,0 +1,62 @@
+"""What controllers that share a store say to one another in an attempt's row, and the ticket that stands for it.
+
+    A: registers, writes the row with `awaits: [gate]`      B, master of the gate: programs it, takes `gate` away
+       ……………… the ticket is open ………………………… ▶ settled
+
+Invariants: a bridge is in `awaits` until its master has said, in the store, that the row is in force there, or why not;
+a ticket of another's bridge is settled by nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ryu_apps.fabric import Outcome, TicketResult
+from ryu_apps.store.store import AttemptRow
+
+REASON_LENGTH = 300
+"""Characters of a refusal that go into the row."""
+
+
+class Elsewhere:
+    """Implements `fabric.Ticket` for a bridge that another controller is master of."""
+
+    def __init__(self, bridge: str) -> None:
+        self._bridge = bridge
+        self._settled = threading.Event()
+        self._result: TicketResult | None = None
+
+    def settle(self, result: TicketResult) -> None:
+        if self._result is None:
+            self._result = result
+            self._settled.set()
+
+    def wait(self, deadline: float) -> TicketResult:
+        self._settled.wait(max(0.0, deadline - time.monotonic()))
+        return self._result or TicketResult(
+            Outcome.TIMED_OUT, f"the controller that is master of bridge {self._bridge} has not confirmed in time"
+        )
+
+    def result(self) -> TicketResult | None:
+        return self._result
+
+
+def asked(row: AttemptRow) -> dict[str, str]:
+    """The bridges that a row awaits, each with the reason for which it was refused there; empty: not known yet."""
+    return {bridge: reason for bridge, _, reason in (one.partition(" ") for one in row.awaits)}
+
+
+def without(row: AttemptRow, said: Mapping[str, str | None]) -> AttemptRow:
+    """The row after some bridges have said: it is in force (None), or why it is not."""
+    waiting = asked(row)
+    for bridge, reason in said.items():
+        if bridge not in waiting:
+            continue
+        if reason is None:
+            del waiting[bridge]
+        else:
+            waiting[bridge] = reason[:REASON_LENGTH]
+    return replace(row, awaits=tuple(sorted(f"{bridge} {reason}".strip() for bridge, reason in waiting.items())))

@@ -1,0 +1,351 @@
+"""Two controllers on one store, each with its own view of the same switches: who programs, who answers, what survives.
+
+`MemoryStore.another` and `FakeFabric.another` are the fakes' second sides; everything between them is the real thing,
+with its threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from policies.language import load_site
+from policies.model import Policy, Site
+from policies.wire import BridgeRealisation, Heartbeat, Phase
+from ryu_apps.controller import Controller
+from ryu_apps.fabric import FakeFabric
+from ryu_apps.openflow import compiler
+from ryu_apps.peers import Peers
+from ryu_apps.reconcile.mastership import Mastership
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.shared import asked, without
+from ryu_apps.store.memory import MemoryStore
+from ryu_apps.store.store import MasterRow
+from tests.unit.controller.rig import BOOT, POLICY, SITE, aid, node_spec, spec
+
+
+class One:
+    """A controller among several. `die`: as by kill -9, it writes and hears nothing any more."""
+
+    def __init__(self, pair: Pair, name: str, store: MemoryStore, fabric: FakeFabric) -> None:
+        self.name, self.store, self.fabric = name, store, fabric
+        self.controller = Controller(pair.site, pair.policy, store, deadline=3.0, lease=60, name=name)
+        fabric.notify(on_ports=self.controller.fabric_ports)
+        bridges = list(pair.site.bridges)
+        self.peers = Peers(name, self.controller, store, fabric, bridges, table=Mastership(name, bridges, grace=0.3))
+        self.controller.start(fabric, self.peers.snapshot)
+        self.peers.start()
+
+    def connect(self) -> None:
+        for name in self.fabric.state:
+            self.fabric.connect(name)
+
+    @property
+    def mine(self) -> set[str]:
+        return set(self.peers.table.held)
+
+    def die(self) -> None:
+        self.store.fail = "dead"
+        self.peers.stop()
+
+
+class Pair:
+    """Controller a is master of br1 and gate2, b of br2 and gate1, whatever the hash would say."""
+
+    OF: ClassVar = {"a": {"br1", "gate2"}, "b": {"br2", "gate1"}}
+
+    def __init__(self, site: Site, policy: Policy) -> None:
+        self.site, self.policy = site, policy
+        store = MemoryStore("a")
+        fabric = FakeFabric(
+            {bridge.datapath_id: name for name, bridge in site.bridges.items()},
+            {
+                name: {port: number for number, port in enumerate(bridge.ports, 1)}
+                | {f"lj{n}": 100 + n for n in range(1, 60)}
+                for name, bridge in site.bridges.items()
+            },
+        )
+        for state in fabric.state.values():
+            state.connected = False
+        self.a = One(self, "a", store, fabric)
+        self.b = One(self, "b", store.another("b"), fabric.another())
+        self.both = (self.a, self.b)
+        for one in self.both:
+            for name, state in one.fabric.state.items():
+                state.connected = name in self.OF[one.name]
+                if state.connected:
+                    one.fabric.connect(name)
+        until(lambda: all(one.mine == self.OF[one.name] for one in self.both))
+        for one in self.both:
+            one.connect()
+        self.a.controller.register_node("wn1", node_spec("wn1"))
+        self.b.controller.register_node("wn2", node_spec("wn2"))
+
+    def master(self, bridge: str) -> One:
+        return next(one for one in self.both if bridge in one.mine)
+
+    def flows(self) -> dict[str, object]:
+        return {name: dict(state.actual) for name, state in self.a.fabric.state.items()}
+
+    def check(self) -> None:
+        """Both know the same, the switches hold what follows from it, and so does the store."""
+        until(lambda: self.a.controller.world.attempts == self.b.controller.world.attempts)
+        until(lambda: self.a.controller.world.identities == self.b.controller.world.identities)
+        for one in self.both:
+            until(lambda one=one: not one.controller.owing)  # type: ignore[misc]
+        world = self.a.controller.world
+        assert world.slice_numbers == self.b.controller.world.slice_numbers
+        assert self.flows() == {name: compiler.desired_flows(world, name) for name in self.site.bridges}
+        assert {id for id, row in self.a.store.attempts.items() if not row.leaving} == set(world.attempts)
+
+
+def until(so: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, load: Callable[[str], Policy]) -> Iterator[Pair]:
+    path = tmp_path / "site.yaml"
+    path.write_text(SITE)
+    made = Pair(load_site(path), load(POLICY))
+    yield made
+    for one in made.both:
+        one.peers.stop()
+
+
+def refused(call: Callable[[], object]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize("through", ["a", "b"])
+def test_a_registration_through_either_is_in_force_on_every_bridge_when_it_is_answered(
+    pair: Pair, through: str
+) -> None:
+    one = getattr(pair, through)
+    status, new = one.controller.register(aid(), spec())
+    assert new
+    assert status.bridges == dict.fromkeys(("br1", "gate1"), BridgeRealisation.REALISED)
+    number = one.controller.world.attempts[aid()].number
+    for bridge in ("br1", "gate1"):
+        found = [flow for flow in pair.a.fabric.state[bridge].actual.values() if flow.cookie & 0xFFFF_FFFF == number]
+        assert found, f"{bridge}: nothing of the attempt at the moment of the answer"
+    pair.check()
+
+
+def test_only_the_master_programs_a_bridge(pair: Pair) -> None:
+    before = {one.name: {name: state.flow_mods for name, state in one.fabric.state.items()} for one in pair.both}
+    pair.a.controller.register(aid(), spec())
+    for one in pair.both:
+        sent = {name for name, state in one.fabric.state.items() if state.flow_mods != before[one.name][name]}
+        assert sent == {"br1", "gate1"} & one.mine
+
+
+def test_phases_advance_and_attempts_end_through_the_other_controller(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    assert pair.b.controller.advance(aid(), Phase.STAGE_OUT).bridges == {"br1": BridgeRealisation.REALISED}
+    pair.check()
+    pair.a.controller.register(aid(3), spec(3))
+    deleted = pair.b.controller.delete(aid(3))
+    assert deleted.bridges == dict.fromkeys(("br1", "gate1"), BridgeRealisation.REALISED)
+    pair.check()
+    # Its address is free again, through whichever controller.
+    pair.a.controller.register(aid(4), spec(3))
+    pair.a.controller.delete(aid(4))
+    pair.b.controller.register(aid(5), spec(3))
+    pair.check()
+
+
+def test_what_one_has_just_registered_the_other_knows_when_it_is_asked(pair: Pair) -> None:
+    for n in range(2, 20):
+        one, other = (pair.a, pair.b) if n % 2 else (pair.b, pair.a)
+        one.controller.register(aid(n), spec(n))
+        beat = Heartbeat(boot_id=BOOT, digest="0" * 32, attempts=[aid(k) for k in range(2, n + 1)])
+        answer = other.controller.heartbeat("wn1", beat)
+        assert (answer.drop, answer.gone) == ([], [])
+    pair.check()
+
+
+def test_the_same_registration_again_at_the_other_is_confirmed_by_the_masters(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    status, new = pair.b.controller.register(aid(), spec())
+    assert not new
+    assert status.bridges == dict.fromkeys(("br1", "gate1"), BridgeRealisation.REALISED)
+    pair.a.fabric.silence("br1")
+    # The control: where the master's switch says nothing, the other controller does not answer for it.
+    assert refused(lambda: pair.b.controller.register(aid(9), spec(9))).slug is Slug.NOT_REALISED
+
+
+def test_a_refusal_on_a_bridge_mastered_elsewhere_fails_the_registration_with_its_reason(pair: Pair) -> None:
+    pair.b.fabric.refuse("gate1", "the table is full")
+    found = refused(lambda: pair.a.controller.register(aid(), spec()))
+    assert found.slug is Slug.NOT_REALISED
+    assert "gate1" in found.detail
+    assert "the table is full" in found.detail
+    pair.b.fabric.refuse("gate1", None)
+    until(lambda: aid() not in pair.a.store.attempts)
+    pair.check()
+    pair.a.controller.register(aid(), spec())
+    pair.check()
+
+
+def test_equal_outcomes_have_equal_numbers_at_both_whoever_registers(pair: Pair) -> None:
+    for n in range(2, 12):
+        one, node = (pair.a, "wn1") if n % 2 else (pair.b, "wn2")
+        one.controller.register(aid(n, node), spec(n, node, LarkGroup="physics", User="u@x", LarkSlice=f"s{n // 3}"))
+    pair.check()
+    # Where both gave a number at the same moment, the lower counts.
+    rows = pair.a.store.attempts.values()
+    world = pair.a.controller.world
+    assert list(world.identities.values()) == [min(row.identity for row in rows)]
+    assert len(world.slice_numbers) == 4
+    for name, number in world.slice_numbers.items():
+        assert number == min(row.slice_number for row in rows if row.decision.slice == name)
+
+
+def test_a_killed_controllers_bridges_are_taken_over_without_a_flow_mod_and_nothing_is_lost(pair: Pair) -> None:
+    for n in range(2, 8):
+        one, node = (pair.a, "wn1") if n % 2 else (pair.b, "wn2")
+        one.controller.register(aid(n, node), spec(n, node))
+    pair.check()
+    flows, known = pair.flows(), dict(pair.b.controller.world.attempts)
+    sent = pair.b.fabric.flow_mods
+    pair.a.die()
+    began = time.monotonic()
+    until(lambda: pair.b.mine == set(pair.site.bridges), 6)
+    took = time.monotonic() - began
+    assert took < 5, took
+    assert "a" not in pair.b.store.controllers
+    assert pair.b.fabric.flow_mods == sent, "unchanged state sends nothing"
+    assert pair.flows() == flows
+    assert pair.b.controller.world.attempts == known
+    # It serves everyone: an agent of the dead one's too.
+    pair.b.controller.register(aid(20), spec(20))
+    pair.b.controller.delete(aid(3))
+    assert pair.flows() == {name: compiler.desired_flows(pair.b.controller.world, name) for name in pair.site.bridges}
+
+
+def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_by_the_other(pair: Pair) -> None:
+    pair.b.fabric.silence("gate1")
+    found = []
+
+    def ask() -> None:
+        found.append(refused(lambda: pair.a.controller.register(aid(), spec())))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: aid() in pair.a.store.attempts)
+    pair.a.die()
+    until(lambda: pair.b.mine == set(pair.site.bridges), 6)
+    pair.b.fabric.speak("gate1")
+    pair.b.controller.tick()
+    status, new = pair.b.controller.register(aid(), spec())
+    assert not new, "its row was on disk"
+    assert set(status.bridges.values()) == {BridgeRealisation.REALISED}
+    asking.join()
+    world = pair.b.controller.world
+    assert pair.flows() == {name: compiler.desired_flows(world, name) for name in pair.site.bridges}
+
+
+def test_a_bridge_that_only_the_other_reaches_is_left_to_it(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    sent = pair.b.fabric.flow_mods
+    pair.a.fabric.disconnect("br1")
+    until(lambda: "br1" in pair.b.mine)
+    assert pair.b.fabric.flow_mods == sent
+    pair.a.controller.register(aid(3), spec(3))
+    pair.check()
+
+
+def test_a_lease_is_ended_by_the_controller_that_the_agent_talks_to_and_by_no_other(pair: Pair) -> None:
+    def lease(one: One) -> float | None:
+        return next(node.lease_left for node in one.controller.nodes() if node.node == "wn1")
+
+    pair.a.controller.register(aid(), spec())
+    until(lambda: pair.b.controller._theirs.get("wn1") == "a")
+    pair.b.controller._leases.clear()
+    pair.b.controller.tick()
+    assert aid() in pair.b.controller.world.attempts, "the agent beats at the other one"
+    digest = "0" * 32
+    pair.b.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=digest))
+    until(lambda: pair.a.controller._theirs.get("wn1") == "b")
+    assert lease(pair.b)
+    # The control: at the one it talks to now, the end of the lease ends the attempt, everywhere.
+    pair.b.controller._leases["wn1"] = 0.0
+    pair.b.controller.tick()
+    until(lambda: aid() not in pair.a.store.attempts)
+    pair.check()
+
+
+def test_the_nodes_of_a_dead_controller_have_a_full_lease_to_find_the_other(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    until(lambda: pair.b.controller._theirs.get("wn1") == "a")
+    pair.a.die()
+    until(lambda: "wn1" in pair.b.controller._leases, 6)
+    left = next(node.lease_left for node in pair.b.controller.nodes() if node.node == "wn1")
+    assert left is not None
+    assert left > 55
+    pair.b.controller.tick()
+    assert aid() in pair.b.controller.world.attempts
+
+
+def test_a_controller_that_was_given_up_changes_nothing_any_more(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    with pair.b.store._lock:
+        del pair.b.store.controllers["a"]
+    assert refused(lambda: pair.a.controller.register(aid(3), spec(3))).slug is Slug.NOT_REALISED
+    assert aid(3) not in pair.b.store.attempts
+
+
+def test_what_a_row_awaits_is_said_bridge_by_bridge(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    row = pair.a.store.attempts[aid()]
+    row = type(row)(**{name: getattr(row, name) for name in row.__slots__} | {"awaits": ("br1", "gate1")})
+    assert asked(row) == {"br1": "", "gate1": ""}
+    half = without(row, {"gate1": "no room", "elsewhere": None})
+    assert asked(half) == {"br1": "", "gate1": "no room"}
+    assert asked(without(half, {"br1": None})) == {"gate1": "no room"}
+    assert MasterRow("br1", "a", 1).generation == 1
+
+
+def test_churn_through_both_at_once_leaves_both_the_store_and_the_switches_in_agreement(pair: Pair) -> None:
+    """Outcomes and slices that both give a number to at the same moment, ends and phases in between."""
+    faults: list[BaseException] = []
+
+    def churn(one: One, node: str) -> None:
+        try:
+            for n in range(2, 26):
+                group = "physics" if n % 3 else "none"
+                one.controller.register(aid(n, node), spec(n, node, LarkGroup=group, User="u@x", LarkSlice=f"s{n % 4}"))
+                if n % 2:
+                    one.controller.advance(aid(n, node), Phase.RUN)
+                if n % 5 == 0:
+                    one.controller.delete(aid(n, node))
+        except BaseException as fault:  # noqa: BLE001  # told by the test's own thread
+            faults.append(fault)
+
+    threads = [
+        threading.Thread(target=churn, args=given)
+        for given in ((pair.a, "wn1"), (pair.b, "wn2"))
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults
+    pair.check()
+    assert len(pair.a.controller.world.attempts) == 38
+    # And either of them takes all over as it is.
+    sent, flows = pair.b.fabric.flow_mods, pair.flows()
+    pair.a.die()
+    until(lambda: pair.b.mine == set(pair.site.bridges), 6)
+    assert (pair.b.fabric.flow_mods, pair.flows()) == (sent, flows)
