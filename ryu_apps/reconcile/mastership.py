@@ -53,7 +53,7 @@ class Mastership:
     """The table of one controller, `me`."""
 
     def __init__(
-        self, me: str, bridges: Iterable[str], *, patience: float = 3.5, grace: float = 1.0, unreached: float = 2.0
+        self, me: str, bridges: Iterable[str], *, patience: float = 3.0, grace: float = 1.0, unreached: float = 2.0
     ) -> None:
         self._me = me
         self._patience = patience
@@ -169,9 +169,11 @@ class Mastership:
             if owner in self._peers and owner not in dead:
                 self._free_since.pop(bridge, None)
                 continue
-            since = self._free_since.setdefault(bridge, now)
+            free = self._free_since.setdefault(bridge, now)
             if not self._reached[bridge]:
                 continue
+            # A switch connects to one controller a little before the other.
+            since = max(free, self._reached_since[bridge])
             if owner == self._me or _first(living, bridge) == self._me or now - since >= self._grace:
                 claim = PutMaster(MasterRow(bridge, self._me, self.generation(bridge) + 1), row)
                 taken.setdefault(owner if owner in dead else "", []).append(claim)

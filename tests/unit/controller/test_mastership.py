@@ -71,6 +71,18 @@ def test_what_the_first_in_line_does_not_take_another_takes_after_the_grace() ->
     assert set(one.held) == set(BRIDGES)
 
 
+def test_the_grace_begins_when_the_bridge_connects() -> None:
+    one = table(connected=False)
+    one.controller(alive("b"), 0.0)
+    assert one.due(0.0) == []
+    for bridge in BRIDGES:
+        one.reached(bridge, True, 20.0)
+    one.controller(alive("b", 1), 20.0)
+    assert 0 < len(take(one, 20.0)) < len(BRIDGES)
+    take(one, 21.0)
+    assert set(one.held) == set(BRIDGES)
+
+
 def test_a_living_masters_bridges_stay_when_another_comes() -> None:
     one = table()
     for bridge in BRIDGES:
@@ -89,7 +101,7 @@ def test_a_silent_master_is_given_up_together_with_the_taking_of_its_bridges() -
     for bridge in BRIDGES:
         one.row(MasterRow(bridge, "b", 4))
     one.controller(alive("b", 17), 0.0)
-    now = beats(one, 0.0, 3.0)
+    now = beats(one, 0.0, 2.5)
     assert one.due(now) == [], "not yet"
     now = beats(one, now, 0.5)
     (proposal,) = one.due(now)
@@ -119,7 +131,7 @@ def test_nobody_is_given_up_because_the_store_stood_still() -> None:
     one.beat(0.5)
     assert one.due(30.0) == [], "our own beat did not grow either"
     one.beat(30.0)
-    now = beats(one, 30.0, 3.0)
+    now = beats(one, 30.0, 2.5)
     assert one.due(now) == [], "the other has as long as ever to come back"
     # The control: it did not come back.
     assert one.due(beats(one, now, 0.5)) != []

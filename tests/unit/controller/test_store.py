@@ -644,6 +644,7 @@ def test_one_member_of_a_set_has_one_fingerprint_in_either_form() -> None:
         "decision": "",
         "digest": "",
         "registered": 1,
+        "awaits": ["set", []],
     }
     assert fingerprint("Attempt", {**base, "leaving": "g"}) == fingerprint(
         "Attempt", {**base, "leaving": ["set", ["g"]]}
