@@ -77,6 +77,10 @@ def undisturbed(control: Sequence[Window], faulty: Sequence[Window]) -> None:
             f"denied delivered {sum(window.denied_delivered for window in windows)} "
             f"of {sum(window.denied_sent for window in windows)}"
         )
+        for window in windows:
+            if window.allowed_lost:
+                lost = ", ".join(f"{pair.pair} {pair.lost} of {pair.sent}" for pair in window.pairs if pair.allowed)
+                print(f"{name}, a window with losses: {window}: {lost}")
     for window in chain(control, faulty):
         assert window.denied_sent > 0
         assert window.denied_delivered == 0, str(window)
