@@ -116,19 +116,24 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def store() -> Iterator[StoreCluster]:
+    with StoreCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def site(store: StoreCluster) -> Iterator[Site]:
     switch = DummySwitch()
     try:
         switch.start()
-        with StoreCluster() as cluster:
-            made = Site(cluster, switch)
-            try:
-                made.begin()
-                yield made
-            finally:
-                for daemon in made.controllers.values():
-                    print(logs(daemon))
-                    remove(daemon)
+        made = Site(store, switch)
+        try:
+            made.begin()
+            yield made
+        finally:
+            for daemon in made.controllers.values():
+                print(logs(daemon))
+                remove(daemon)
     finally:
         switch.stop()
 
@@ -227,3 +232,34 @@ def test_two_controllers_share_the_bridges_and_each_survives_the_other(site: Sit
     assert site.everything() == found
     sent = re.findall(r"in line with \d+ flows, (\d+) flow-mods sent", site.controllers[a].log())
     assert sent == ["0"] * len(BRIDGES), "a restart finds everything as it should be"
+
+
+def test_nobody_is_given_up_when_the_store_loses_its_leader_and_one_that_stood_still_ends(
+    site: Site, store: StoreCluster
+) -> None:
+    a, b = NAMES
+    masters = site.until_in_line()
+    store.kill(store.leader())
+    time.sleep(8)
+    assert site.masters() == masters, "both live, and have what they had"
+    assert site.controllers[a].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    for n, order in ((2, (a, b)), (3, (b, a))):
+        assert register(site, n, order) == 201
+    # The control: one that is silent is given up; when it goes on, it ends and changes nothing.
+    process = site.controllers[a].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    found: dict[str, bool] = {}
+
+    def taken_over() -> bool:
+        found.update({one: site.controllers[b].bridge(one)["converged"] for one in BRIDGES})
+        return all(found.values())
+
+    wait_until("the other has every bridge", taken_over, 10)
+    print(f"taken over from one that stood still: {time.monotonic() - began:.1f} s")
+    before = site.everything()
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(15) != 0
+    assert "the other controllers have given ctl2 up" in logs(site.controllers[a])
+    assert site.everything() == before

@@ -639,7 +639,12 @@ class Controller:
             found = []
             for name in sorted(self._world.site.nodes):
                 row = self._nodes.get(name)
-                left = None if row is None else max(0.0, round(self._leases.get(name, now) - now, 1))
+                # Of a node whose agent talks to another controller, that one knows.
+                left = (
+                    None
+                    if row is None or name in self._theirs
+                    else max(0.0, round(self._leases.get(name, now) - now, 1))
+                )
                 found.append(
                     NodeStatus(
                         node=name,
@@ -1265,6 +1270,13 @@ class Controller:
                     else:
                         self._stored[id] = before
             return
+        # In their order: what is heard twice, or late, would undo what came after it.
+        with contextlib.suppress(StoreError):
+            self.catch_up()
+        with self._lock:
+            if self._stored.get(id) is not after:
+                return
+        # Nobody else has written it: it was a write of our own whose answer was lost.
         found = {row.id: row for row in self._store.load().attempts}.get(id)
         with self._lock:
             if found is None:

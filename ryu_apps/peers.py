@@ -93,6 +93,9 @@ class Peers:
 
     def catch_up(self) -> None:
         """Return when everything that others wrote before the call has been heard. Raises StoreError."""
+        if threading.current_thread() in self._threads:
+            self._hear_all(0)
+            return
         until = self._clock() + PATIENCE
         # What was written before this write of ours comes before its confirmation.
         self._store.write([]).wait(until)
@@ -181,7 +184,8 @@ class Peers:
         try:
             self._store.write(proposal.changes).wait(self._clock() + PATIENCE)
         except StoreConflict:
-            # Most often the feed says why in a moment; but a write of our own that was lost sight of is not in it.
+            # Most often the feed says why; but a write of our own that was lost sight of is not in it.
+            self._hear_all(0)
             self._know(self._store.load())
             return
         except StoreError as problem:

@@ -106,6 +106,8 @@ class Mastership:
         """A row of a bridge as another wrote it. True: we were its master, and are not any more."""
         if row.bridge not in self._rows:
             return False  # of a site that this controller does not know (yet, or any more)
+        if row.generation < self.generation(row.bridge):
+            return False  # from before what is known already
         self._rows[row.bridge] = row
         self._free_since.pop(row.bridge, None)
         lost = row.bridge in self._held and (row.controller, row.generation) != (self._me, self._held[row.bridge])

@@ -174,6 +174,8 @@ def test_a_row_that_became_anothers_ends_our_mastership() -> None:
     take(one, 0.0)
     assert one.row(MasterRow("br1", "b", 2))
     assert "br1" not in one.held
+    assert not one.row(MasterRow("br2", "b", 0)), "from before our own"
+    assert "br2" in one.held
     assert not one.row(MasterRow("elsewhere", "b", 1)), "a bridge of another site file is nobody's affair here"
 
 

@@ -317,6 +317,34 @@ def test_what_a_row_awaits_is_said_bridge_by_bridge(pair: Pair) -> None:
     assert MasterRow("br1", "a", 1).generation == 1
 
 
+def test_a_write_that_another_was_quicker_with_leaves_what_the_other_wrote(pair: Pair) -> None:
+    """Both change the same attempt at the same moment: one is told to try again, and then it holds."""
+    for n in range(2, 12):
+        pair.a.controller.register(aid(n), spec(n))
+        go = threading.Barrier(2)
+        lost: list[Slug] = []
+
+        def change(one: One, phase: Phase, n: int = n, go: threading.Barrier = go, lost: list[Slug] = lost) -> None:
+            go.wait()
+            try:
+                one.controller.advance(aid(n), phase)
+            except Refused as refusal:
+                lost.append(refusal.slug)
+
+        threads = [
+            threading.Thread(target=change, args=given)
+            for given in ((pair.a, Phase.RUN), (pair.b, Phase.STAGE_OUT))
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(lost) <= {Slug.NOT_REALISED, Slug.PHASE}
+        pair.a.controller.advance(aid(n), Phase.STAGE_OUT)
+        pair.check()
+        assert pair.b.controller.world.attempts[aid(n)].phase is Phase.STAGE_OUT
+
+
 def test_churn_through_both_at_once_leaves_both_the_store_and_the_switches_in_agreement(pair: Pair) -> None:
     """Outcomes and slices that both give a number to at the same moment, ends and phases in between."""
     faults: list[BaseException] = []
