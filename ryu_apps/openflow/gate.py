@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from policies.model import Bridge, Mode, Network, PortKind, Protocol, World
+from policies.model import Bridge, Mode, Network, PortKind, Protocol, Service, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, ethertype, exact, masked, network
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto, Normal, Output
-from ryu_apps.openflow.hosts import HostClass, host_classes
+from ryu_apps.openflow.hosts import HostClass, PortClass, host_classes
 from ryu_apps.openflow.lanes import job_ranges, port_numbers
 from ryu_apps.openflow.phrases import (
     FAMILIES,
@@ -40,13 +40,15 @@ _JOB, _OTHER = r.ORIGIN.equals(r.Origin.JOB), r.ORIGIN.equals(r.Origin.OUTSIDE)
 
 
 def base_flows(world: World, spec: Bridge) -> list[Flow]:
-    classes = host_classes(world, spec).classes
-    flows = [*_sides(world, spec), *_sources(world, [h for one in classes for h in one.hosts]), *_standing(world, spec)]
-    for one in classes:
+    classes = host_classes(world, spec)
+    hosts = [address for one in classes.classes for address in one.hosts]
+    flows = [*_sides(world, spec), *_sources(world, hosts), *_standing(world, spec)]
+    for one in classes.classes:
         flows += _hosts(one)
-        flows += _ports(world, one)
         flows += _grants(world, one)
-    return flows
+    for ports in classes.ports:
+        flows += _ports(ports)
+    return flows + [flow for pair in classes.pairs for flow in _pair(world, *pair)]
 
 
 def _audits(world: World) -> bool:
@@ -125,6 +127,10 @@ def _standing(world: World, spec: Bridge) -> list[Flow]:
     flows = []
     plumbing: list[Matches] = [(ethertype(EtherType.ARP),)]
     plumbing += [neighbour(kind) for kind in range(ND.ROUTER_SOLICITATION, ND.REDIRECT + 1)]
+    never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+    for kind in (ND.ROUTER_ADVERTISEMENT, ND.REDIRECT):
+        # No worker node is a router: it would become the servers'.
+        flows.append(entry(Table.GATE_SOURCE, Priority.REFUSE, (_JOB, *icmpv6(kind)), (), never))
     for matches in plumbing:
         flows.append(entry(Table.GATE_SOURCE, Priority.PLUMBING, matches, _NORMAL, own))
         flows.append(entry(Table.GATE_RETURN, Priority.PLUMBING, matches, _NORMAL, own))
@@ -133,24 +139,29 @@ def _standing(world: World, spec: Bridge) -> list[Flow]:
         pinned = (*LATER_SERVICE, Goto(Table.GATE_GRANT))
         flows.append(entry(Table.GATE_SERVICE_PORT, Priority.FRAGMENT, later, pinned, pieces))
         # A first fragment that shows no port of a service here: what follows it could carry one.
-        flows.append(entry(Table.GATE_SERVICE_PORT, Priority.FAMILY, first, (), pieces))
-        if _audits(world):
-            let_on = (r.AUDIT.equals(1), *first)
-            flows.append(entry(Table.GATE_SERVICE_PORT, Priority.NETWORK, let_on, _SERVERS, audited))
+        for table in (Table.GATE_SERVICE_PORT, Table.GATE_SERVICE_PAIR):
+            flows.append(entry(table, Priority.FAMILY, first, (), pieces))
+            if _audits(world):
+                let_on = (r.AUDIT.equals(1), *first)
+                flows.append(entry(table, Priority.NETWORK, let_on, _SERVERS, audited))
         flows.append(entry(Table.GATE_RETURN_PORT, Priority.FRAGMENT, later, _NORMAL, pieces))
     if _audits(world):
         let_on_back = r.joined(_JOB, r.AUDIT.equals(1))
         flows.append(entry(Table.GATE_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _SERVERS, audited))
         flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY + 1, (let_on_back,), _WORKERS, audited))
         flows.append(entry(Table.GATE_RETURN_GRANT, Priority.FAMILY, (r.AUDIT.equals(1),), _NORMAL, audited))
+    # A service answers over TCP; it does not call.
+    flows.append(entry(Table.GATE_RETURN_GRANT, Priority.REFUSE, (r.CALLS.equals(1),), (), own))
     past = tuple(Output(port) for port in sorted([*workers, *uplinks]))
     otherwise: list[tuple[Table, tuple[Action, ...]]] = [
         (Table.GATE_IDENTITY, (Goto(Table.GATE_SERVICE),)),
         (Table.GATE_SERVICE, past),
         # Other ports of a server are not this gate's matter.
         (Table.GATE_SERVICE_PORT, _SERVERS),
+        (Table.GATE_SERVICE_PAIR, _SERVERS),
         (Table.GATE_RETURN, _NORMAL),
         (Table.GATE_RETURN_PORT, _NORMAL),
+        (Table.GATE_RETURN_PAIR, _NORMAL),
         (Table.GATE_RECEIVER, (Goto(Table.GATE_RETURN_GRANT),)),
         (Table.GATE_SERVERS, tuple(Output(p) for p in servers)),
         (Table.GATE_WORKERS, tuple(Output(p) for p in workers)),
@@ -168,23 +179,31 @@ def _hosts(one: HostClass) -> list[Flow]:
     return flows
 
 
-def _ports(world: World, one: HostClass) -> list[Flow]:
-    here = r.HOSTS.equals(one.number)
+def _ports(one: PortClass) -> list[Flow]:
+    known = r.PORTS.load(one.number)
+    to, back = (known, Goto(Table.GATE_SERVICE_PAIR)), (known, Goto(Table.GATE_RETURN_PAIR))
+    calls = (r.CALLS.load(1), *back)
     flows = []
-    for service in one.services:
-        number = world.service_numbers[service.name]
-        own = cookie(Feature.SERVICE, number)
-        to, back = ((r.SERVICE.load(number), Goto(table)) for table in (Table.GATE_GRANT, Table.GATE_RECEIVER))
-        for version in one.versions:
-            for ports in service.ports:
-                for block in port_blocks(ports, "dst", version):
-                    flows.append(entry(Table.GATE_SERVICE_PORT, Priority.OBJECT, (here, *block), to, own))
-                for block in answers(ports, version):
-                    flows.append(entry(Table.GATE_RETURN_PORT, Priority.OBJECT, (here, *block), back, own))
-                # A service answers over TCP; it does not call.
-                for block in port_blocks(ports, "src", version) if ports.protocol is Protocol.TCP else ():
-                    flows.append(entry(Table.GATE_RETURN_PORT, Priority.NETWORK, (here, *block), (), own))
+    for version in one.versions:
+        for ports in one.ports:
+            for block in port_blocks(ports, "dst", version):
+                flows.append(entry(Table.GATE_SERVICE_PORT, Priority.OBJECT, block, to, one.cookie))
+            for block in answers(ports, version):
+                flows.append(entry(Table.GATE_RETURN_PORT, Priority.OBJECT, block, back, one.cookie))
+            for block in port_blocks(ports, "src", version) if ports.protocol is Protocol.TCP else ():
+                flows.append(entry(Table.GATE_RETURN_PORT, Priority.NETWORK, block, calls, one.cookie))
     return flows
+
+
+def _pair(world: World, hosts: HostClass, ports: PortClass, service: Service) -> list[Flow]:
+    number = world.service_numbers[service.name]
+    own = cookie(Feature.SERVICE, number)
+    both = (r.HOSTS.equals(hosts.number), r.PORTS.equals(ports.number))
+    to, back = ((r.SERVICE.load(number), Goto(table)) for table in (Table.GATE_GRANT, Table.GATE_RECEIVER))
+    return [
+        entry(Table.GATE_SERVICE_PAIR, Priority.OBJECT, both, to, own),
+        entry(Table.GATE_RETURN_PAIR, Priority.OBJECT, both, back, own),
+    ]
 
 
 def _grants(world: World, one: HostClass) -> list[Flow]:

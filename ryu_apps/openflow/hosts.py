@@ -1,8 +1,9 @@
-"""Host classes: the sets of services that share a host, each with a number that one register carries.
+"""Host classes and port classes: the sets of services that share a host or a port, each with a number for a register.
 
-A packet's host gives its class, class and port give its service: hosts and ports never multiply. A host of one service
-only has that service's number for its class; a host of several has `SEVERAL` plus the position of their set among all
-such sets of this policy and site. A later fragment, which shows no port, stands for its class as a whole: its SERVICE
+A packet's host gives its host class, its port a port class, both together its service (of services that share a host no
+two have the same port): hosts and ports never multiply. A host or port of one service only has that service's number
+for its class; one of several has `SEVERAL` plus the position of their set among all such sets of this policy and site
+(of ports: of this bridge). A later fragment, which shows no port, stands for its class as a whole: its SERVICE
 register holds the class with the `registers.LATER` bit.
 
 What is computed here follows from the policy, the site and the services' numbers alone. It is kept for the last few of
@@ -15,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from policies.model import Address, Bridge, Policy, Role, Service, Site, World
+from policies.model import Address, Bridge, Policy, PortRange, Protocol, Role, Service, Site, World
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.flows import Cookie
+from ryu_apps.openflow.pipeline import Fixed
 
 SEVERAL = 0x4000_0000
 LATER_BIT = 0x8000_0000
@@ -54,11 +56,33 @@ class HostClass:
 
 
 @dataclass(frozen=True, slots=True)
+class PortClass:
+    """Ports that the same services have, in the families that these services have hosts of."""
+
+    number: int
+    services: tuple[Service, ...]
+    ports: tuple[PortRange, ...]
+    versions: tuple[int, ...]
+
+    @property
+    def cookie(self) -> Cookie:
+        """One service's, or, of several, that of the pipeline."""
+        if len(self.services) == 1:
+            return cookie(Feature.SERVICE, self.number)
+        return cookie(Feature.PIPELINE, Fixed.SHARED_PORTS)
+
+
+@dataclass(frozen=True, slots=True)
 class HostClasses:
-    """All host classes of a bridge; `of_service`: those that a service has a part in."""
+    """All host classes of a bridge; `of_service`: those that a service has a part in; `ports`: its port classes.
+
+    `pairs`: for every host class and port class that have a service in common, that service.
+    """
 
     classes: tuple[HostClass, ...]
     of_service: Mapping[str, tuple[HostClass, ...]]
+    ports: tuple[PortClass, ...]
+    pairs: tuple[tuple[HostClass, PortClass, Service], ...]
 
 
 class _Same:
@@ -102,7 +126,56 @@ def _classes(policy: _Same, site: _Same, numbers: _Same, guards: tuple[str, ...]
     for one in found:
         for service in one.services:
             of_service.setdefault(service.name, []).append(one)
-    return HostClasses(tuple(found), {name: tuple(classes) for name, classes in of_service.items()})
+    ports = _port_classes([s for name, s in services.items() if name in of_service], numbers.value)
+    with_port: dict[str, list[PortClass]] = {}
+    for one_ in ports:
+        for service in one_.services:
+            with_port.setdefault(service.name, []).append(one_)
+    pairs = [
+        (hosts_, ports_, services[name])
+        for name in sorted(of_service)
+        for hosts_ in of_service[name]
+        for ports_ in with_port.get(name, ())
+    ]
+    return HostClasses(
+        tuple(found), {name: tuple(classes) for name, classes in of_service.items()}, ports, tuple(pairs)
+    )
+
+
+def _port_classes(services: Sequence[Service], numbers: Mapping[str, int]) -> tuple[PortClass, ...]:
+    """Ports by the set of services that have them: the ranges of all services, cut where any of them begins or ends."""
+    having: dict[tuple[str, ...], list[PortRange]] = {}
+    for protocol in Protocol:
+        events: list[tuple[int, bool, str]] = []
+        for service in services:
+            for span in _united([p for p in service.ports if p.protocol is protocol]):
+                events += [(span.first, True, service.name), (span.last + 1, False, service.name)]
+        present: set[str] = set()
+        events.sort()
+        for at, (here, begins, name) in enumerate(events):
+            (present.add if begins else present.discard)(name)
+            until = events[at + 1][0] if at + 1 < len(events) else here
+            if present and until > here:
+                having.setdefault(tuple(sorted(present)), []).append(PortRange(protocol, here, until - 1))
+    by_name = {service.name: service for service in services}
+    shared = {names: position for position, names in enumerate(sorted(n for n in having if len(n) > 1))}
+    found = []
+    for names, spans in sorted(having.items()):
+        number = numbers[names[0]] if len(names) == 1 else SEVERAL + shared[names]
+        versions = sorted({host.version for name in names for host in by_name[name].hosts})
+        found.append(PortClass(number, tuple(by_name[n] for n in names), tuple(spans), tuple(versions)))
+    return tuple(found)
+
+
+def _united(ports: Sequence[PortRange]) -> list[PortRange]:
+    """The same ports of one protocol in ranges that do not overlap."""
+    found: list[PortRange] = []
+    for span in sorted(ports):
+        if found and span.first <= found[-1].last:
+            found[-1] = PortRange(span.protocol, found[-1].first, max(span.last, found[-1].last))
+        else:
+            found.append(span)
+    return found
 
 
 @lru_cache(maxsize=_KEPT)

@@ -3,19 +3,23 @@
 Declaration order is table order. A flow that this declaration does not allow cannot be built: `entry()` is the only
 way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
 
-Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → SERVICE_PORT → GRANT → TRACK
-               for no protected service: SERVICE or SERVICE_PORT → NODE → TRACK (or REPLY_TRACK: an answer?)
+Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → SERVICE_PORT → SERVICE_PAIR
+               → GRANT → TRACK
+               for no protected service: SERVICE, … or SERVICE_PAIR → NODE → TRACK (or REPLY_TRACK: an answer?)
                between jobs:            SLICE, PLUMBING or REPLY → MEMBER → (EXPOSED) → TRACK
-               from outside:            CLASSIFY → RECEIVER → REPLY → SERVICE_PORT → GRANT → TRACK → DELIVER
+               from outside:            CLASSIFY → RECEIVER → REPLY → SERVICE_PORT → SERVICE_PAIR → GRANT → TRACK
+                                        → DELIVER
                                         or … → REPLY_TRACK → REPLY_STATE → (EXPOSE_SOURCE → EXPOSE_PORT) → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
                what a job sends:        TRACK → (KIND → KIND_PORT → CLASS → MARK) → OUT → uplink or DELIVER
-Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT → GATE_GRANT → GATE_SERVERS
-               from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RECEIVER → GATE_RETURN_GRANT
-               → GATE_WORKERS
+Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT
+               → GATE_SERVICE_PAIR → GATE_GRANT → GATE_SERVERS
+               from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RETURN_PAIR → GATE_RECEIVER
+               → GATE_RETURN_GRANT → GATE_WORKERS
 
-Hosts and ports of services are staged: the host loads a register, and the next table matches that register with the
-port. So a service of N hosts and M ports costs N + M flows.
+Hosts and ports of services are staged: the host loads a register, the port loads another, and a third table compares
+the two. So services of N hosts and M ports cost N + M flows, also where they share hosts or ports, and one flow for
+each pair of a set of hosts and a set of ports that belong to one service.
 """
 
 from __future__ import annotations
@@ -38,34 +42,37 @@ class Table(enum.IntEnum):
     RECEIVER = 6
     REPLY = 7
     SERVICE_PORT = 8
-    NODE = 9
-    MEMBER = 10
-    EXPOSED = 11
-    GRANT = 12
-    REPLY_TRACK = 13
-    REPLY_STATE = 14
-    EXPOSE_SOURCE = 15
-    EXPOSE_PORT = 16
-    DENIED = 17
-    ENFORCE = 18
-    TRACK = 19
-    KIND = 20
-    KIND_PORT = 21
-    CLASS = 22
-    MARK = 23
-    OUT = 24
-    DELIVER = 25
+    SERVICE_PAIR = 9
+    NODE = 10
+    MEMBER = 11
+    EXPOSED = 12
+    GRANT = 13
+    REPLY_TRACK = 14
+    REPLY_STATE = 15
+    EXPOSE_SOURCE = 16
+    EXPOSE_PORT = 17
+    DENIED = 18
+    ENFORCE = 19
+    TRACK = 20
+    KIND = 21
+    KIND_PORT = 22
+    CLASS = 23
+    MARK = 24
+    OUT = 25
+    DELIVER = 26
     GATE_SOURCE = 30
     GATE_IDENTITY = 31
     GATE_SERVICE = 32
     GATE_SERVICE_PORT = 33
-    GATE_GRANT = 34
-    GATE_RETURN = 35
-    GATE_RETURN_PORT = 36
-    GATE_RECEIVER = 37
-    GATE_RETURN_GRANT = 38
-    GATE_SERVERS = 39
-    GATE_WORKERS = 40
+    GATE_SERVICE_PAIR = 34
+    GATE_GRANT = 35
+    GATE_RETURN = 36
+    GATE_RETURN_PORT = 37
+    GATE_RETURN_PAIR = 38
+    GATE_RECEIVER = 39
+    GATE_RETURN_GRANT = 40
+    GATE_SERVERS = 41
+    GATE_WORKERS = 42
 
 
 class Priority:
@@ -101,6 +108,7 @@ class Fixed(enum.IntEnum):
     FRAGMENTS = 11
     CLASSES = 12
     AUDITED_AT_GATE = 13
+    SHARED_PORTS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,12 @@ PIPELINE: Mapping[Table, TableSpec] = {
         "drop",
     ),
     _T.SERVICE_PORT: TableSpec(
-        "which protected service of that host it is",
+        "of which protected services the port is; fragments that show none",
+        frozenset({_T.SERVICE_PAIR, _T.GRANT, _T.NODE, _T.DENIED, _T.REPLY_TRACK}),
+        "drop",
+    ),
+    _T.SERVICE_PAIR: TableSpec(
+        "which protected service has both that host and that port",
         frozenset({_T.GRANT, _T.NODE, _T.DENIED, _T.REPLY_TRACK}),
         "drop",
     ),
@@ -191,13 +204,23 @@ PIPELINE: Mapping[Table, TableSpec] = {
         "whether a packet is for a host of guarded services", frozenset({_T.GATE_SERVICE_PORT}), "drop"
     ),
     _T.GATE_SERVICE_PORT: TableSpec(
-        "which guarded service of that host it is for", frozenset({_T.GATE_GRANT, _T.GATE_SERVERS}), "drop"
+        "of which guarded services the port is; fragments that show none",
+        frozenset({_T.GATE_SERVICE_PAIR, _T.GATE_GRANT, _T.GATE_SERVERS}),
+        "drop",
+    ),
+    _T.GATE_SERVICE_PAIR: TableSpec(
+        "which guarded service has both that host and that port",
+        frozenset({_T.GATE_GRANT, _T.GATE_SERVERS}),
+        "drop",
     ),
     _T.GATE_GRANT: TableSpec("granted identities and open networks pass", frozenset({_T.GATE_SERVERS}), "drop"),
     _T.GATE_RETURN: TableSpec(
         "whether a packet is from a host of guarded services", frozenset({_T.GATE_RETURN_PORT}), "drop"
     ),
-    _T.GATE_RETURN_PORT: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
+    _T.GATE_RETURN_PORT: TableSpec(
+        "of which guarded services the port is that a server speaks from", frozenset({_T.GATE_RETURN_PAIR}), "drop"
+    ),
+    _T.GATE_RETURN_PAIR: TableSpec("which guarded service a server answers for", frozenset({_T.GATE_RECEIVER}), "drop"),
     _T.GATE_RECEIVER: TableSpec("which job it answers", frozenset({_T.GATE_RETURN_GRANT}), "drop"),
     _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset({_T.GATE_WORKERS}), "drop"),
     _T.GATE_SERVERS: TableSpec("to the servers", frozenset(), "drop"),

@@ -62,11 +62,13 @@ ZONE = Register("reg8", 0, 16)  # conntrack zone of the attempt
 ORIGIN = Register("reg8", 16, 2)  # where the packet came from: an `Origin`
 STATELESS = Register("reg8", 18, 1)  # 1: needs no connection tracking (TCP of a granted service)
 AUDIT = Register("reg8", 19, 1)  # 1: if it is refused, it is counted and let on
+CALLS = Register("reg8", 21, 1)  # at a gate, 1: TCP without ACK from a service's port, so no answer
 CLOSED = Register("reg8", 20, 1)  # 1: the far host is a node's own or infrastructure: audit lets nothing on
 REASON = Register("reg9", 0, 8)  # a `policies.model.Reason`, set before the denied table
 CLASS = Register("reg10", 0, 16)  # the traffic class: 1 for the most important; 0: none
 PEER = Register("reg11", 0, 32)  # 32 bits of the address of the job at the far end, between jobs
 HOSTS = Register("reg12", 0, 32)  # the host class of the far host (see `hosts`); 0: none
+PORTS = Register("reg15", 0, 32)  # the port class of the far port (see `hosts`)
 GROUPS = Register("reg13", 0, 32)  # bit n: the attempt is in the n-th of `Policy.marking_groups`
 PEER_GROUPS = Register("reg14", 0, 32)  # the same of the job at the far end, in a slice of exposed ports
 

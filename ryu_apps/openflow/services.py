@@ -1,18 +1,19 @@
-"""Worker bridges, protected services and the node: SERVICE, REPLY (hosts), SERVICE_PORT, GRANT, NODE.
+"""Worker bridges, protected services and the node: SERVICE, REPLY (hosts), SERVICE_PORT, SERVICE_PAIR, GRANT, NODE.
 
-A host loads its class, class and port (or "later fragment") load a service, identity and service decide: N + M flows.
+A host loads its class, a port loads its class, both classes load a service (a later fragment its host class), identity
+and service decide: N + M flows.
 """
 
 from __future__ import annotations
 
 import ipaddress
 
-from policies.model import Network, Node, Policy, Protocol, Reason, Verdict, World
+from policies.model import Network, Node, Policy, Protocol, Reason, Service, Verdict, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import network
 from ryu_apps.openflow.flows import Action, Flow, FlowKey, Goto
-from ryu_apps.openflow.hosts import HostClass, HostClasses
+from ryu_apps.openflow.hosts import HostClass, HostClasses, PortClass
 from ryu_apps.openflow.phrases import FAMILIES, answers, deny, first_fragment, host, later_fragment, port_blocks
 from ryu_apps.openflow.phrases import protocol as of_protocol
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
@@ -21,14 +22,18 @@ LATER_SERVICE: tuple[Action, ...] = (r.SERVICE.copy_from(r.HOSTS.field), r.LATER
 """The SERVICE register of a later fragment: its host class, marked as such."""
 
 
+_BY_PORT = (Table.SERVICE_PORT, Table.SERVICE_PAIR)
+
+
 def flows(world: World, node: Node, classes: HostClasses) -> list[Flow]:
     found = [*_standing(), *_node(world, node)]
     closed = _closed_on(world, node)
     for one in classes.classes:
         found += _hosts(one, closed)
-        found += _ports(world, one)
         found += _ungranted(world, one)
-    return found
+    for ports in classes.ports:
+        found += _ports(ports)
+    return found + [_pair(world, *pair) for pair in classes.pairs]
 
 
 def _hosts(one: HostClass, closed: list[tuple[str, Network]]) -> list[Flow]:
@@ -42,24 +47,27 @@ def _hosts(one: HostClass, closed: list[tuple[str, Network]]) -> list[Flow]:
     return found
 
 
-def _ports(world: World, one: HostClass) -> list[Flow]:
+def _ports(one: PortClass) -> list[Flow]:
     found = []
-    here = r.HOSTS.equals(one.number)
     asks, answers_ = r.ORIGIN.equals(r.Origin.JOB), r.ORIGIN.equals(r.Origin.OUTSIDE)
-    for service in one.services:
-        number = world.service_numbers[service.name]
-        own = cookie(Feature.SERVICE, number)
-        known: tuple[Action, ...] = (r.SERVICE.load(number), Goto(Table.GRANT))
-        for version in one.versions:
-            for ports in service.ports:
-                stateless = ports.protocol is Protocol.TCP
-                asked = (r.STATELESS.load(1), *known) if stateless else known
-                for block in port_blocks(ports, "dst", version):
-                    found.append(entry(Table.SERVICE_PORT, Priority.OBJECT, (here, asks, *block), asked, own))
-                # Answers of anything but TCP are looked up in the connection table.
-                for block in answers(ports, version) if stateless else ():
-                    found.append(entry(Table.SERVICE_PORT, Priority.OBJECT, (here, answers_, *block), known, own))
+    known: tuple[Action, ...] = (r.PORTS.load(one.number), Goto(Table.SERVICE_PAIR))
+    for version in one.versions:
+        for ports in one.ports:
+            stateless = ports.protocol is Protocol.TCP
+            asked = (r.STATELESS.load(1), *known) if stateless else known
+            for block in port_blocks(ports, "dst", version):
+                found.append(entry(Table.SERVICE_PORT, Priority.OBJECT, (asks, *block), asked, one.cookie))
+            # Answers of anything but TCP are looked up in the connection table.
+            for block in answers(ports, version) if stateless else ():
+                found.append(entry(Table.SERVICE_PORT, Priority.OBJECT, (answers_, *block), known, one.cookie))
     return found
+
+
+def _pair(world: World, hosts: HostClass, ports: PortClass, service: Service) -> Flow:
+    number = world.service_numbers[service.name]
+    both = (r.HOSTS.equals(hosts.number), r.PORTS.equals(ports.number))
+    known = (r.SERVICE.load(number), Goto(Table.GRANT))
+    return entry(Table.SERVICE_PAIR, Priority.OBJECT, both, known, cookie(Feature.SERVICE, number))
 
 
 def _ungranted(world: World, one: HostClass) -> list[Flow]:
@@ -85,6 +93,7 @@ def _standing() -> list[Flow]:
     pieces = cookie(Feature.PIPELINE, Fixed.FRAGMENTS)
     asks, answers_ = r.ORIGIN.equals(r.Origin.JOB), r.ORIGIN.equals(r.Origin.OUTSIDE)
     grant = Goto(Table.GRANT)
+    tracked = r.STATELESS.load(0)
     untracked = (*of_protocol(Protocol.TCP, 4), later_fragment(4)[1])
     found = [
         # As little tracked as the first fragment: the connection table must see all of a datagram, or nothing.
@@ -98,6 +107,9 @@ def _standing() -> list[Flow]:
         entry(Table.SERVICE_PORT, Priority.FRAGMENT, (answers_, *untracked), (*LATER_SERVICE, grant), pieces),
         entry(Table.SERVICE_PORT, Priority.OTHERWISE, (asks,), (Goto(Table.NODE),), state),
         entry(Table.SERVICE_PORT, Priority.OTHERWISE, (answers_,), (Goto(Table.REPLY_TRACK),), state),
+        # The port is another service's: of this host's it is none.
+        entry(Table.SERVICE_PAIR, Priority.OTHERWISE, (asks,), (tracked, Goto(Table.NODE)), state),
+        entry(Table.SERVICE_PAIR, Priority.OTHERWISE, (answers_,), (Goto(Table.REPLY_TRACK),), state),
         entry(Table.SERVICE, Priority.OTHERWISE, (), (Goto(Table.NODE),), state),
         entry(Table.GRANT, Priority.OTHERWISE, (answers_,), (Goto(Table.REPLY_TRACK),), state),
     ]
@@ -106,7 +118,8 @@ def _standing() -> list[Flow]:
         found.append(entry(Table.SERVICE_PORT, Priority.FRAGMENT, later, (*LATER_SERVICE, grant), pieces))
         # It shows no port of a service here; what follows it could carry one.
         first = (asks, *first_fragment(version))
-        found.append(entry(Table.SERVICE_PORT, Priority.NETWORK, first, deny(Reason.NO_GRANT), pieces))
+        refused = (tracked, *deny(Reason.NO_GRANT))
+        found += [entry(table, Priority.NETWORK, first, refused, pieces) for table in _BY_PORT]
     return found
 
 

@@ -160,6 +160,31 @@ def test_hosts_and_ports_of_a_service_add_up_and_never_multiply() -> None:
         assert costs[1000, 1000][bridge] == costs[1000, 1][bridge] + costs[1, 1000][bridge]
 
 
+def test_services_that_share_hosts_and_ports_add_up_too() -> None:
+    """Twenty services of 100 ports each; each host has two of them, so that no two hosts are alike."""
+    pairs = [(one, other) for one in range(20) for other in range(one)]
+    hosts = {n: [f"10.{30 + one}.{other}.1" for one, other in pairs if n in (one, other)] for n in range(20)}
+    services = "".join(
+        f"  s{n}: {{hosts: [{', '.join(hosts[n])}], protected: true,"
+        f" ports: [{', '.join(f'tcp/{1000 + 200 * n + 2 * k}' for k in range(100))}]}}\n"
+        for n in range(20)
+    )
+    site = demo_site()
+    guards = tuple(f"s{n}" for n in range(20))
+    bridges = {**site.bridges, "gate-br": replace(site.bridges["gate-br"], guards=guards)}
+    policy = policy_from_text(f"services:\n{services}")
+    here = world([], policy, replace(site, bridges=bridges))
+    bare = world([], policy_from_text("defaults: {egress: allow}\n"), replace(site, bridges={
+        **site.bridges, "gate-br": replace(site.bridges["gate-br"], guards=())
+    }))  # fmt: skip
+    ports, classes = 20 * 100, len(pairs)
+    for bridge, for_host, for_port in (("wn1-br", 2, 2), ("gate-br", 4, 3)):
+        cost = len(compiler.desired_flows(here, bridge)) - len(compiler.desired_flows(bare, bridge))
+        # Beside them: a pair of a host class and a port class for each service of a host, and GRANT's refusals.
+        rest = {"wn1-br": 2 * classes + classes + 20, "gate-br": 4 * classes + classes + 2 * 20}[bridge]
+        assert cost == for_host * classes + for_port * ports + rest
+
+
 def test_hosts_and_networks_that_a_service_is_open_to_add_up_and_never_multiply() -> None:
     one = flows_of(many(1, 1, 1))["gate-br"]
     hosts = flows_of(many(1000, 1, 1))["gate-br"] - one

@@ -97,3 +97,10 @@ def test_only_the_servers_side_speaks_as_a_guarded_server(port: int) -> None:
         assert outputs("gate-br", SERVERS, claim) != set()
     assert outputs("gate-br", port, ARP_REPLY) != set()
     assert outputs("gate-br", port, ADVERTISEMENT) != set()
+
+
+@pytest.mark.parametrize("kind", [134, 137])
+def test_a_worker_node_cannot_become_the_servers_router(kind: int) -> None:
+    said = ADVERTISEMENT | {"icmpv6_type": kind}
+    assert outputs("gate-br", UPLINK, said) == outputs("gate-br", WORKERS, ADVERTISEMENT) != set()
+    assert outputs("gate-br", WORKERS, said) == set()
