@@ -451,3 +451,8 @@ def test_the_framework_writes_the_same_requests() -> None:
     monitor.set_xid(4)
     monitor.serialize()
     assert bytes(monitor.buf) == encode.monitor_request(4, 1)
+    for master, name in ((True, ofproto_v1_4.OFPCR_ROLE_MASTER), (False, ofproto_v1_4.OFPCR_ROLE_SLAVE)):
+        role = ofproto_v1_4_parser.OFPRoleRequest(datapath, name, 7)
+        role.set_xid(5)
+        role.serialize()
+        assert bytes(role.buf) == encode.role_request(5, master=master, generation=7)
