@@ -163,6 +163,29 @@ def _functions() -> dict[str, _Function]:
 
 FUNCTIONS: Mapping[str, _Function] = MappingProxyType(_functions())
 _BY_LOWER = {name.lower(): name for name in FUNCTIONS}
+_SCALAR = Kind.BOOLEAN | Kind.NUMBER | Kind.STRING | Kind.TIME
+_LISTED = (Kind.STRING, Kind.STRING)
+_WANTED: Mapping[str, tuple[Kind, ...]] = MappingProxyType(
+    {
+        "member": (_SCALAR, Kind.LIST),
+        "identicalMember": (_SCALAR, Kind.LIST),
+        "regexp": (Kind.STRING, Kind.STRING),
+        "stringListMember": _LISTED,
+        "stringListIMember": _LISTED,
+        "stringListSubsetMatch": _LISTED,
+        "stringListISubsetMatch": _LISTED,
+        "stringListsIntersect": _LISTED,
+    }
+)
+"""What arguments must be able to be: with any other the function is an ERROR for every job."""
+_FORMS: Mapping[str, str] = MappingProxyType(
+    {
+        "member": 'member(Name, {"a", "b"})',
+        "identicalMember": 'identicalMember(Name, {"a", "b"})',
+        "regexp": 'regexp("^pattern$", Name)',
+        **{name: f'{name}("a", Name), where Name is a list in a string: "a,b"' for name in _WANTED if "List" in name},
+    }
+)
 _CLOCK = "changes from one evaluation to the next, which a decision must not"
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
@@ -449,6 +472,11 @@ class _Parser:
             return Fault(token.offset, "a value is missing before this )", "write the missing operand")
         return Fault(token.offset, f"a value is missing before `{token.text}`", "write the missing operand")
 
+    def _text_alone_before_end(self) -> bool:
+        """Whether what was read last is `, "text")`."""
+        last, before = self._tokens[self._position - 2], self._tokens[self._position - 3]
+        return last.kind == "string" and before.text == ","
+
     def _list(self, opened: _Token, closing: str, depth: int) -> list[Kind]:
         if self._accept(closing):
             return []
@@ -509,6 +537,14 @@ class _Parser:
             count = f"{function.least}" if function.least == function.most else f"{function.least} to {function.most}"
             message = f"{spelt}() takes {count} argument{'s' if count != '1' else ''}, not {len(given)}"
             raise Fault(token.offset, message, "see the HTCondor manual, ClassAd functions")
+        wanted = _WANTED.get(spelt, ())
+        for at, (kind, want) in enumerate(zip(given, wanted, strict=False), 1):
+            if kind and not kind & want:
+                right = "one value" if want is _SCALAR else in_words(want)
+                message = f"argument {at} of {spelt}() is {in_words(kind)}, where {right} belongs"
+                raise Fault(token.offset, message, f"write {_FORMS[spelt]}")
+        if spelt == "regexp" and second.text == "," and first.kind != "string" and self._text_alone_before_end():
+            raise Fault(token.offset, "the pattern comes first in regexp()", f"write {_FORMS[spelt]}")
         if spelt == "ifThenElse":
             return given[1] | given[2]
         return function.gives

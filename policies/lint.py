@@ -33,6 +33,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LOOSE = re.compile(r"(?<![=!<>?])==(?!=)|(?<![=!])!=(?!=)")
 _HARMLESS = re.compile(r"(?:-?[0-9.]+|true|false|undefined)", re.IGNORECASE)
 _NAME = re.compile(r"(?:MY\.)?([A-Za-z_]\w*)", re.IGNORECASE)
+_NESTED = re.compile(r"\([^()]*[+*}][^()]*\)[+*{]")
 _MEMBER = re.compile(r"(?<!identical)(?<!\w)(member|stringListIMember)\s*\(", re.IGNORECASE)
 _REGEXP = re.compile(r'\bregexp\s*\(\s*"((?:[^"\\]|\\.)*)"\s*,[^()"]*(?:,\s*"(\w*)")?\s*\)', re.IGNORECASE)
 _EXACT = ("=?=", "=!=", "is", "isnt")
@@ -103,6 +104,9 @@ def _identities(policy: Policy) -> Iterator[Problem]:
             elif not (pattern.startswith("^") and re.search(r"(\$|\$\))$", pattern)):
                 message = f'group `{group.name}`: regexp("{pattern}") fits anywhere inside the value'
                 yield Problem(place, message, "anchor it with ^ and $")
+            if _NESTED.search(re.sub(r"\\.|\[[^\]]*\]", "x", pattern)):
+                message = f'group `{group.name}`: regexp("{pattern}") repeats what repeats, which can take for ever'
+                yield Problem(place, message, "write it with one repetition: ^a+$ for ^(a+)+$")
             if about and "i" in options.lower():
                 message = f'group `{group.name}`: regexp("{pattern}") about {about} ignores case'
                 yield Problem(place, message, "leave the option i out")

@@ -81,6 +81,9 @@ def network(text: object) -> Network:
     try:
         if not isinstance(text, str):
             raise ValueError
+        _, slash, length = text.partition("/")
+        if slash and not length.isdecimal():  # `ipaddress` takes masks, also inverted ones: 0.0.0.255 reads as /24
+            raise ValueError
         return ipaddress.ip_network(text)
     except ValueError as exc:
         if isinstance(text, str) and "host bits" in str(exc):
