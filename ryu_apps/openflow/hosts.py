@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from policies.model import Address, Bridge, Policy, PortRange, Protocol, Role, Service, Site, World
+from policies.model import Address, Bridge, Policy, PortRange, Role, Service, Site, World
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.flows import Cookie
 from ryu_apps.openflow.pipeline import Fixed
+from ryu_apps.openflow.spans import spans
 
 SEVERAL = 0x4000_0000
 LATER_BIT = 0x8000_0000
@@ -143,39 +144,18 @@ def _classes(policy: _Same, site: _Same, numbers: _Same, guards: tuple[str, ...]
 
 
 def _port_classes(services: Sequence[Service], numbers: Mapping[str, int]) -> tuple[PortClass, ...]:
-    """Ports by the set of services that have them: the ranges of all services, cut where any of them begins or ends."""
+    """Ports by the set of services that have them."""
     having: dict[tuple[str, ...], list[PortRange]] = {}
-    for protocol in Protocol:
-        events: list[tuple[int, bool, str]] = []
-        for service in services:
-            for span in _united([p for p in service.ports if p.protocol is protocol]):
-                events += [(span.first, True, service.name), (span.last + 1, False, service.name)]
-        present: set[str] = set()
-        events.sort()
-        for at, (here, begins, name) in enumerate(events):
-            (present.add if begins else present.discard)(name)
-            until = events[at + 1][0] if at + 1 < len(events) else here
-            if present and until > here:
-                having.setdefault(tuple(sorted(present)), []).append(PortRange(protocol, here, until - 1))
+    for ports, positions in spans(services):
+        having.setdefault(tuple(sorted(services[n].name for n in positions)), []).append(ports)
     by_name = {service.name: service for service in services}
     shared = {names: position for position, names in enumerate(sorted(n for n in having if len(n) > 1))}
     found = []
-    for names, spans in sorted(having.items()):
+    for names, ports_ in sorted(having.items()):
         number = numbers[names[0]] if len(names) == 1 else SEVERAL + shared[names]
         versions = sorted({host.version for name in names for host in by_name[name].hosts})
-        found.append(PortClass(number, tuple(by_name[n] for n in names), tuple(spans), tuple(versions)))
+        found.append(PortClass(number, tuple(by_name[n] for n in names), tuple(ports_), tuple(versions)))
     return tuple(found)
-
-
-def _united(ports: Sequence[PortRange]) -> list[PortRange]:
-    """The same ports of one protocol in ranges that do not overlap."""
-    found: list[PortRange] = []
-    for span in sorted(ports):
-        if found and span.first <= found[-1].last:
-            found[-1] = PortRange(span.protocol, found[-1].first, max(span.last, found[-1].last))
-        else:
-            found.append(span)
-    return found
 
 
 @lru_cache(maxsize=_KEPT)

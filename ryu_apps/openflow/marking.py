@@ -7,15 +7,15 @@ packet is for the n-th service where bit n is set in both. So hosts and ports ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 
-from policies.model import Address, Policy, PortRange, Protocol, Service, World
+from policies.model import Address, Policy, Service, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import ethertype
 from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, SetField
 from ryu_apps.openflow.phrases import FAMILIES, host, later_fragment, port_blocks
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
+from ryu_apps.openflow.spans import spans
 
 
 def first_table(policy: Policy) -> Table:
@@ -61,30 +61,10 @@ def _ports(services: list[Service]) -> list[Flow]:
     found = [entry(Table.KIND_PORT, Priority.OTHERWISE, (), none, own)]
     for version in FAMILIES:
         found.append(entry(Table.KIND_PORT, Priority.FRAGMENT, later_fragment(version), none, own))
-        for ports, bits in _atoms(services):
-            load = (r.PORT_KINDS.load(bits), Goto(Table.CLASS))
+        for ports, bits in spans(services):
+            load = (r.PORT_KINDS.load(_bits(bits)), Goto(Table.CLASS))
             for block in port_blocks(ports, "dst", version):
                 found.append(entry(Table.KIND_PORT, Priority.OBJECT, block, load, own))
-    return found
-
-
-def _atoms(services: list[Service]) -> list[tuple[PortRange, int]]:
-    """The ports of all services, cut where one begins or ends: ranges that do not overlap, each with its services."""
-    found = []
-    for what in Protocol:
-        ranges = [(p, bit) for bit, s in enumerate(services) for p in s.ports if p.protocol is what]
-        changes: dict[int, list[tuple[int, int]]] = {}
-        for ports, bit in ranges:
-            changes.setdefault(ports.first, []).append((bit, 1))
-            changes.setdefault(ports.last + 1, []).append((bit, -1))
-        held = [0] * len(services)
-        edges = sorted(changes)
-        for edge, following in pairwise(edges):
-            for bit, change in changes[edge]:
-                held[bit] += change
-            bits = _bits(bit for bit, count in enumerate(held) if count)
-            if bits:
-                found.append((PortRange(what, edge, following - 1), bits))
     return found
 
 
