@@ -60,9 +60,6 @@ class Pool:
         """Why there is no ready lane, if there is none."""
         return "" if self._ready else self._trouble
 
-    def ready_lanes(self) -> list[Lane]:
-        return list(self._ready)
-
     def zones(self) -> list[int]:
         """Conntrack zones of all lanes that exist, are being built or are in quarantine."""
         return [plan.ZONE_BASE + number for number in self._busy]

@@ -74,10 +74,6 @@ class Document:
         scalar = self._scalars.get(path)
         return self.place(path) if scalar is None else scalar.place(self.file, offset)
 
-    def is_text(self, path: Path) -> bool:
-        """Whether the value at a path is one scalar of the file."""
-        return path in self._scalars
-
 
 @dataclass(frozen=True, slots=True)
 class _Scalar:

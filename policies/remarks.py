@@ -174,7 +174,10 @@ def _not_member(policy: Policy, name: str, known: Known, who: str = "the job") -
     if known.ad is not None:
         lowered = {n.lower(): (n, value) for n, value in known.ad.items()}
         read = sorted(n for n in group.condition.references if not n.startswith("target."))
-        values = [f"{lowered[n][0]} is {json.dumps(lowered[n][1])}" if n in lowered else f"it has no {n}" for n in read]
+        values = [
+            f"{lowered[n][0]} is {json.dumps(lowered[n][1])}" if n in lowered else f"it has no {_spelt(n, group)}"
+            for n in read
+        ]
         told += f"; {', '.join(values)}" if values else ""
     return [f"{who} is no member ({told})"]
 

@@ -403,11 +403,6 @@ def add_flow(flow: Flow, xid: int) -> bytes:
     return put_entry(entry_key(flow), entry_value(flow), xid)
 
 
-def delete_flow(key: FlowKey, xid: int) -> bytes:
-    """`take_entry` of a flow."""
-    return take_entry(entry_key(key), xid)
-
-
 def bundle_open(bundle: int, xid: int) -> bytes:
     return _message(BUNDLE_CONTROL, xid, struct.pack("!IHH", bundle, BUNDLE_OPEN, BUNDLE_FLAGS))
 

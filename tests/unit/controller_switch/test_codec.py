@@ -127,7 +127,7 @@ def test_the_framework_reads_the_control_messages() -> None:
 
 def test_a_removal_is_strict_and_can_only_hit_larks_own() -> None:
     flow = attempt(3)
-    ours = encode.delete_flow(flow.key, 5)
+    ours = encode.take_entry(encode.entry_key(flow.key), 5)
     read = ofproto_v1_4_parser.OFPFlowMod.parser(
         SimpleNamespace(ofproto=ofproto_v1_4, ofproto_parser=ofproto_v1_4_parser),
         5,
