@@ -56,6 +56,16 @@ class DummySwitch:
         self._switch: subprocess.Popen[bytes] | None = None
         self._env = dict(os.environ, OVS_RUNDIR=str(self.home), OVS_LOGDIR=str(self.home), OVS_DBDIR=str(self.home))
 
+    def __enter__(self) -> DummySwitch:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> DummySwitch:
         self._run("ovsdb-tool", "create", str(self.home / "conf.db"), SCHEMA)
         database = self._spawn("ovsdb-server", str(self.home / "conf.db"), f"--remote=punix:{self.home}/db.sock")

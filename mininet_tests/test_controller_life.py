@@ -5,6 +5,7 @@ Everything goes through the public commands and HTTP; `DummySwitch` is a real ov
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -113,6 +114,24 @@ class Daemon:
         if not self.ready:
             raise RigError(f"lark-controller did not get ready:\n{self.log()}")
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it; at the end it must stop in order and have logged no defect. Its directory goes in any case."""
+        try:
+            self.start()
+            yield
+            assert self.stop() == 0
+            print(self.log())
+            assert not re.search(r"Traceback|Exception", self.log())
+        finally:
+            self.destroy()
+
+    def destroy(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        shutil.rmtree(self.home, ignore_errors=True)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -176,11 +195,8 @@ ATTEMPT, IDENTITY = 0x07, 0x06
 
 @pytest.fixture(scope="module")
 def switch() -> Iterator[DummySwitch]:
-    rig = DummySwitch()
-    try:
-        yield rig.start()
-    finally:
-        rig.stop()
+    with DummySwitch() as rig:
+        yield rig
 
 
 @pytest.fixture(params=ENGINES)
@@ -211,12 +227,9 @@ def daemon(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Daem
         assert faults == []
         assert children_of(one.home) == []
     finally:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(10)
         for bridge in (WORKER, GATE):
             switch.vsctl("--if-exists", "del-br", bridge)
-        shutil.rmtree(one.home, ignore_errors=True)
+        one.destroy()
 
 
 def until_in_line(daemon: Daemon) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import socket
 import threading
 import time
@@ -32,17 +31,8 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     one = Daemon(request.param)
     config = one.home / "controller.yaml"
     config.write_text(config.read_text() + f"lease: {LEASE}\n")
-    try:
-        one.start()
+    with one.running():
         yield one
-        assert one.stop() == 0
-        print(one.log())
-        assert not re.search(r"Traceback|Exception", one.log())
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(10)
-        shutil.rmtree(one.home, ignore_errors=True)
 
 
 class Besieger:

@@ -21,11 +21,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def switch() -> Iterator[DummySwitch]:
-    rig = DummySwitch()
-    try:
-        yield rig.start()
-    finally:
-        rig.stop()
+    with DummySwitch() as rig:
+        yield rig
 
 
 @pytest.fixture(params=ENGINES)

@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -106,17 +105,8 @@ def pair(pki: Pki, wish: Wish) -> tuple[Path, Path]:
 @pytest.fixture(params=ENGINES)
 def daemon(request: pytest.FixtureRequest) -> Iterator[SecureDaemon]:
     one = SecureDaemon(request.param)
-    try:
-        one.start()
+    with one.running():
         yield one
-        assert one.stop() == 0
-        print(one.log())
-        assert not re.search(r"Traceback|Exception", one.log())
-    finally:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(10)
-        shutil.rmtree(one.home, ignore_errors=True)
 
 
 @pytest.fixture
@@ -127,11 +117,8 @@ def switch() -> Iterator[DummySwitch]:
 
 @contextlib.contextmanager
 def a_switch() -> Iterator[DummySwitch]:
-    rig = DummySwitch()
-    try:
-        yield rig.start()
-    finally:
-        rig.stop()
+    with DummySwitch() as rig:
+        yield rig
 
 
 def dress(switch: DummySwitch, pki: Pki, wish: Wish, ca: Path) -> None:
