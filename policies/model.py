@@ -335,6 +335,17 @@ class PortKind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class WanPort:
+    """A port of a border to the outside world, in bits a second."""
+
+    rate: int
+    """What the line carries: what leaves is shaped to it."""
+    inbound: int
+    """What is taken in of it: shaped on the way out of the LAN port, a little below the line, so that what waits waits
+    here and not on the provider's side."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     name: str
     datapath_id: int
@@ -347,6 +358,15 @@ class Bridge:
     """Where its OpenFlow connection comes from; from elsewhere it is refused. None: from anywhere."""
     certificate: str | None = None
     """The name in its switch's certificate. None: the certificate says `urn:lark:bridge:NAME`."""
+    wan: Mapping[str, WanPort] = field(default_factory=dict)
+    """Of a border: its WAN ports, by name."""
+
+    @property
+    def lan(self) -> str | None:
+        """Of a border: its one port that is no WAN port. None: it is no border."""
+        if Role.BORDER not in self.roles:
+            return None
+        return next(name for name, kind in self.ports.items() if kind is not PortKind.WAN)
 
 
 @dataclass(frozen=True, slots=True)

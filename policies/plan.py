@@ -27,6 +27,7 @@ from policies.model import (
     Verdict,
     node_matches,
 )
+from policies.values import in_words
 from policies.wire import Phase
 
 EXAMPLES = 3
@@ -351,16 +352,8 @@ def _rates(values: Sequence[int | None]) -> str:
     known = sorted({v for v in values if v is not None})
     if not known:
         return "no limit"
-    least, most = bandwidth(known[0]), bandwidth(known[-1])
+    least, most = in_words(known[0]), in_words(known[-1])
     return least if len(known) == 1 else f"{least} to {most}"
-
-
-def bandwidth(bits: int) -> str:
-    """A number of bits a second, as people write it."""
-    for unit, name in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
-        if bits >= unit:
-            return f"{bits / unit:g} {name}"
-    return f"{bits} bit/s"
 
 
 # --- everybody --------------------------------------------------------------------------------------------------------
@@ -479,4 +472,4 @@ def _class(found: TrafficClass) -> str:
 
 
 def _amount(found: Bandwidth) -> str:
-    return bandwidth(found.bits) if found.bits is not None else str(found)
+    return in_words(found.bits) if found.bits is not None else str(found)

@@ -27,8 +27,10 @@ from policies.model import (
     PortKind,
     Role,
     Site,
+    WanPort,
     node_matches,
 )
+from policies.queues import queue_faults
 from policies.validation import CertificateName, DatapathId, Findings, Name, PortName, Schema, Section, Spot, Text
 from policies.values import did_you_mean
 
@@ -52,10 +54,16 @@ class NodeIn(Section):
 class BridgeIn(Section):
     datapath_id: DatapathId = Field(alias="datapath-id")
     roles: Annotated[list[Literal["worker", "gate", "border"]], Field(min_length=1)]
-    ports: dict[Literal["uplink", "worker-facing", "server-facing", "wan"], list[PortName]]
+    ports: dict[Literal["uplink", "worker-facing", "server-facing", "wan"], list[object]]
     guards: list[Name] = Field(default_factory=list)
     address: Text | None = None
     certificate: CertificateName | None = None
+
+
+class WanIn(Section):
+    name: PortName
+    rate: object
+    inbound: object = None
 
 
 class _SiteIn(Section):
@@ -67,6 +75,10 @@ class _SiteIn(Section):
 
 
 _SITE: Schema[_SiteIn] = Schema(_SiteIn)
+_PORT: Schema[str] = Schema(PortName)
+_WAN: Schema[WanIn] = Schema(WanIn)
+INBOUND_SHARE = 0.96
+"""How much of a WAN port's rate is taken in, where the file does not say: the queue must be ours."""
 
 
 def site(document: Document, file: str) -> Site:
@@ -193,12 +205,16 @@ def _refuse_node_overlaps(top: Spot, nodes: Mapping[str, Node]) -> None:
 def _bridge(spot: Spot, name: str, source: BridgeIn, site: _SiteIn) -> Bridge:
     ports: dict[str, PortKind] = {}
     at_ports = spot.at("ports")
-    for word, names in source.ports.items():
-        for port in names:
+    roles = frozenset(Role(r) for r in source.roles)
+    wan: dict[str, WanPort] = {}
+    for word, items in source.ports.items():
+        for position, item in enumerate(items):
+            port = _port(at_ports.at(word, position), PortKind(word), item, roles, wan)
+            if port is None:
+                continue
             if port in ports:
                 at_ports.add(f"port `{port}` is listed twice", "a port has one kind")
             ports[port] = PortKind(word)
-    roles = frozenset(Role(r) for r in source.roles)
     if {Role.WORKER, Role.GATE} <= roles:
         fix = "put the gate on a bridge of its own in front of the servers"
         spot.at("roles").add("one bridge cannot be worker and gate yet", fix)
@@ -211,7 +227,9 @@ def _bridge(spot: Spot, name: str, source: BridgeIn, site: _SiteIn) -> Bridge:
         for kind in (PortKind.WORKER_FACING, PortKind.SERVER_FACING):
             if kind not in kinds:
                 at_ports.add(f"a gate needs a {kind} port", f"ports: {{{kind}: [NAME], …}}")
-    elif source.guards:
+    if Role.BORDER in roles:
+        _check_border(spot, roles, source)
+    if source.guards and Role.GATE not in roles:
         spot.at("guards").add("only a gate guards services", "add `gate` to its roles, or drop guards")
     at_address = spot.at("address")
     address = at_address.convert(source.address, values.address) if source.address else None
@@ -228,7 +246,57 @@ def _bridge(spot: Spot, name: str, source: BridgeIn, site: _SiteIn) -> Bridge:
         place=spot.place,
         address=address,
         certificate=source.certificate,
+        wan=MappingProxyType(wan),
     )
+
+
+_WAN_FIX = "write {name: wan0, rate: 50 Mbit/s}, with the rate of the line"
+
+
+def _port(spot: Spot, kind: PortKind, item: object, roles: frozenset[Role], wan: dict[str, WanPort]) -> str | None:
+    """The name of a port; what else is said of it goes into `wan`."""
+    if not isinstance(item, dict):
+        name = spot.validated(_PORT, item)
+        if kind is PortKind.WAN and Role.BORDER in roles:
+            spot.add(f"WAN port {values.shown(item)} of a border has no rate", _WAN_FIX)
+        return name
+    if kind is not PortKind.WAN:
+        spot.add(f"a {kind} port is only a name", "write the name; a rate is for the WAN ports of a border")
+        return None
+    found = spot.validated(_WAN, item)
+    if found is None:
+        return None
+    if Role.BORDER not in roles:
+        spot.add(
+            "only a border shapes what leaves by its WAN ports", "add `border` to its roles, or write the name only"
+        )
+    rate = spot.at("rate").convert(found.rate, values.link_rate)
+    inbound = None
+    if found.inbound is not None:
+        inbound = spot.at("inbound").convert(found.inbound, values.link_rate)
+    if rate is not None and inbound is not None and inbound > rate:
+        fix = "write less than the rate, or leave it out: 96% of the rate"
+        spot.at("inbound").add("more is taken in than the line carries: what waits would wait on the far side", fix)
+    if rate is not None:
+        wan[found.name] = WanPort(rate, inbound if inbound is not None else round(rate * INBOUND_SHARE))
+    return found.name
+
+
+def _check_border(spot: Spot, roles: frozenset[Role], source: BridgeIn) -> None:
+    if roles != {Role.BORDER}:
+        others = " and ".join(sorted(roles - {Role.BORDER}))
+        spot.at("roles").add(f"one bridge cannot be border and {others} yet", "give the border a bridge of its own")
+    at_ports = spot.at("ports")
+    if not source.ports.get("wan"):
+        at_ports.add("a border needs a WAN port", "ports: {wan: [{name: wan0, rate: 50 Mbit/s}], …}")
+    lan = [item for word, items in source.ports.items() if word != "wan" for item in items]
+    if not lan:
+        at_ports.add("a border needs a port to the site", "ports: {uplink: [lan0], …}")
+    elif len(lan) > 1:
+        # What comes in is shaped on its way out of this port: two of them would take in twice what the line carries,
+        # and what passes between them would wait in queues that are not meant for it.
+        fix = "put a switch behind one port; a port to servers belongs to a gate"
+        at_ports.add("a border has one port to the site, and here there are more", fix)
 
 
 def check_together(policy: Policy, site: Site) -> None:
@@ -257,5 +325,6 @@ def check_together(policy: Policy, site: Site) -> None:
         if grant.nodes and not any(node_matches(grant.nodes, n) for n in site.nodes):
             message = f"`nodes: [{', '.join(grant.nodes)}]` matches no node of the site"
             problems.append(Problem(grant.place, message, f"nodes: {', '.join(sorted(site.nodes))}"))
+    problems += queue_faults(policy, site)
     if problems:
         raise PolicyError(problems)

@@ -168,6 +168,30 @@ def bandwidth(value: object) -> Bandwidth:
     return Bandwidth(bits=bits)
 
 
+def in_words(bits: int) -> str:
+    """A number of bits a second, as a policy writes it."""
+    for unit, name in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
+        if bits >= unit:
+            return f"{bits / unit:g} {name}"
+    return f"{bits} bit/s"
+
+
+SLOWEST_LINK = 64_000
+"""Bits a second. Below it the smallest share of a class would be no packet a second."""
+
+
+def link_rate(value: object) -> int:
+    """What a link carries, in bits a second."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise Bad(f"{value:g} of which unit?", f"write {value:g} Mbit/s")
+    found = bandwidth(value)
+    if found.bits is None:
+        raise Bad(f"{shown(value)} is a part, and of what is not said", "write an amount, such as 50 Mbit/s")
+    if found.bits < SLOWEST_LINK:
+        raise Bad(f"{shown(value)} is no rate of a link", "write 64 kbit/s or more, as in 50 Mbit/s")
+    return found.bits
+
+
 EXPERIMENTS: Mapping[str, int] = MappingProxyType({"atlas": 2, "cms": 3})
 ACTIVITIES: Mapping[int, Mapping[str, int]] = MappingProxyType(
     {
