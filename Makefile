@@ -28,9 +28,9 @@ LOCKS := $(BUILD_LOCK) requirements.lock
 VENV := $(LARK_CACHE)/venv-$(shell cat $(LOCKS:%=$(ROOT)/%) $(ROOT)/scripts/make-venv | sha256sum | cut -c1-12)
 PYTHON := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest --quiet --no-skips
-# A system test that fails is run once more, alone, and told as flaky if it passes then.
-SYSTEM_TESTS := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system-tests $(VENV)/bin/python -m pytest --quiet --no-skips
 REPORTS := $(ROOT)/build/reports
+# $(call system-tests,NAME): two at a time; a test that fails is run once more, alone, and told as flaky if it passes then.
+system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system-tests $(REPORTS) $(1) $(VENV)/bin/python -m pytest --quiet --no-skips
 
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
@@ -98,9 +98,9 @@ test: need-root packages python condor condor-25
 	@LARK_TEST_MORE=1 LARK_JUDGED_PAIRS=10000 $(MAKE) check
 	@mkdir -p $(REPORTS)
 	@echo '==> system tests, engine os-ken'
-	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(SYSTEM_TESTS) --durations=5 --junitxml=$(REPORTS)/os-ken.xml mininet_tests $(ARGS)
+	@cd $(ROOT) && LARK_TEST_ENGINE=os-ken $(call system-tests,os-ken) --durations=5 mininet_tests $(ARGS)
 	@echo '==> main system tests, engine ryu'
-	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(SYSTEM_TESTS) --durations=5 --junitxml=$(REPORTS)/ryu.xml -m engine mininet_tests $(ARGS) \
+	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(call system-tests,ryu) --durations=5 -m engine mininet_tests $(ARGS) \
 	    $(if $(strip $(ARGS)),|| [ $$? -eq 5 ])
 
 test-full: need-root packages python condor condor-25
@@ -108,7 +108,7 @@ test-full: need-root packages python condor condor-25
 	@mkdir -p $(REPORTS)
 	@for engine in os-ken ryu; do \
 	    echo "==> all system tests, engine $$engine"; \
-	    (cd $(ROOT) && LARK_TEST_FULL=1 LARK_TEST_ENGINE=$$engine $(PYTEST) --junitxml=$(REPORTS)/full-$$engine.xml mininet_tests $(ARGS)) || exit 1; \
+	    (cd $(ROOT) && LARK_TEST_FULL=1 LARK_TEST_ENGINE=$$engine $(call system-tests,full-$$engine) mininet_tests $(ARGS)) || exit 1; \
 	done
 
 bench: need-root packages python

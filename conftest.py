@@ -36,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lark")
     group.addoption("--no-skips", action="store_true", help="a skipped test is a failed test (set when CI=true)")
     group.addoption(
+        "--part",
+        choices=["together", "alone"],
+        default=None,
+        help="only system tests that may run beside others, or only those marked `alone`",
+    )
+    group.addoption(
         "--seed", type=int, default=None, help="seed of random choices in tests (default: a new one, printed)"
     )
 
@@ -86,10 +92,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"judged with seed {SEED}: {told}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(ROOT / "mininet_tests"):
             item.add_marker("system")
+    part = config.getoption("--part")
+    if part is not None:
+        chosen = [item for item in items if (item.get_closest_marker("alone") is not None) == (part == "alone")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,6 +21,8 @@ from mininet_tests.switch_rig import ENGINES, wait_until
 from mininet_tests.test_controller_life import BOOT, Daemon, node_spec
 from ryu_apps.rest.auth import TokenRole
 
+pytestmark = pytest.mark.alone
+
 LEASE = 5
 HELD = 600
 BEAT = {"boot_id": BOOT, "attempts": []}

@@ -29,7 +29,7 @@ from mininet_tests.test_controller_life import (
 )
 from mininet_tests.test_store_cluster import remove
 
-pytestmark = [pytest.mark.system, pytest.mark.engine]
+pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.alone]
 
 WORKER2 = "lknb-wn2"
 BRIDGES = {WORKER: 0x00006C6B6E620001, WORKER2: 0x00006C6B6E620003, GATE: 0x00006C6B6E620002}

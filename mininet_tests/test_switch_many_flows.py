@@ -11,6 +11,7 @@ from mininet_tests.bench.resync import Bench, table
 from mininet_tests.switch_rig import ENGINES
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fifty_thousand_flows_are_read_and_sent_without_a_stall(engine: str) -> None:
     with Bench(engine, 50_000) as bench:

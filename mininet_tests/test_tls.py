@@ -378,6 +378,7 @@ def test_larkctl_checks_the_controller_and_plain_http_gets_an_answer(daemon: Sec
 
 
 @pytest.mark.engine
+@pytest.mark.alone
 @pytest.mark.parametrize("listener", ["api", "openflow"])
 def test_slow_handshakes_stall_nobody(daemon: SecureDaemon, switch: DummySwitch, listener: str) -> None:
     dress(switch, daemon.pki, switch_wish([WORKER]), daemon.pki.ca)

@@ -22,7 +22,11 @@ from mininet_tests.chaos.rig import CORE, DEADLINE, GATE, Rig, defects, running_
 from mininet_tests.site.namespaces import wait_until
 from mininet_tests.site.openvswitch import RUN
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3600 if os.environ.get("LARK_TEST_FULL") else 240)]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.alone,
+    pytest.mark.timeout(3600 if os.environ.get("LARK_TEST_FULL") else 240),
+]
 SIZE = size()
 SLACK = 1 if os.environ.get("LARK_TEST_FULL") else 5
 """`make test` runs on whatever machine there is: times may be this much longer than stated."""
