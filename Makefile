@@ -49,6 +49,7 @@ help:
 	@echo 'make clean         remove what builds and tests left in this checkout; clean-cache: also $(LARK_CACHE)'
 	@echo
 	@echo 'ARGS="-k name" passes arguments to pytest (test) or to the demo; LARK_CACHE=DIR puts the caches elsewhere.'
+	@echo 'LARK_TEST_WORKERS=NUMBER runs so many system tests at a time (2).'
 	@echo 'LARK_SEED=NUMBER shows the judges of policies other worlds; python -m mininet_tests.replay FILE asks them about one.'
 
 # --- what must be there first ---------------------------------------------------------------------------------------

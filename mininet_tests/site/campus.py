@@ -101,6 +101,8 @@ class Site:
     label: str = "lark-demo"
     policy: str | None = None
     """Text of another policy than the demo's."""
+    topology: str | None = None
+    """Text of another `site.yaml` than the demo's: for example with a gate that guards other services."""
     guard: bool = True
     """Whether the agent keeps the owners' processes out of the node's network (a test proves that it matters)."""
     say: Callable[[str], None] = lambda text: None
@@ -269,7 +271,9 @@ class Site:
         self.say(f"lark-controller on {self.engine}")
         controller = Controller(self.machines["ctl"], self.engine)
         self._controller = controller
-        controller.write(SITE.read_text(encoding="utf-8"), self.policy or POLICY.read_text(encoding="utf-8"))
+        controller.write(
+            self.topology or SITE.read_text(encoding="utf-8"), self.policy or POLICY.read_text(encoding="utf-8")
+        )
         viewer = controller.home / "viewer.token"
         viewer.touch(mode=0o600)
         viewer.write_text(controller.token("viewer") + "\n", encoding="utf-8")

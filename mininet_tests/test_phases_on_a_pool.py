@@ -1,0 +1,130 @@
+"""On a real pool: each phase of a job has a policy of its own, for file-transfer plugins as for the job itself.
+
+One web server behind the gate listens on three ports, a protected service each, granted in one phase each. HTCondor's
+own plugin (curl_plugin, wrapped) fetches input by URL and puts output by URL; the job tries all three while it runs.
+Every refusal stands beside a phase in which the same port answers the same owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mininet_tests.site.campus import ALICE, FILE_SERVER, SITE, Site
+from mininet_tests.site.namespaces import wait_until
+from mininet_tests.site.pool import Job, JobStatus
+from mininet_tests.story import probes, results, run_job, wait_for_file, wait_for_log
+
+IN, RUN, OUT = 8081, 8082, 8083
+POLICY = f"""
+services:
+  incoming: {{hosts: [{FILE_SERVER}], ports: [tcp/{IN}], protected: true}}
+  running:  {{hosts: [{FILE_SERVER}], ports: [tcp/{RUN}], protected: true}}
+  outgoing: {{hosts: [{FILE_SERVER}], ports: [tcp/{OUT}], protected: true}}
+groups:
+  physics: 'LarkGroup =?= "physics"'
+grants:
+  - {{for: physics, to: incoming, during: [stage-in]}}
+  - {{for: physics, to: running, during: [run]}}
+  - {{for: physics, to: outgoing, during: [stage-out]}}
+defaults: {{egress: allow, ingress: deny, between-jobs: deny}}
+"""
+SERVER = f"""
+import http.server, os, sys, threading
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with open(os.path.basename(self.path), "wb") as file:
+            file.write(body)
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+servers = [http.server.ThreadingHTTPServer(("0.0.0.0", port), Files) for port in ({IN}, {RUN}, {OUT})]
+for server in servers:
+    threading.Thread(target=server.serve_forever).start()
+"""
+TARGETS = [f"{name}={FILE_SERVER}:{port}" for name, port in (("incoming", IN), ("running", RUN), ("outgoing", OUT))]
+TRY = f"""#!/bin/sh
+./probe.py {" ".join(TARGETS)} > @HERE@/live 2>&1
+cat input >> @HERE@/live
+echo made > result
+: > @HERE@/done
+"""
+
+
+@pytest.fixture(scope="module")
+def staged() -> Iterator[Site]:
+    guarded = SITE.read_text(encoding="utf-8").replace("guards: [fileserver]", "guards: [incoming, running, outgoing]")
+    with Site(label="lark-test-phases", policy=POLICY, topology=guarded) as site:
+        files = site.machines["fs"]
+        web = files.root / "staged"
+        web.mkdir()
+        (web / "input").write_text("input of the job\n", encoding="utf-8")
+        site.helpers.append(files.spawn("staging-server", ["/usr/bin/python3", "-c", SERVER], cwd=str(web)))
+        wait_until("the server listens", lambda: f":{OUT} " in files.need("ss", "-Hltn"), 10)
+        yield site
+
+
+def url(port: int, name: str) -> str:
+    return f"http://{FILE_SERVER}:{port}/{name}"
+
+
+def submit(site: Site, name: str, lines: dict[str, str], user: str = ALICE) -> Job:
+    return run_job(site, user, TRY, lines=lines, name=name)
+
+
+def held_because(job: Job) -> str:
+    return str(job.wait(JobStatus.HELD, timeout=90)["HoldReason"])
+
+
+def test_input_job_and_output_each_reach_what_is_granted_in_their_phase_and_nothing_else(staged: Site) -> None:
+    job = submit(
+        staged,
+        "three-phases",
+        {
+            "transfer_input_files": f"probe.py, {url(IN, 'input')}",
+            "transfer_output_files": "result",
+            "transfer_output_remaps": f'"result = {url(OUT, "result")}"',
+        },
+    )
+    wait_for_file(job)
+    job.finish(timeout=90)
+    said = job.said("live")
+    assert "input of the job" in said, "the plugin fetched it in stage-in"
+    found = results("\n".join(probes(said)))
+    assert found.pop("running") == "open", said
+    assert set(found) == {"incoming", "outgoing"}, said
+    assert "open" not in found.values(), said
+    assert (staged.machines["fs"].root / "staged" / "result").read_text() == "made\n", "put in stage-out"
+
+
+def test_input_is_not_fetched_nor_output_put_where_only_another_phase_may_go(staged: Site) -> None:
+    # All at once: curl_plugin tries each for half a minute before it gives up.
+    early = {port: {"transfer_input_files": f"probe.py, {url(port, 'input')}"} for port in (RUN, OUT)}
+    late = {
+        port: {
+            "transfer_input_files": f"probe.py, {url(IN, 'input')}",
+            "transfer_output_files": "result",
+            "transfer_output_remaps": f'"result = {url(port, f"late-{port}")}"',
+        }
+        for port in (IN, RUN)
+    }
+    too_early = {port: submit(staged, f"too-early-{port}", lines) for port, lines in early.items()}
+    too_late = {port: submit(staged, f"too-late-{port}", lines) for port, lines in late.items()}
+    for port, job in too_early.items():
+        reason = held_because(job)
+        assert "input" in reason, reason
+        assert url(port, "input") in reason, reason
+        assert not job.said("live"), "it never ran"
+    for port, job in too_late.items():
+        reason = held_because(job)
+        assert "input of the job" in job.said("live"), "it ran"
+        assert "output" in reason.lower(), reason
+        assert str(port) in reason, reason
+        assert not (staged.machines["fs"].root / "staged" / f"late-{port}").exists()
+    for job in (*too_early.values(), *too_late.values()):
+        wait_for_log(staged, f" job={job.id} ", "refused: no-grant")
+        job.remove()
