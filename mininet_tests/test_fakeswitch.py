@@ -3,6 +3,7 @@ application on both engines makes of it."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -154,7 +155,8 @@ def test_a_bundle_takes_place_as_a_whole_or_not_at_all(real: str, target: str, v
 def test_ports_tables_totals_and_meters_can_be_read(
     fake: FakeSwitch, thread: FleetThread, target: str, version: str
 ) -> None:
-    thread.call(lambda: [fake.add_port(7, "lj1-7"), fake.add_port(8, "up1")])
+    for number, name in ((7, "lj1-7"), (8, "up1")):
+        thread.call(functools.partial(fake.add_port, number, name))
     shown = ofctl(target, version, "show").stdout
     assert "dpid:000000004c4b4653" in shown
     assert re.search(r"7\(lj1-7\)", shown)
