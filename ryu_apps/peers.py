@@ -78,7 +78,7 @@ class Peers:
         self._know(self.snapshot)
         for bridge in self._bridges:
             self._controller.unmastered(bridge, self.table.generation(bridge), self.table.master(bridge))
-        self._controller.catch_up = self.catch_up
+        self._controller.follow(self.catch_up)
         for run in (self._beat, self._follow):
             thread = threading.Thread(target=run, name=run.__name__.strip("_"), daemon=True)
             thread.start()

@@ -151,7 +151,7 @@ BAD: dict[str, tuple[Slug, Callable[[], tuple[str, Any]]]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_registrations_change_nothing(rig: Rig, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ryu_apps.controller.PORT_PATIENCE", 0.05)
+    monkeypatch.setattr("ryu_apps.life.requests.PORT_PATIENCE", 0.05)
     rig.controller.register(aid(50), spec(50))
     slug, make = BAD[case]
     id, bad = make()
@@ -780,7 +780,7 @@ def test_after_any_history_the_increments_equal_the_specification(
 ) -> None:
     rig = make_rig()
     rig.deadline = 0.005
-    rig.controller._deadline = 0.005
+    rig.controller.times.deadline = 0.005
     for what in steps:
         try:
             step(rig, load, what)

@@ -271,16 +271,16 @@ def test_a_lease_is_ended_by_the_controller_that_the_agent_talks_to_and_by_no_ot
         return next(node.lease_left for node in one.controller.nodes() if node.node == "wn1")
 
     pair.a.controller.register(aid(), spec())
-    until(lambda: pair.b.controller._theirs.get("wn1") == "a")
-    pair.b.controller._leases.clear()
+    until(lambda: pair.b.controller.node_leases.elsewhere.get("wn1") == "a")
+    pair.b.controller.node_leases.leases.clear()
     pair.b.controller.tick()
     assert aid() in pair.b.controller.world.attempts, "the agent beats at the other one"
     digest = "0" * 32
     pair.b.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=digest))
-    until(lambda: pair.a.controller._theirs.get("wn1") == "b")
+    until(lambda: pair.a.controller.node_leases.elsewhere.get("wn1") == "b")
     assert lease(pair.b)
     # The control: at the one it talks to now, the end of the lease ends the attempt, everywhere.
-    pair.b.controller._leases["wn1"] = 0.0
+    pair.b.controller.node_leases.leases["wn1"] = 0.0
     pair.b.controller.tick()
     until(lambda: aid() not in pair.a.store.attempts)
     pair.check()
@@ -288,9 +288,9 @@ def test_a_lease_is_ended_by_the_controller_that_the_agent_talks_to_and_by_no_ot
 
 def test_the_nodes_of_a_dead_controller_have_a_full_lease_to_find_the_other(pair: Pair) -> None:
     pair.a.controller.register(aid(), spec())
-    until(lambda: pair.b.controller._theirs.get("wn1") == "a")
+    until(lambda: pair.b.controller.node_leases.elsewhere.get("wn1") == "a")
     pair.a.die()
-    until(lambda: "wn1" in pair.b.controller._leases, 6)
+    until(lambda: "wn1" in pair.b.controller.node_leases.leases, 6)
     left = next(node.lease_left for node in pair.b.controller.nodes() if node.node == "wn1")
     assert left is not None
     assert left > 55

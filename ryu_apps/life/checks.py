@@ -1,0 +1,132 @@
+"""What the site alone decides about a registration, and what an attempt claims for itself. Pure.
+
+Invariant: MAC, IPv6 address and zone follow from the IPv4 address (docs/interfaces.md section 2).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from policies.model import Address, Attempt, Node, World
+from policies.wire import AttemptSpec, NodeSpec
+from ryu_apps.openflow import compiler
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.store.store import AttemptRow, NodeRow
+
+ZONE_BASE = 1000
+"""The conntrack zone of lane n is ZONE_BASE + n (docs/interfaces.md section 2)."""
+Claim = tuple[str, str, object]
+"""Something that one attempt at a time may hold: where, what, which."""
+
+
+def check(world: World, nodes: Mapping[str, NodeRow], id: str, spec: AttemptSpec) -> None:
+    """Everything about a registration that the site alone decides. `nodes`: those registered. Raises Refused."""
+    site = world.site
+    node = site.nodes.get(spec.node)
+    if node is None:
+        raise Refused(Slug.NO_SUCH_NODE, f"node {spec.node} is not in site.yaml; declare it under nodes")
+    if not id.startswith(f"{spec.node}~"):
+        raise Refused(Slug.MALFORMED, f"attempt id {id} does not begin with its node, {spec.node}~")
+    if spec.port.bridge != node.bridge:
+        known = "is another node's" if spec.port.bridge in site.bridges else "is not in site.yaml"
+        raise Refused(
+            Slug.UNKNOWN_BRIDGE, f"bridge {spec.port.bridge} {known}; node {spec.node} has bridge {node.bridge}"
+        )
+    if spec.node not in nodes:
+        # Without the host's own addresses its jobs could reach them.
+        raise Refused(Slug.NO_SUCH_NODE, f"node {spec.node} has not registered; PUT /v1/nodes/{spec.node} first")
+    if spec.port.name in site.bridges[node.bridge].ports or spec.port.name == node.bridge:
+        raise Refused(Slug.NO_SUCH_PORT, f"port {spec.port.name} of bridge {node.bridge} is not a job's port")
+    ipv4 = ipaddress.IPv4Address(spec.ipv4)
+    edge = node.ipv4.prefixlen < 31 and ipv4 in (node.ipv4.network_address, node.ipv4.broadcast_address)
+    if ipv4 not in node.ipv4 or edge:
+        raise Refused(Slug.BAD_ADDRESS, f"{ipv4} is not a usable host address of {spec.node}'s range {node.ipv4}")
+    if ipv4 == site.network.gateway_ipv4:
+        raise Refused(Slug.BAD_ADDRESS, f"{ipv4} is the gateway of the job network")
+    mac, ipv6 = compiler.lane_addresses(site, spec.node, ipv4)
+    if _mac(spec.mac) != mac:
+        raise Refused(Slug.BAD_ADDRESS, f"the MAC address of {ipv4} must be {_mac_text(mac)}, not {spec.mac}")
+    if (ipv6 is None) != (spec.ipv6 is None) or (spec.ipv6 is not None and ipaddress.IPv6Address(spec.ipv6) != ipv6):
+        raise Refused(
+            Slug.BAD_ADDRESS, f"the IPv6 address of {ipv4} must be {ipv6 or 'absent'}, not {spec.ipv6 or 'absent'}"
+        )
+    lane = int(ipv4) - int(node.ipv4.network_address) + (1 if node.ipv4.prefixlen >= 31 else 0)
+    if spec.zone != ZONE_BASE + lane:
+        raise Refused(Slug.BAD_ADDRESS, f"the conntrack zone of {ipv4} must be {ZONE_BASE + lane}, not {spec.zone}")
+
+
+def claims(spec: AttemptSpec) -> tuple[Claim, ...]:
+    """What no other attempt may hold while this one lives or leaves."""
+    bridge = f"bridge {spec.port.bridge}"
+    # MAC, IPv6 address and zone follow from the IPv4 address, which is checked.
+    return (
+        ("the job network", "address", spec.ipv4),
+        (bridge, "port", spec.port.name),
+        (bridge, "port number", spec.port.ofport),
+        (f"node {spec.node}", "zone", spec.zone),
+    )
+
+
+def attempt_of(row: AttemptRow) -> Attempt:
+    """What the compiler needs of a row."""
+    spec = row.spec
+    return Attempt(
+        id=row.id,
+        number=row.number,
+        node=spec.node,
+        bridge=spec.port.bridge,
+        port_name=spec.port.name,
+        ofport=spec.port.ofport,
+        mac=_mac(spec.mac),
+        ipv4=ipaddress.IPv4Address(spec.ipv4),
+        ipv6=ipaddress.IPv6Address(spec.ipv6) if spec.ipv6 is not None else None,
+        zone=spec.zone,
+        phase=spec.phase,
+        outcome=row.decision.outcome,
+        slice=row.decision.slice,
+    )
+
+
+def host_addresses(spec: NodeSpec) -> tuple[Address, ...]:
+    """The addresses that a node's agent says its host has, in order."""
+    return tuple(
+        sorted({ipaddress.ip_address(text) for text in spec.host_addresses}, key=lambda a: (a.version, int(a)))
+    )
+
+
+def nobodys_host(world: World, address: Address) -> str:
+    """Why no host of a node can have this address; empty if it can. Jobs are cut off from a host's addresses, so a
+    false one would cut them off from what they need."""
+    site = world.site
+    if address.is_unspecified or address.is_loopback or address.is_multicast or str(address) == "255.255.255.255":
+        return "no address that others can reach"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return "an IPv4 address written as IPv6"
+    if address in (site.network.gateway_ipv4, site.network.gateway_ipv6):
+        return "the gateway of the job network"
+    for service in world.policy.services.values():
+        if service.protected and address in service.hosts:
+            return f"a host of the protected service {service.name}"
+    for node in site.nodes.values():
+        if _of_jobs(node, address):
+            return f"in the range of the jobs of node {node.name}"
+    return ""
+
+
+def _of_jobs(node: Node, address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv4Address):
+        return address in node.ipv4
+    if node.ipv6 is None or address not in node.ipv6:
+        return False
+    # A job's address is the prefix and, in the last 32 bits, its IPv4 address; the rest of the prefix is free.
+    low = int(address) & 0xFFFF_FFFF
+    return ipaddress.IPv4Address(low) in node.ipv4 and int(address) == int(node.ipv6.network_address) | low
+
+
+def _mac(text: str) -> int:
+    return int(text.replace(":", ""), 16)
+
+
+def _mac_text(value: int) -> str:
+    return ":".join(f"{octet:02x}" for octet in value.to_bytes(6, "big"))

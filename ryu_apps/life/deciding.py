@@ -1,0 +1,38 @@
+"""A stored attempt under a policy: the decision at registration, and anew when another policy is in force."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from policies import decide as deciding
+from policies.model import Decision, Outcome, Policy
+from policies.wire import AttemptSpec, Phase
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.store.store import AttemptRow
+
+LOG = logging.getLogger("lark.controller")
+
+
+def decide(policy: Policy, spec: AttemptSpec, phase: Phase) -> Decision:
+    """Raises Refused when the policy holds the job."""
+    try:
+        return deciding.decide(policy, spec.node, spec.ad, spec.slot, phase)
+    except deciding.Held as held:
+        where = f"{held.place}: " if held.place is not None else ""
+        raise Refused(
+            Slug.HELD, f"{where}{held.reason}", {"subcode": held.subcode, "reason": f"{where}{held.reason}"}
+        ) from held
+
+
+def decide_anew(row: AttemptRow, policy: Policy) -> AttemptRow:
+    """The row under another policy. A job that this policy would hold is sealed: it runs already, so cut it off."""
+    try:
+        decision = decide(policy, row.spec, row.spec.phase)
+    except Refused as held:
+        LOG.error(
+            "attempt=%s job=%s would be held by the policy in force: sealed. %s", row.id, row.spec.job, held.detail
+        )
+        text = f"sealed, because this policy would hold the job: {held.detail}"
+        decision = Decision(Outcome(sealed=True, services=frozenset()), (), ((policy.mode_place, text),))
+    return replace(row, decision=decision, digest=policy.digest)

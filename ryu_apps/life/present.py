@@ -1,0 +1,190 @@
+"""What is there now: the world, the rows of the living attempts, the nodes, and who holds which address and port.
+
+Invariants: the world's attempts are those of `rows`; an outcome or slice has a number exactly while an attempt has it;
+a claim belongs to one attempt, living or leaving, at a time. Whoever changes anything here has `lock`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from policies.model import Address, Attempt, Policy, Site, World
+from policies.wire import DIGEST_MASK, attempt_summand
+from ryu_apps.life.checks import Claim, claims, host_addresses, nobodys_host
+from ryu_apps.life.numbers import Numbers
+from ryu_apps.store.store import AttemptRow, Kind, NodeRow
+
+LOG = logging.getLogger("lark.controller")
+
+
+@dataclass(slots=True)
+class OnNode:
+    """The living attempts of a node, and the sum that `wire.attempts_digest` is made of."""
+
+    ids: set[str] = field(default_factory=set)
+    sum: int = 0
+
+    def add(self, id: str) -> None:
+        if id not in self.ids:
+            self.ids.add(id)
+            self.sum += attempt_summand(id)
+
+    def remove(self, id: str) -> None:
+        if id in self.ids:
+            self.ids.remove(id)
+            self.sum -= attempt_summand(id)
+
+    @property
+    def digest(self) -> str:
+        return f"{self.sum & DIGEST_MASK:032x}"
+
+
+class Present:
+    """`lock` is notified when ports or another controller's rows have come."""
+
+    def __init__(self, site: Site, policy: Policy, numbers: Numbers) -> None:
+        self.lock = threading.Condition(threading.Lock())
+        self.numbers = numbers
+        self.rows: dict[str, AttemptRow] = {}
+        self.nodes: dict[str, NodeRow] = {}
+        self.on_node = {name: OnNode() for name in site.nodes}
+        self.claims: dict[Claim, str] = {}
+        self.members: dict[str, dict[str, Attempt]] = {}
+        """The attempts of each slice."""
+        self.replace(World(site=site, policy=policy))
+
+    @property
+    def world(self) -> World:
+        """The world as it is; its attempts and numbers go on changing in it."""
+        return self._world
+
+    def copy(self) -> World:
+        """The present world, a value: not for what happens with every attempt."""
+        with self.lock:
+            world = self._world
+            return replace(
+                world,
+                identities=dict(world.identities),
+                slice_numbers=dict(world.slice_numbers),
+                attempts=dict(world.attempts),
+            )
+
+    # --- the caller has the lock --------------------------------------------------------------------------------------
+
+    def replace(self, world: World) -> None:
+        """Put another world in place. What comes and goes with each attempt is changed in it, not copied each time."""
+        self._attempts = dict(world.attempts)
+        self._identities = dict(world.identities)
+        self._slices = dict(world.slice_numbers)
+        self._outcomes = Counter(attempt.outcome for attempt in self._attempts.values())
+        self.members = {}
+        for attempt in self._attempts.values():
+            if attempt.slice is not None:
+                self.members.setdefault(attempt.slice, {})[attempt.id] = attempt
+        self._world = replace(
+            world,
+            identities=MappingProxyType(self._identities),
+            slice_numbers=MappingProxyType(self._slices),
+            attempts=MappingProxyType(self._attempts),
+        )
+
+    def set_ports(self, bridge: str, ports: Mapping[str, int]) -> bool:
+        """A bridge's declared ports; tells whether they are others than before."""
+        if self._world.ports.get(bridge) == ports:
+            return False
+        self._world = replace(self._world, ports={**self._world.ports, bridge: ports})
+        return True
+
+    def set_host_addresses(self, node: str, addresses: tuple[Address, ...]) -> bool:
+        """The addresses of a node's host; tells whether they are others than before."""
+        if self._world.host_addresses.get(node, ()) == addresses:
+            return False
+        self._world = replace(self._world, host_addresses={**self._world.host_addresses, node: addresses})
+        return True
+
+    def set_number(self, kind: Kind, name: str, number: int) -> bool:
+        """Another controller's number of a service or node that has one here; tells whether it is another one."""
+        world = self._world
+        if kind is Kind.SERVICE and world.service_numbers.get(name, number) != number:
+            self._world = replace(world, service_numbers={**world.service_numbers, name: number})
+            return True
+        if kind is Kind.NODE and world.node_numbers.get(name, number) != number:
+            self._world = replace(world, node_numbers={**world.node_numbers, name: number})
+            return True
+        return False
+
+    def swap(self, old: Attempt | None, new: Attempt | None) -> None:
+        """Put one attempt in the place of another (or of none). What only `old` used keeps its number until `release`:
+        the flows that go carry it."""
+        if old is not None:
+            del self._attempts[old.id]
+            self._outcomes[old.outcome] -= 1
+        if new is not None:
+            self._attempts[new.id] = new
+            self._outcomes[new.outcome] += 1
+            if new.outcome not in self._identities:
+                self._identities[new.outcome] = self.numbers.take(Kind.IDENTITY)
+            if new.slice is not None and new.slice not in self._slices:
+                self._slices[new.slice] = self.numbers.take(Kind.SLICE)
+
+    def release(self, old: Attempt) -> None:
+        """Forget the numbers of what nobody uses any more."""
+        if not self._outcomes[old.outcome]:
+            del self._outcomes[old.outcome]
+            del self._identities[old.outcome]
+        if old.slice is not None and old.slice not in self.members:
+            del self._slices[old.slice]
+
+    def lower(self, row: AttemptRow) -> bool:
+        """Equal outcomes and slices have equal numbers. If two controllers gave one each at the same moment, the lower
+        counts; tells whether it replaces one that bridges have."""
+        lower = False
+        outcome, name = row.decision.outcome, row.decision.slice
+        if row.identity < self._identities.get(outcome, row.identity + 1):
+            lower = outcome in self._identities
+            self._identities[outcome] = row.identity
+        if name is not None and row.slice_number < self._slices.get(name, row.slice_number + 1):
+            lower = lower or name in self._slices
+            self._slices[name] = row.slice_number
+        if lower:
+            self.rows = {id: self.numbered(one) for id, one in self.rows.items()}
+        return lower
+
+    def numbered(self, row: AttemptRow) -> AttemptRow:
+        """The row with the numbers that the world has for its identity and slice."""
+        name = row.decision.slice
+        number = self._slices[name] if name is not None else 0
+        return replace(row, identity=self._identities[row.decision.outcome], slice_number=number)
+
+    def keep(self, row: AttemptRow) -> AttemptRow:
+        """The row of a living attempt, with the world's numbers; it holds what it claims."""
+        row = self.numbered(row)
+        self.rows[row.id] = row
+        self.on_node[row.spec.node].add(row.id)
+        self.claims.update(dict.fromkeys(claims(row.spec), row.id))
+        return row
+
+    def lose(self, id: str) -> AttemptRow:
+        """The attempt lives no more; what it claims it still holds."""
+        row = self.rows.pop(id)
+        self.on_node[row.spec.node].remove(id)
+        return row
+
+    def give_free(self, row: AttemptRow) -> None:
+        """What an attempt held may be given to another."""
+        for claim in claims(row.spec):
+            if self.claims.get(claim) == row.id:
+                del self.claims[claim]
+
+    def believed(self, row: NodeRow) -> tuple[Address, ...]:
+        """A stored node's host addresses, without those that site or policy have come to give to somebody else."""
+        found = {address: nobodys_host(self._world, address) for address in host_addresses(row.spec)}
+        for address, why in found.items():
+            if why:
+                LOG.error("node=%s: its host address %s is not believed any more: it is %s", row.name, address, why)
+        return tuple(address for address, why in found.items() if not why)

@@ -1,0 +1,111 @@
+"""A controller that starts reads everything back from the store.
+
+Invariants: nothing is decided anew unless the policy is another one; a number never comes to mean anything else: it
+stays with the outcome or slice that it was given for, and what another policy makes of an attempt has one of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from policies.model import Decision, Outcome
+from ryu_apps.life.checks import attempt_of, check, claims
+from ryu_apps.life.deciding import decide_anew
+from ryu_apps.life.present import Present
+from ryu_apps.life.records import Records
+from ryu_apps.refusals import Refused
+from ryu_apps.store.store import AttemptRow, Change, Kind, PutAttempt, Snapshot
+
+LOG = logging.getLogger("lark.controller")
+
+
+def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[AttemptRow]:
+    """Put what is stored into `present`, and what that changes into the store. Returns the rows that are leaving.
+
+    Raises StoreError.
+    """
+    world, numbers = present.world, present.numbers
+    if records.shared:
+        records.stored = {row.id: row for row in snapshot.attempts}
+    known = dict(snapshot.numbers)
+    changes: list[Change] = []
+    service_numbers = numbers.of(Kind.SERVICE, world.policy.services, known, changes)
+    node_numbers = numbers.of(Kind.NODE, world.site.nodes, known, changes)
+    present.nodes = {row.name: row for row in snapshot.nodes if row.name in world.site.nodes}
+    changed: dict[str, AttemptRow] = {}
+    living, leaving = _sorted_out(snapshot, present, changed)
+    identities, slices = _numbers_kept(living)
+    for row, _ in living:
+        outcome, name = row.decision.outcome, row.decision.slice
+        if outcome not in identities:
+            identities[outcome] = numbers.take(Kind.IDENTITY)
+        if name is not None and name not in slices:
+            slices[name] = numbers.take(Kind.SLICE)
+    present.replace(
+        replace(
+            world,
+            host_addresses={name: present.believed(row) for name, row in present.nodes.items()},
+            service_numbers=service_numbers,
+            node_numbers=node_numbers,
+            identities=identities,
+            slice_numbers=slices,
+            attempts={row.id: attempt_of(row) for row, _ in living},
+        )
+    )
+    for row, _ in living:
+        kept = present.keep(row)
+        if (kept.identity, kept.slice_number) != (row.identity, row.slice_number):
+            changed[kept.id] = kept
+    for row in leaving:
+        present.claims.update(dict.fromkeys(claims(row.spec), row.id))
+    # One write a row: among several controllers each names what it replaces.
+    records.write_at_start([*changes, *map(PutAttempt, changed.values())])
+    numbers.reserve()
+    LOG.info(
+        "read back %d attempts (%d leaving) of %d nodes, %d identities; policy %s",
+        len(living), len(leaving), len(present.nodes), len(identities), world.policy.digest[:12],
+    )  # fmt: skip
+    return leaving
+
+
+def _sorted_out(
+    snapshot: Snapshot, present: Present, changed: dict[str, AttemptRow]
+) -> tuple[list[tuple[AttemptRow, Decision]], list[AttemptRow]]:
+    """Rows of living attempts, each with the decision that is stored, and of those that leave."""
+    world = present.world
+    living: list[tuple[AttemptRow, Decision]] = []
+    leaving: list[AttemptRow] = []
+    for row in sorted(snapshot.attempts, key=lambda row: row.number):
+        if row.leaving:
+            leaving.append(row)
+            continue
+        try:
+            check(world, present.nodes, row.id, row.spec)
+        except Refused as refused:
+            LOG.error("attempt=%s does not fit site.yaml any more (%s): torn down", row.id, refused.detail)
+            leaving.append(replace(row, leaving=tuple(world.site.bridges)))
+            changed[row.id] = leaving[-1]
+            continue
+        decided = row.decision
+        if row.digest != world.policy.digest:
+            row = decide_anew(row, world.policy)
+            changed[row.id] = row
+        living.append((row, decided))
+    return living, leaving
+
+
+def _numbers_kept(living: Sequence[tuple[AttemptRow, Decision]]) -> tuple[dict[Outcome, int], dict[str, int]]:
+    """Numbers of the outcomes and slices that are what they were.
+
+    Two controllers may have given a number each to the same thing at the same moment: the lower counts.
+    """
+    identities: dict[Outcome, int] = {}
+    slices: dict[str, int] = {}
+    for row, decided in living:
+        if row.decision.outcome == decided.outcome:
+            identities[decided.outcome] = min(row.identity, identities.get(decided.outcome, row.identity))
+        if decided.slice is not None and row.decision.slice == decided.slice:
+            slices[decided.slice] = min(row.slice_number, slices.get(decided.slice, row.slice_number))
+    return identities, slices

@@ -1,0 +1,59 @@
+"""What was refused to attempts is asked of the switches before its counters go. Whoever calls has the lock."""
+
+from __future__ import annotations
+
+import logging
+
+from policies.model import Policy
+from ryu_apps.fabric import FabricError
+from ryu_apps.life.present import Present
+from ryu_apps.life.telling import Telling
+from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, Feature, cookie
+from ryu_apps.refusal_log import Ended, RefusalLog, told_apart, words
+from ryu_apps.store.store import AttemptRow
+
+LOG = logging.getLogger("lark.controller")
+
+
+class LastCounts:
+    """Puts the questions; `log` says the answers when they come."""
+
+    def __init__(self, present: Present, telling: Telling, log: RefusalLog) -> None:
+        self._present = present
+        self._telling = telling
+        self.log = log
+
+    def of_attempt(self, id: str) -> None:
+        """Ask what was refused to an attempt whose flows are about to go; `tick` says it in the log."""
+        about = self._to_tell(self._present.rows[id])
+        attempt = about.attempt
+        try:
+            if self.log.full:
+                raise FabricError("too many answers are waited for")
+            switches = self._telling.switches()
+            question = switches.ask_flow_stats(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
+        except FabricError:
+            self.log.uncounted(attempt.number)
+        else:
+            self.log.ended(about, question)
+
+    def until_now(self, policy: Policy) -> None:
+        """Ask what was refused so far on nodes where another policy treats refusals otherwise."""
+        world = self._present.world
+        rows: dict[str, list[AttemptRow]] = {}
+        for row in self._present.rows.values():
+            rows.setdefault(row.spec.node, []).append(row)
+        for node in told_apart(world.policy, policy, rows):
+            bridge = world.site.nodes[node].bridge
+            try:
+                question = self._telling.switches().ask_flow_stats(bridge, cookie(Feature.ATTEMPT, 0), FEATURE_MASK)
+            except FabricError as problem:
+                LOG.warning("node=%s: what was refused until now is not told: %s", node, problem)
+            else:
+                present = [self._to_tell(row) for row in rows[node]]
+                self.log.mode_changes(node, words(policy, node), present, question)
+
+    def _to_tell(self, row: AttemptRow) -> Ended:
+        world = self._present.world
+        protected = tuple(service.name for service in world.policy.services.values() if service.protected)
+        return Ended(world.attempts[row.id], row.spec.job, protected, words(world.policy, row.spec.node))

@@ -1,0 +1,285 @@
+"""What each bridge is told: the whole truth when it is new, deltas from then on; slice peers and standing flows follow.
+
+    shift(old, new) ──▶ flows that go, flows that come, on each bridge ──▶ Fabric.change ──▶ tickets
+
+Invariants: what a bridge was told always equals `compiler.desired_flows` of the present world: the increments are an
+optimisation. Nothing is said to a bridge before its ports are known, nor to one that another controller is master of.
+Whoever calls has the lock of `Present`, but for `switches` and `state`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from policies.model import Attempt, Outcome
+from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
+from ryu_apps.fabric import Outcome as Settled
+from ryu_apps.life.present import Present
+from ryu_apps.openflow import compiler
+from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.refusals import Refused, Slug
+from ryu_apps.shared import Elsewhere
+
+LOG = logging.getLogger("lark.controller")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Tickets of a change: of the bridges that must confirm it, and of those that only follow (slice peers')."""
+
+    concerned: dict[str, Ticket]
+    peers: dict[str, Ticket]
+
+
+class _Later:
+    """Stands for the tickets of a bridge whose ports are not known yet since this controller started.
+
+    Its standing flows follow from its port numbers: said without them, they would be torn out of a switch that has
+    them all. So nothing is said until the ports are known, and then everything at once.
+    """
+
+    def __init__(self, bridge: str) -> None:
+        self._bridge = bridge
+        self._known = threading.Event()
+        self._ticket: Ticket | None = None
+
+    def settle_by(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self._known.set()
+
+    def wait(self, deadline: float) -> TicketResult:
+        self._known.wait(max(0.0, deadline - time.monotonic()))
+        if self._ticket is None:
+            return TicketResult(Settled.TIMED_OUT, f"bridge {self._bridge} has not connected yet")
+        return self._ticket.wait(deadline)
+
+    def result(self) -> TicketResult | None:
+        return None if self._ticket is None else self._ticket.result()
+
+
+class Telling:
+    """`mine`: the bridges that this controller is master of; all of them where it is alone."""
+
+    def __init__(self, present: Present, mine: Iterable[str]) -> None:
+        self._present = present
+        self._fabric: Fabric | None = None
+        self.mine = set(mine)
+        bridges = present.world.site.bridges
+        self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in bridges}
+        self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in bridges}
+        self._standing: dict[str, list[Ticket]] = {}
+        self._unheard = {bridge: _Later(bridge) for bridge in bridges}
+
+    # --- the switches -------------------------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        return self._fabric is not None
+
+    def begin(self, fabric: Fabric) -> dict[str, Ticket]:
+        """Here are the switches; say everything."""
+        self._fabric = fabric
+        return self.say_everything()
+
+    def switches(self) -> Fabric:
+        """Raises Refused before `begin`."""
+        if self._fabric is None:
+            raise Refused(Slug.STARTING, "the controller is starting; try again")
+        return self._fabric
+
+    def state(self, bridge: str) -> BridgeState:
+        return self.switches().bridge(bridge)
+
+    def ports(self, bridge: str, ports: Mapping[str, int]) -> None:
+        """Standing flows follow the numbers of a bridge's declared ports."""
+        # Ports of jobs come and go; only the declared ones mean something to the standing flows.
+        site = self._present.world.site
+        declared = {name: ports[name] for name in site.bridges[bridge].ports if name in ports}
+        if self._present.set_ports(bridge, declared):
+            self.follow_base([bridge])
+            missing = sorted(set(site.bridges[bridge].ports) - set(declared))
+            if missing:
+                LOG.error(
+                    "bridge=%s has no port %s, which site.yaml declares: jobs there stay cut off",
+                    bridge,
+                    ", ".join(missing),
+                )
+        unheard = self._unheard.pop(bridge, None)
+        if unheard is not None:
+            unheard.settle_by(self.say([bridge])[bridge])
+
+    def master(self, bridge: str, generation: int) -> Ticket:
+        """This controller is the bridge's master from now on: say the whole truth."""
+        self.mine.add(bridge)
+        self.switches().set_role(bridge, master=True, generation=generation)
+        return self.say([bridge])[bridge]
+
+    def slave(self, bridge: str, generation: int) -> bool:
+        """Leave the bridge to its master; tells whether this controller was that."""
+        was = bridge in self.mine
+        self.mine.discard(bridge)
+        self.switches().set_role(bridge, master=False, generation=generation)
+        self._standing.pop(bridge, None)
+        return was
+
+    # --- deltas -------------------------------------------------------------------------------------------------------
+
+    def shift(self, old: Attempt | None, new: Attempt | None) -> Told:
+        """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
+        world = self._present.world
+        self._present.swap(old, new)
+        memberships = self._shift_membership(old, new)
+        here_before = compiler.bridges_of(world, old) if old is not None else ()
+        here_after = compiler.bridges_of(world, new) if new is not None else ()
+        tickets: dict[str, Ticket] = {}
+        for bridge in dict.fromkeys((*here_before, *here_after)):
+            gone, come = memberships.pop(bridge, ([], []))
+            uses = self._uses[bridge]
+            outcomes = {a.outcome for a in (old, new) if a is not None}
+            had = {outcome: uses[outcome] for outcome in outcomes}
+            if old is not None and bridge in here_before:
+                gone += compiler.attempt_flows(world, bridge, old)
+                uses[old.outcome] -= 1
+            if new is not None and bridge in here_after:
+                come += compiler.attempt_flows(world, bridge, new)
+                uses[new.outcome] += 1
+            for outcome in outcomes:
+                if had[outcome] and not uses[outcome]:
+                    gone += compiler.identity_flows(world, bridge, outcome)
+                elif uses[outcome] and not had[outcome]:
+                    come += compiler.identity_flows(world, bridge, outcome)
+                if not uses[outcome]:
+                    del uses[outcome]
+            tickets[bridge] = self.tell(bridge, gone, come)
+        peers = {bridge: self.tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
+        if old is not None:
+            self._present.release(old)
+        return Told(tickets, peers)
+
+    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Flow], list[Flow]]]:
+        """What goes and comes on each bridge because a slice loses or gains a member.
+
+        A bridge knows all members of the slices that have a job on it, and no others.
+        """
+        world, members = self._present.world, self._present.members
+        changes: dict[str, tuple[list[Flow], list[Flow]]] = {}
+        for name in dict.fromkeys(a.slice for a in (old, new) if a is not None):
+            if name is None:
+                continue
+            were = members.get(name, {})
+            will = dict(were)
+            if old is not None:
+                will.pop(old.id, None)
+            if new is not None and new.slice == name:
+                will[new.id] = new
+            held = {a.bridge for a in were.values() if not a.outcome.sealed}
+            holds = {a.bridge for a in will.values() if not a.outcome.sealed}
+            for bridge in sorted(held | holds):
+                gone, come = changes.setdefault(bridge, ([], []))
+                if bridge in held:
+                    losing = were.values() if bridge not in holds else [a for a in (old,) if a is not None]
+                    gone += [
+                        compiler.membership_flow(world, a) for a in losing if a.slice == name and not a.outcome.sealed
+                    ]
+                if bridge in holds:
+                    gaining = will.values() if bridge not in held else [a for a in (new,) if a is not None]
+                    come += [
+                        compiler.membership_flow(world, a) for a in gaining if a.slice == name and not a.outcome.sealed
+                    ]
+            if will:
+                members[name] = will
+            else:
+                members.pop(name, None)
+        return changes
+
+    def follow_up(self, peers: Mapping[str, Ticket]) -> None:
+        """Bridges of slice peers: nobody waits for them (they are closed until they know), but a refusal is noticed."""
+        for bridge, ticket in peers.items():
+            if bridge in self.mine:
+                self._standing.setdefault(bridge, []).append(ticket)
+
+    def tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
+        """The difference between flows that go and flows that come."""
+        if bridge not in self.mine:
+            return Elsewhere(bridge)
+        unheard = self._unheard.get(bridge)
+        if unheard is not None:
+            return unheard
+        was = {flow.key: flow for flow in gone}
+        will = {flow.key: flow for flow in come}
+        add = [flow for key, flow in will.items() if was.get(key) != flow]
+        remove = [key for key in was if key not in will]
+        return self.switches().change(bridge, add, remove)
+
+    def repeat(self, id: str) -> dict[str, Ticket]:
+        """Ask the bridges of an attempt to confirm what is in force already; sends nothing where it is."""
+        world = self._present.world
+        attempt = world.attempts[id]
+        return {
+            bridge: self.switches().change(bridge, compiler.attempt_flows(world, bridge, attempt), [])
+            if bridge in self.mine
+            else Elsewhere(bridge)
+            for bridge in compiler.bridges_of(world, attempt)
+        }
+
+    def confirmation(self, id: str, bridge: str) -> Ticket:
+        """The same for one bridge, which may not be heard of yet."""
+        world = self._present.world
+        return self.tell(bridge, [], compiler.attempt_flows(world, bridge, world.attempts[id]))
+
+    def follow_base(self, bridges: Iterable[str]) -> None:
+        """Bring the standing flows of bridges in line with the world."""
+        if self._fabric is None:
+            return
+        for bridge in bridges:
+            if bridge in self._unheard or bridge not in self.mine:
+                continue
+            old = self._base[bridge]
+            new = {flow.key: flow for flow in compiler.base_flows(self._present.world, bridge)}
+            if new != old:
+                self._base[bridge] = new
+                self._standing.setdefault(bridge, []).append(self.tell(bridge, list(old.values()), list(new.values())))
+
+    # --- the whole truth ----------------------------------------------------------------------------------------------
+
+    def say(self, bridges: Iterable[str]) -> dict[str, Ticket]:
+        """Say the whole truth of bridges anew, from the world alone."""
+        world = self._present.world
+        tickets: dict[str, Ticket] = {}
+        for bridge in bridges:
+            unheard = self._unheard.get(bridge)
+            if bridge not in self.mine:
+                tickets[bridge] = Elsewhere(bridge)
+                continue
+            if unheard is not None:
+                tickets[bridge] = unheard
+                continue
+            self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
+            tickets[bridge] = self.switches().set_desired(bridge, compiler.desired_flows(world, bridge))
+            self._standing[bridge] = [tickets[bridge]]
+        return tickets
+
+    def say_everything(self) -> dict[str, Ticket]:
+        """After the world was replaced as a whole: count afresh which bridge uses what, and say all of it."""
+        world = self._present.world
+        self._uses = {bridge: Counter() for bridge in world.site.bridges}
+        for attempt in world.attempts.values():
+            for bridge in compiler.bridges_of(world, attempt):
+                self._uses[bridge][attempt.outcome] += 1
+        return self.say(world.site.bridges)
+
+    def insist(self) -> None:
+        """Nobody waits for standing flows; what a switch refused of them is said again, as a whole."""
+        for bridge, tickets in list(self._standing.items()):
+            results = [(ticket, ticket.result()) for ticket in tickets]
+            refused = [result for _, result in results if result is not None and result.outcome is Settled.REFUSED]
+            if refused:
+                LOG.error("bridge=%s refused its standing flows (%s); they are sent again", bridge, refused[0].reason)
+                self.say([bridge])
+            else:
+                self._standing[bridge] = [ticket for ticket, result in results if result is None]
