@@ -150,7 +150,7 @@ class Controller:
         return self._requests.advance(id, phase)
 
     def delete(self, id: str) -> Deleted:
-        """End an attempt; returns when every reachable bridge has confirmed. Raises Refused.
+        """End an attempt; returns when every reachable bridge that its start waited for has confirmed. Raises Refused.
 
         Again while a bridge is pending: says which; once all have confirmed, there is no such attempt.
         """

@@ -3,6 +3,9 @@
     leave ──▶ flows away ──▶ tickets ──▶ all confirmed: row away, address free
                                 └──────▶ else: the row says which bridges are waited for
 
+An end is answered when the bridges that had to know before the start have confirmed. Bridges that only slice mates are
+on are hardly waited for: one that is silent must not hold up the ends of other nodes' jobs.
+
 Invariant: address, MAC, port and zone of an ended attempt are given to nobody while a bridge may still know them.
 """
 
@@ -21,7 +24,7 @@ from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.refused import LastCounts
 from ryu_apps.life.telling import Telling
-from ryu_apps.life.times import STORE_PATIENCE, Times
+from ryu_apps.life.times import PEER_PATIENCE, STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
@@ -36,6 +39,8 @@ class Departure:
 
     row: AttemptRow
     tickets: dict[str, Ticket]
+    peers: frozenset[str] = frozenset()
+    """The bridges among them that only slice mates are on."""
     stored: tuple[str, ...] | None = None
     """What the stored row says it waits for; None: the row still says that the attempt lives."""
     unstored: bool = False
@@ -72,6 +77,8 @@ class Departures:
         self._turns = turns
         self._times = times
         self.known: dict[str, Departure] = {}
+        self._late: dict[str, Ticket] = {}
+        """The ticket with which a slice mates' bridge was last waited for in vain."""
         self.to_confirm: dict[str, float] = {}
         """Those that bridges of this controller owe to others, and until when that is looked at often."""
 
@@ -106,11 +113,11 @@ class Departures:
         row = self._present.lose(id)
         told = self._telling.shift(self._present.world.attempts[id], None)
         # Its peers' bridges would let its address pass: that is not given to another before they know.
-        self.known[id] = Departure(row, {**told.peers, **told.concerned})
+        self.known[id] = Departure(row, {**told.peers, **told.concerned}, frozenset(told.peers))
 
     def add(self, row: AttemptRow, tickets: dict[str, Ticket]) -> None:
         """One that ended before this controller heard of it. Claims of living attempts are theirs."""
-        self.known[row.id] = Departure(row, tickets, row.leaving)
+        self.known[row.id] = Departure(row, tickets, stored=row.leaving)
         for claim in claims(row.spec):
             self._present.claims.setdefault(claim, row.id)
 
@@ -195,12 +202,25 @@ class Departures:
         """Wait for bridges that can be reached. One that refuses is told everything anew."""
         for bridge in bridges:
             ticket = leaving.tickets[bridge]
-            result = ticket.wait(deadline) if self._telling.state(bridge).connected else ticket.result()
+            until = self._patience(bridge, deadline) if bridge in leaving.peers else deadline
+            result = ticket.wait(until) if self._telling.state(bridge).connected else ticket.result()
+            if bridge in leaving.peers and ticket.result() is None:
+                self._late.setdefault(bridge, ticket)
             refused = result is not None and result.outcome is Settled.REFUSED
             if result is not None and refused and not isinstance(ticket, Elsewhere):
                 LOG.error("attempt=%s bridge=%s refused to let it go (%s); saying all anew", id, bridge, result.reason)
                 with self._present.lock:
                     leaving.tickets.update(self._telling.say([bridge]))
+
+    def _patience(self, bridge: str, deadline: float) -> float:
+        """Until when the bridge of slice mates is waited for: not at all while it owes an answer from before."""
+        now = self._times.clock()
+        late = self._late.get(bridge)
+        if late is not None:
+            if late.result() is None:
+                return min(deadline, now)
+            del self._late[bridge]
+        return min(deadline, now + PEER_PATIENCE)
 
     def write_leaving(self, ids: Sequence[str]) -> None:
         """Bring the stored rows of leaving attempts in line with what has been confirmed; free what is gone."""

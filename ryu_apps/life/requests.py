@@ -198,7 +198,7 @@ class Requests:
             return self._statuses.of(new, dict.fromkeys(bridges, BridgeRealisation.REALISED))
 
     def end(self, id: str) -> Deleted:
-        """End an attempt; returns when every reachable bridge has confirmed. Raises Refused.
+        """End an attempt; returns when every reachable bridge that its start waited for has confirmed. Raises Refused.
 
         Again while a bridge is pending: says which; once all have confirmed, there is no such attempt.
         """

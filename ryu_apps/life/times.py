@@ -10,6 +10,8 @@ PORT_PATIENCE = 2.0
 """Seconds that a port which the agent has just plugged may take to show up at the controller."""
 STORE_PATIENCE = 2.0
 """Seconds that the row of an ended attempt may take to go; then `tick` tries again."""
+PEER_PATIENCE = 0.1
+"""Seconds that the end of an attempt waits for bridges which only its slice mates are on; then quarantine goes on."""
 STANDSTILL = 5.0
 """Seconds between two calls of `tick` beyond which the process has not run in between."""
 

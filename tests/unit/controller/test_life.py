@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from policies.model import Policy
 from policies.wire import AttemptSpec, BridgeRealisation, Heartbeat, Phase, attempts_digest
+from ryu_apps.fabric import FakeFabric, FakeTicket, TicketResult
+from ryu_apps.life.times import PEER_PATIENCE
 from ryu_apps.openflow.cookies import Feature, explain
+from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.pipeline import Table
 from ryu_apps.refusals import Refused, Slug
 from tests.effort import examples
-from tests.unit.controller.rig import BOOT, POLICY, Rig, aid, node_spec, spec
+from tests.unit.controller.rig import BOOT, POLICY, Clock, Rig, aid, node_spec, spec
 
 WORKER_FLOWS = 6
 GATE_FLOWS = 2
@@ -746,6 +749,55 @@ def test_a_bridge_of_slice_peers_is_not_waited_for_but_prolongs_the_quarantine(r
     rig.fabric.speak("br1")
     rig.controller.tick()
     rig.controller.register(aid(3, "wn2"), spec(2, "wn2"))
+    rig.check()
+
+
+class Waited(FakeFabric):
+    """Notes how long open tickets are waited for, by bridge."""
+
+    clock = Clock()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waits: list[tuple[str, float]] = []
+
+    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> FakeTicket:
+        ticket = super().change(bridge, add, remove)
+        if ticket.result() is None:
+            settled = ticket.wait
+
+            def wait(deadline: float) -> TicketResult:
+                if ticket.result() is None:
+                    self.waits.append((bridge, round(deadline - self.clock(), 3)))
+                return settled(deadline)
+
+            ticket.wait = wait  # type: ignore[method-assign]
+        return ticket
+
+
+def test_a_silent_bridge_does_not_delay_the_ends_of_slice_mates_elsewhere(
+    make_rig: Callable[[], Rig],
+) -> None:
+    plain = make_rig()
+    rig = Rig(plain.site, plain.policy, plain.load, make_fabric=Waited, deadline=10.0)
+    fabric = rig.fabric
+    assert isinstance(fabric, Waited)
+    for n in (2, 3):
+        rig.controller.register(*in_slice(n, "wn1"))
+        rig.controller.register(*in_slice(n, "wn2"))
+    rig.fabric.silence("br1")
+    deleted = rig.controller.delete(aid(2, "wn2"))
+    assert deleted.bridges == {"br2": BridgeRealisation.REALISED, "br1": BridgeRealisation.PENDING}
+    assert fabric.waits == [("br1", PEER_PATIENCE)]
+    assert rig.controller.delete(aid(3, "wn2")).bridges["br1"] is BridgeRealisation.PENDING
+    assert fabric.waits[1:] == [("br1", 0.0)], "it owes an answer already"
+    assert rig.store.attempts[aid(3, "wn2")].leaving == ("br1",)
+    # The control: a job's own bridge is waited for until the deadline.
+    rig.controller.delete(aid(2, "wn1"))
+    assert fabric.waits[2:] == [("br1", 10.0)]
+    rig.fabric.speak("br1")
+    rig.controller.tick()
+    assert set(rig.store.attempts) == {aid(3, "wn1")}
     rig.check()
 
 
