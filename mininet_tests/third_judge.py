@@ -17,7 +17,7 @@ from mininet_tests.site.dummy import DummySwitch
 from ryu_apps.openflow.fields import Frag, show
 from ryu_apps.openflow.pipeline import Table
 from ryu_apps.openflow.simulate import Special
-from tests.cases import FIRST_JOB_PORT, SERVERS, UPLINK, WORKERS, Case, Sent
+from tests.cases import FIRST_JOB_PORT, OTHER_WAN, SERVERS, UPLINK, WAN, WORKERS, Case, Sent
 from tests.judges import Bench, Hop, Step, disagreement, follow, frame
 
 LANES = 5
@@ -55,6 +55,7 @@ class ThirdJudge(AbstractContextManager["ThirdJudge"]):
             jobs = {f"n{n}lj{k}": FIRST_JOB_PORT + k for k in range(1, LANES + 1)}
             self._switch.add_bridge(f"wn{n}-br", {f"n{n}up0": UPLINK, **jobs})
         self._switch.add_bridge("gate-br", {"gup0": UPLINK, "wf0": WORKERS, "sf0": SERVERS})
+        self._switch.add_bridge("edge-br", {"eup0": UPLINK, "wan0": WAN, "wan1": OTHER_WAN})
         self._numbers = self._switch.port_numbers()
         self._control = ControlSocket(self._switch.control())
         return self

@@ -1,7 +1,9 @@
 """The bridges that a packet meets on its way, in order, and what it looks like at each. Pure geography.
 
-A worker bridge stands before its node's jobs, a gate before the servers of the services it guards; what is between is
-the site's own network. A packet between two jobs of one bridge meets that bridge once.
+A worker bridge stands before its node's jobs, a gate before the servers of the services it guards, a border before the
+rest of the world; what is between is the site's own network. A packet between two jobs of one bridge meets that bridge
+once. What is outside is not written anywhere: every address is taken for it that is not on the job network, not
+infrastructure and not a host of a gate's services.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, replace
 
+from policies.border import Direction, judge_at_border
 from policies.model import Address, Attempt, Bridge, Node, PortKind, Role, World
-from policies.semantics import Fragment, Judgement, Packet, Step, Transport
+from policies.semantics import Fragment, Judgement, Packet, Step, Transport, judge, judge_at_gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ def path(world: World, packet: Packet) -> tuple[Hop, ...]:
         own = packet if packet.sender is not None else replace(packet, sender=job.id, mac=job.mac)
         hops.append(Hop(job.bridge, Role.WORKER, None, own))
     elif packet.sender is None:
+        if _outside(world, packet.source) and not _outside(world, packet.destination):
+            hops += [Hop(b.name, Role.BORDER, PortKind.WAN, packet) for b in _borders(world)]
         hops += [Hop(g.name, Role.GATE, PortKind.SERVER_FACING, packet) for g in gates_of(world, packet.source)]
     outside = replace(packet, sender=None, mac=job.mac if job is not None else packet.mac)
     node = node_at(world, packet.destination)
@@ -45,7 +50,18 @@ def path(world: World, packet: Packet) -> tuple[Hop, ...]:
     passed = {hop.bridge for hop in hops}
     gates = [gate for gate in gates_of(world, packet.destination) if gate.name not in passed]
     hops += [Hop(gate.name, Role.GATE, side, outside) for gate in gates]
+    if _outside(world, packet.destination) and (job is not None or not _outside(world, packet.source)):
+        hops += [Hop(b.name, Role.BORDER, b.ports[b.lan or ""], outside) for b in _borders(world)]
     return tuple(hops)
+
+
+def judgement_at(world: World, hop: Hop) -> Judgement:
+    """What the bridge of a hop must do. Raises KeyError for an unknown sender."""
+    if hop.role is Role.WORKER or hop.entered is None:
+        return judge(world, hop.packet)
+    if hop.role is Role.BORDER:
+        return judge_at_border(world, hop.packet, Direction.of(hop.entered))
+    return judge_at_gate(world, world.site.bridges[hop.bridge], hop.packet, hop.entered)
 
 
 def answer_to(world: World, packet: Packet, judgement: Judgement) -> Packet:
@@ -92,3 +108,17 @@ def gates_of(world: World, address: Address) -> list[Bridge]:
         if Role.GATE in bridge.roles and any(address in services[n].hosts for n in bridge.guards if n in services)
     ]
     return sorted(found, key=lambda bridge: bridge.name)
+
+
+def _borders(world: World) -> list[Bridge]:
+    """The border, if there is one; of several nobody knows which a packet takes."""
+    found = [bridge for bridge in world.site.bridges.values() if Role.BORDER in bridge.roles]
+    return found if len(found) == 1 else []
+
+
+def _outside(world: World, address: Address) -> bool:
+    """Whether an address is taken for one beyond the border."""
+    site = world.site
+    inside = [site.network.ipv4, *site.infrastructure, *([site.network.ipv6] if site.network.ipv6 else [])]
+    one_host = not (address.is_multicast or address.is_link_local or address.is_loopback or address.is_unspecified)
+    return one_host and not any(address in net for net in inside) and not gates_of(world, address)

@@ -65,6 +65,8 @@ Jobs = Mapping[str, Known]
 def remarks(world: World, hop: Hop, judgement: Judgement, jobs: Jobs) -> list[Remark]:
     """What matters for a judgement at a bridge."""
     packet, policy = hop.packet, world.policy
+    if hop.role is Role.BORDER:
+        return []
     job = world.attempts[packet.sender] if packet.sender is not None else attempt_at(world, packet.destination)
     if hop.role is Role.GATE:
         job = attempt_at(world, packet.destination if hop.entered is PortKind.SERVER_FACING else packet.source)

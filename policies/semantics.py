@@ -80,6 +80,7 @@ class Step(enum.Enum):
     EXPOSED = "does the job serve this to the sender's network?"
     INGRESS = "is ingress allowed?"
     GATE = "does a gate let it pass?"
+    BORDER = "does a border let it pass?"
 
 
 OUTWARD = (Step.SEAL, Step.OWN, Step.UNICAST, Step.BETWEEN_JOBS, Step.SERVICE, Step.NODE, Step.EGRESS)
@@ -126,7 +127,7 @@ def judge_at_gate(world: World, bridge: Bridge, packet: Packet, entered: PortKin
         return _gate_verdict(world, found, peer, _holder(world, bridge, peer, None))
     if any(packet.source in world.policy.services[name].hosts for name in bridge.guards):
         return _drop(Step.OWN, Reason.SPOOFED, "a guarded server's address from a port that faces no servers")
-    if _in_job_range(world, packet.source) and entered is not PortKind.WORKER_FACING:
+    if in_job_range(world, packet.source) and entered is not PortKind.WORKER_FACING:
         return _drop(Step.OWN, Reason.SPOOFED, "a job's address from a port that faces no workers")
     found = _services_for(guarded, packet.destination, packet.transport, packet.destination_port, packet.fragment)
     if found is None:
@@ -163,11 +164,8 @@ def classified(world: World, packet: Packet) -> tuple[TrafficClass, Place] | Non
             continue
         if rule.service is not None:
             service = policy.services[rule.service]
-            speaks = packet.fragment is not Fragment.LATER and any(
-                (not service.hosts or host in service.hosts) and _has_port(service, packet.transport, port)
-                for host, port in ends
-            )
-            if not speaks:
+            speaks = any(speaks_for(service, host, packet.transport, port) for host, port in ends)
+            if packet.fragment is Fragment.LATER or not speaks:
                 continue
         return next(c for c in policy.classes if c.name == rule.traffic_class), rule.place
     return policy.classes[-1], policy.classes[-1].place
@@ -208,7 +206,7 @@ def _from_job(world: World, job: Attempt, packet: Packet) -> Judgement:
         return _drop(Step.OWN, Reason.SPOOFED, "a job is no DHCP server")
     if not _unicast(world, packet.destination):
         return _drop(Step.UNICAST, Reason.MULTICAST, "multicast, broadcast or no address of a host")
-    if _in_job_range(world, packet.destination):
+    if in_job_range(world, packet.destination):
         return _between_jobs(world, job, packet, packet.destination)
     protected = [s for s in policy.services.values() if s.protected]
     host = packet.destination
@@ -244,7 +242,7 @@ def _to_job(world: World, job: Attempt, packet: Packet) -> Judgement:
         return Judgement(Verdict.DROP, None, node.place, "from outside, with an address of this node's jobs", Step.OWN)
     if job.outcome.sealed:
         return Judgement(Verdict.DROP, None, None, "the job is sealed", Step.SEAL)
-    if _in_job_range(world, packet.source):
+    if in_job_range(world, packet.source):
         return _between_jobs(world, job, packet, packet.source)
     if packet.transport is Transport.TCP and (packet.ack or packet.fragment is Fragment.LATER):
         protected = [s for s in policy.services.values() if s.protected]
@@ -367,6 +365,11 @@ def _services_for(
     return None
 
 
+def speaks_for(service: Service, host: Address, transport: Transport, port: int) -> bool:
+    """Whether this end of a packet is of a service."""
+    return (not service.hosts or host in service.hosts) and _has_port(service, transport, port)
+
+
 def _has_port(service: Service, transport: Transport, port: int) -> bool:
     return _in_ports(service.ports, transport, port)
 
@@ -382,7 +385,8 @@ def _derived(prefix: ipaddress.IPv6Network) -> ipaddress.IPv6Network:
     return ipaddress.IPv6Network((int(prefix.network_address), 96))
 
 
-def _in_job_range(world: World, address: Address) -> bool:
+def in_job_range(world: World, address: Address) -> bool:
+    """Whether only jobs have such an address."""
     return _node_of(world, address) is not None
 
 

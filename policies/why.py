@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from policies.border import Direction, classified_at_border
 from policies.model import Decision, Place, PortKind, Role, TrafficClass, Verdict, World
-from policies.path import Hop, answer_to, path
+from policies.path import Hop, answer_to, judgement_at, path
 from policies.remarks import Jobs, Known, Remark, remarks
 from policies.semantics import (
     INWARD,
@@ -21,20 +22,20 @@ from policies.semantics import (
     Step,
     Transport,
     classified,
-    judge,
-    judge_at_gate,
 )
 
 __all__ = ["Explanation", "Journey", "Known", "Remark", "Stage", "journey", "why"]
 
 AT_GATE = (Step.OWN, Step.GATE)
+AT_BORDER = (Step.OWN, Step.BORDER)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """`passed`: questions that did not decide, in order; `judgement.step` decided. `remarks`: rules that nearly did.
 
-    `traffic_class`: of a packet that its job's bridge lets on, with the line that decided; None: there are no classes.
+    `traffic_class`: of a packet that its job's bridge or a border lets on, with the line that decided; None: there
+    are no classes.
     """
 
     judgement: Judgement
@@ -73,7 +74,10 @@ class Stage:
             PortKind.SERVER_FACING: "from the servers",
             PortKind.WAN: "from the WAN",
         }
-        told = f"{self.hop.role.value} bridge {self.hop.bridge}, {sides[self.hop.entered]}"
+        side = sides[self.hop.entered]
+        if self.hop.role is Role.BORDER:
+            side = f"if it {'comes in' if self.hop.entered is PortKind.WAN else 'leaves the site'} there"
+        told = f"{self.hop.role.value} bridge {self.hop.bridge}, {side}"
         return told if self.reached else f"{told} (not reached; if it were)"
 
 
@@ -144,16 +148,17 @@ def _journey(world: World, packet: Packet, jobs: Jobs) -> Journey:
 
 
 def _explain(world: World, hop: Hop, jobs: Jobs) -> Explanation:
-    order: tuple[Step, ...]
-    if hop.role is Role.GATE:
-        assert hop.entered is not None
-        judgement, order = judge_at_gate(world, world.site.bridges[hop.bridge], hop.packet, hop.entered), AT_GATE
-    else:
-        judgement, order = judge(world, hop.packet), OUTWARD if hop.packet.sender is not None else INWARD
+    judgement = judgement_at(world, hop)
+    order: tuple[Step, ...] = AT_GATE if hop.role is Role.GATE else AT_BORDER if hop.role is Role.BORDER else INWARD
+    if hop.role is Role.WORKER and hop.packet.sender is not None:
+        order = OUTWARD
     passed = order[: order.index(judgement.step)] if judgement.step in order else ()
     marked = None
-    if hop.entered is None and judgement.verdict is Verdict.ALLOW:
-        marked = classified(world, hop.packet)
+    if judgement.verdict is Verdict.ALLOW:
+        if hop.entered is None:
+            marked = classified(world, hop.packet)
+        elif hop.role is Role.BORDER:
+            marked = classified_at_border(world, hop.packet, Direction.of(hop.entered))
     return Explanation(judgement, passed, tuple(remarks(world, hop, judgement, jobs)), marked)
 
 

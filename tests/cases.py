@@ -26,14 +26,15 @@ from ruamel.yaml import YAML
 
 from policies.decide import Held, decide
 from policies.language import check_together, load_site, policy_from_text
-from policies.model import Address, Attempt, Outcome, Policy, Site, World
+from policies.model import Address, Attempt, Outcome, Policy, Role, Site, World
 from policies.semantics import Fragment, Transport
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
 
-UPLINK, WORKERS, SERVERS = 1, 2, 3
-"""Port numbers: the uplink (`up0`) of any bridge, a gate's worker-facing (`wf0`) and server-facing (`sf0`) ports."""
-NUMBERS = {"up0": UPLINK, "wf0": WORKERS, "sf0": SERVERS}
+UPLINK, WORKERS, SERVERS, WAN, OTHER_WAN = 1, 2, 3, 4, 5
+"""Port numbers: the uplink (`up0`) of any bridge, a gate's worker-facing (`wf0`) and server-facing (`sf0`) ports, and a
+border's WAN ports (`wan0`, `wan1`); a border's port to the site is `up0`."""
+NUMBERS = {"up0": UPLINK, "wf0": WORKERS, "sf0": SERVERS, "wan0": WAN, "wan1": OTHER_WAN}
 FIRST_JOB_PORT = 10
 """The job of lane n is at port `ljn`, number 10 + n, of its node's bridge; it has the n-th address of the node."""
 
@@ -208,7 +209,11 @@ def packet_words(world: World, sent: Sent) -> str:
         honest = sent.mac == sender.mac and sent.source in (sender.ipv4, sender.ipv6)
         who = f"{sender.id} sends {what}" + ("" if honest else f", forged ({sent.source}, {mac_text(sent.mac)}),")
     else:
-        side = {"up0": "outside", "wf0": "the workers' side", "sf0": "the servers' side"}.get(sent.port, sent.port)
+        names = {"up0": "outside", "wf0": "the workers' side", "sf0": "the servers' side"}
+        names |= {"wan0": "the WAN", "wan1": "the other WAN"}
+        if Role.BORDER in world.site.bridges[sent.bridge].roles:
+            names["up0"] = "the site"
+        side = names.get(sent.port, sent.port)
         who = f"from {side} of {sent.bridge} comes {what} from {_named(world, sent.source)}"
     ports = f", port {sent.source_port} to {sent.destination_port}" if sent.fragment is not Fragment.LATER else ""
     known = ", a reply by the connection table" if sent.tracked else ""

@@ -232,7 +232,8 @@ def _draw_classes(dice: Dice, services: Sequence[str]) -> list[str]:
     if not number:
         return []
     marks = dice.some(("ef", "af41", "0", "cs1", "63"), number, number)
-    classes = [f"  - {_rule(name=f'c{n}', dscp=mark)}" for n, mark in enumerate(marks)]
+    guarantee = f"{100 // number}%" if dice.chance(3) else None
+    classes = [f"  - {_rule(name=f'c{n}', dscp=mark, guarantee=guarantee)}" for n, mark in enumerate(marks)]
     rules = []
     for _ in range(1 + dice.upto(3)):
         group = dice.pick((None, *GROUPS))
@@ -243,8 +244,11 @@ def _draw_classes(dice: Dice, services: Sequence[str]) -> list[str]:
     return ["classes:", *classes, *_section("classify", rules)]
 
 
-def site_text(nodes: Sequence[str], guards: Sequence[str], six: bool) -> str:
-    """wn1 leaves it to its agent to say its addresses; wn2 declares them here. `six`: wn2 has IPv6."""
+def site_text(nodes: Sequence[str], guards: Sequence[str], six: bool, wans: int = 0) -> str:
+    """wn1 leaves it to its agent to say its addresses; wn2 declares them here. `six`: wn2 has IPv6.
+
+    `wans`: how many WAN ports the border has; 0: there is none.
+    """
     lines = [
         "site: judged",
         "network:",
@@ -262,6 +266,9 @@ def site_text(nodes: Sequence[str], guards: Sequence[str], six: bool) -> str:
         lines.append(f"  {node}-br: {{datapath-id: '{n}', roles: [worker], ports: {{uplink: [up0]}}}}")
     ports = "{uplink: [up0], worker-facing: [wf0], server-facing: [sf0]}"
     lines.append(f"  gate-br: {{datapath-id: '99', roles: [gate], ports: {ports}, guards: {_listed(guards)}}}")
+    if wans:
+        wan = ", ".join(f"{{name: wan{n}, rate: 100 Mbit/s}}" for n in range(wans))
+        lines.append(f"  edge-br: {{datapath-id: '77', roles: [border], ports: {{uplink: [up0], wan: [{wan}]}}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -288,7 +295,7 @@ def draw_world(dice: Dice) -> Case:
     nodes = ("wn1", "wn2") if dice.chance(2) else ("wn1",)
     policy, protected = draw_policy(dice, nodes)
     guards = [name for name in protected if not dice.chance(4)]
-    site = site_text(nodes, guards, not dice.chance(4))
+    site = site_text(nodes, guards, not dice.chance(4), dice.pick((1, 1, 1, 2, 0)))
     said = {
         "wn1": tuple(map(ipaddress.ip_address, ("10.20.1.1", *dice.some((*HOSTS4[:2], *HOSTS6[:2]), 0, 1)))),
         "wn2": tuple(map(ipaddress.ip_address, ("10.20.2.1", "2001:db8:20:2::ffff:0:1"))),
@@ -329,6 +336,7 @@ class Table:
     def __init__(self, world: World) -> None:
         self.jobs = tuple(world.attempts.values())
         self.bridges = tuple(world.site.bridges)
+        self.wans = max((len(bridge.wan) for bridge in world.site.bridges.values()), default=0)
         self.anybody: dict[int, list[Address]] = {4: [], 6: []}
         for text in (*HOSTS4, *HOSTS6, *OTHERS4, *OTHERS6):
             address = ipaddress.ip_address(text)
@@ -371,8 +379,10 @@ def _near(dice: Dice, block: PortRange) -> tuple[Transport, int]:
 
 
 def draw_packet(dice: Dice, table: Table) -> Sent:
-    """A packet from a job, to a job, or between others past the gate; mostly honest."""
+    """A packet from a job, to a job, over the border, or between others past the gate; mostly honest."""
     kind = dice.upto(5) if table.jobs else 5
+    if "edge-br" in table.bridges and dice.chance(6):
+        return _over_border(dice, table)
     if kind <= 2:
         return _from_job(dice, table)
     return _to_job(dice, table) if kind <= 3 else _past_gate(dice, table)
@@ -465,6 +475,25 @@ def _to_job(dice: Dice, table: Table) -> Sent:
         transport, near = _near(dice, dice.pick(table.exposed))
         port = 40000
     return _flags(dice, Sent(job.bridge, "up0", transport, theirs, port, mine, near, ROUTER_MAC))
+
+
+def _over_border(dice: Dice, table: Table) -> Sent:
+    """Between anybody at this end, mostly a job or a host of a service, and anybody outside."""
+    version = 6 if dice.chance(3) else 4
+    here: Address = dice.pick(table.anybody[version])
+    near = dice.pick((40000, 40000, 8000))
+    if table.jobs and not dice.chance(3):
+        job = dice.pick(table.jobs)
+        here = job.ipv6 if version == 6 and job.ipv6 is not None else job.ipv4
+    theirs, transport, port, _ = _far(dice, table.anybody, table.offers, here.version)
+    if dice.chance(3) and table.offers[here.version]:
+        _, block = dice.pick(table.offers[here.version])
+        transport, near = _near(dice, block)  # this end speaks from a port of a service
+        port = 40000
+    side = dice.pick(("up0", "up0", "wan0", "wan1" if table.wans > 1 else "wan0"))
+    if side == "up0":
+        return _flags(dice, Sent("edge-br", side, transport, here, near, theirs, port, ROUTER_MAC))
+    return _flags(dice, Sent("edge-br", side, transport, theirs, port, here, near, ROUTER_MAC))
 
 
 def _past_gate(dice: Dice, table: Table) -> Sent:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from policies.border import Direction, class_at_border, judge_at_border
 from policies.language import PolicyError
 from policies.model import Address, Node, PortKind, Reason, Role, Verdict, World
 from policies.semantics import Fragment, Judgement, Packet, Transport, class_of, judge, judge_at_gate
@@ -26,7 +27,7 @@ from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.pipeline import Priority, Table
 from ryu_apps.openflow.simulate import SimulatedSwitch, Special
 from ryu_apps.openflow.text import flow_text
-from tests.cases import SERVERS, UPLINK, WORKERS, Case, Sent, case_text, packet_words, smaller, world_of
+from tests.cases import SERVERS, UPLINK, WAN, WORKERS, Case, Sent, case_text, packet_words, smaller, world_of
 from tests.drawn import ROUTER_MAC, cases
 from tests.seed import SEED
 
@@ -85,15 +86,27 @@ class Disagreement(AssertionError):
 
 def verdict(world: World, hop: Hop) -> Judgement:
     bridge = world.site.bridges[hop.bridge]
+    if Role.BORDER in bridge.roles:
+        return judge_at_border(world, hop.packet, direction(hop))
     if Role.GATE in bridge.roles:
         kinds = {UPLINK: PortKind.UPLINK, WORKERS: PortKind.WORKER_FACING, SERVERS: PortKind.SERVER_FACING}
         return judge_at_gate(world, bridge, hop.packet, kinds[hop.in_port])
     return judge(world, hop.packet)
 
 
+def direction(hop: Hop) -> Direction:
+    """Which way a packet crosses a border."""
+    return Direction.OUTWARD if hop.in_port == UPLINK else Direction.INWARD
+
+
 def meant(world: World, hop: Hop) -> Finding:
     """The verdict of `semantics`, and plain geography."""
     judgement = verdict(world, hop)
+    if Role.BORDER in world.site.bridges[hop.bridge].roles:
+        if judgement.verdict is Verdict.DROP:
+            return Finding(frozenset(), None, None)
+        found = class_at_border(world, hop.packet, direction(hop))
+        return Finding(_border_outputs(world, hop), None, hop.dscp if found is None else found.dscp)
     if Role.GATE in world.site.bridges[hop.bridge].roles:
         outputs = _gate_outputs(world, hop) if judgement.verdict is Verdict.ALLOW else frozenset()
         return Finding(outputs, None, hop.dscp if outputs else None)
@@ -128,6 +141,13 @@ def _worker_outputs(world: World, hop: Hop, judgement: Judgement) -> Outputs:
     if holds(node, hop.packet.destination):
         return frozenset()  # an address of this node's jobs that no job has
     return frozenset({UPLINK})
+
+
+def _border_outputs(world: World, hop: Hop) -> Outputs:
+    """The other side; with several WAN ports the bridge learns who is where."""
+    if len(world.site.bridges[hop.bridge].wan) > 1:
+        return frozenset({Special.NORMAL})
+    return frozenset({WAN if hop.in_port == UPLINK else UPLINK})
 
 
 def _gate_outputs(world: World, hop: Hop) -> Outputs:
@@ -183,9 +203,9 @@ class Bench:
         self._known = ct_state(hop.packet)
         result = self._switches[hop.bridge].send(frame(hop))
         dscp = result.left["ip_dscp"] if result.outputs else None
-        # A gate does not count by reason.
-        gate = Role.GATE in self.world.site.bridges[hop.bridge].roles
-        finding = Finding(result.outputs, None if gate else counted(result.trail), dscp)
+        # Only worker bridges count by reason.
+        worker = Role.WORKER in self.world.site.bridges[hop.bridge].roles
+        finding = Finding(result.outputs, counted(result.trail) if worker else None, dscp)
         return finding, result.trail, result.committed
 
 
@@ -273,19 +293,25 @@ def next_hop(world: World, hop: Hop, found: Finding) -> Hop | None:
     assert found.dscp is not None
     packet = replace(hop.packet, sender=None)
     node = node_of(world, packet.destination)
-    at_gate = Role.GATE in world.site.bridges[hop.bridge].roles
-    if at_gate and not found.outputs & {WORKERS, Special.NORMAL}:
-        return None
-    if not at_gate and UPLINK not in found.outputs:
+    roles = world.site.bridges[hop.bridge].roles
+    if Role.GATE in roles:
+        leaves = bool(found.outputs & {WORKERS, UPLINK, Special.NORMAL})
+    else:
+        leaves = bool(found.outputs & {UPLINK, Special.NORMAL})
+    if not leaves:
         return None
     if node is not None:
         return Hop(node.bridge, UPLINK, packet, found.dscp) if node.bridge != hop.bridge else None
-    if at_gate:
+    if Role.GATE not in roles:
+        for bridge in world.site.bridges.values():
+            if any(packet.destination in world.policy.services[name].hosts for name in bridge.guards):
+                # Whoever comes over the border comes to a gate by its uplink.
+                side = UPLINK if Role.BORDER in roles else WORKERS
+                return Hop(bridge.name, side, packet, found.dscp)
+    if Role.BORDER in roles or packet.destination in world.site.network.ipv4 or hop.in_port == UPLINK:
         return None
-    for bridge in world.site.bridges.values():
-        if any(packet.destination in world.policy.services[name].hosts for name in bridge.guards):
-            return Hop(bridge.name, WORKERS, packet, found.dscp)
-    return None
+    border = next((b.name for b in world.site.bridges.values() if Role.BORDER in b.roles), None)
+    return None if border is None else Hop(border, UPLINK, packet, found.dscp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +366,7 @@ def answers_pass(case: Case, bench: Bench, sent: Sent, step: Step) -> None:
     world, packet = bench.world, step.hop.packet
     bridge = world.site.bridges[step.hop.bridge]
     plain = packet.fragment is Fragment.WHOLE and not packet.tracked and packet.transport is not Transport.OTHER
-    if not step.finding.outputs or not plain or Role.GATE in bridge.roles or node_of(world, _far(packet)):
+    if not step.finding.outputs or not plain or Role.WORKER not in bridge.roles or node_of(world, _far(packet)):
         return
     job = packet.sender or receiver(world, packet.destination)
     assert job is not None

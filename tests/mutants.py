@@ -14,7 +14,8 @@ from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.compiler import desired_flows
 from ryu_apps.openflow.fields import EtherType
 from ryu_apps.openflow.flows import Action, ConnTrack, Flow, FlowKey, Goto, SetField, match
-from ryu_apps.openflow.pipeline import Table
+from ryu_apps.openflow.pipeline import Priority, Table
+from tests.cases import OTHER_WAN, WAN
 
 Spoil = Callable[[Flow], Flow | None]
 Compile = Callable[[World, str], dict[FlowKey, Flow]]
@@ -84,6 +85,16 @@ def _wrong_reason(flow: Flow) -> Flow:
     return replace(flow, actions=tuple(wrong if a == right else a for a in flow.actions))
 
 
+def _inward_unmarked(flow: Flow) -> Flow:
+    if flow.table != Table.BORDER_MARK or not any(isinstance(a, SetField) for a in flow.actions):
+        return flow
+    return replace(flow, match=match(*flow.match, r.ORIGIN.equals(r.Origin.JOB)))
+
+
+def _from_wan(flow: Flow) -> bool:
+    return any(m.field == "in_port" and m.value in (WAN, OTHER_WAN) for m in flow.match)
+
+
 def _is_six(flow: Flow) -> bool:
     return any(m.field == "dl_type" and m.value == EtherType.IPV6 for m in flow.match)
 
@@ -118,5 +129,19 @@ MUTANTS: dict[str, Compile] = {
     "a gate lets no answer back": _missing(Table.GATE_RETURN_GRANT, lambda f: _asks(f, r.IDENTITY.field)),
     "a gate takes any packet for one of the services of its host": _unmatched(
         Table.GATE_SERVICE_PORT, "tcp_dst", "udp_dst"
+    ),
+    "a border lets a job's address in": _missing(
+        Table.CLASSIFY, lambda f: f.priority == Priority.OUTSIDE_FORGED and _from_wan(f)
+    ),
+    "a border does not know jobs": _missing(Table.BORDER_JOB, lambda f: f.priority == Priority.OBJECT),
+    "a border looks at both ends of a job's packet": _missing(
+        Table.BORDER_SENDER, lambda f: f.priority == Priority.OWN_END
+    ),
+    "a border looks for services at the receiver only": _missing(
+        Table.BORDER_CLASS, lambda f: _asks(f, r.SENDER_HOST_KINDS.field)
+    ),
+    "a border marks what leaves the site only": _spoilt(_inward_unmarked),
+    "a border takes later fragments for what they do not show": _missing(
+        Table.BORDER_RECEIVER_PORT, lambda f: _asks(f, "nw_frag")
     ),
 }

@@ -1,13 +1,14 @@
 """From a world to the flows of its bridges. Pure; `desired_flows` is the specification, the parts are its increments.
 
 The parts: `guard`, `between`, `services`, `replies`, `marking` and `worker` make the standing flows of a worker bridge,
-`gate` those of a gate, `parts` those of attempts, identities and memberships, `counters` reads them again.
+`gate` those of a gate, `border` those of a border, `parts` those of attempts, identities and memberships, `counters`
+reads them again.
 """
 
 from __future__ import annotations
 
 from policies.model import Attempt, Outcome, PortKind, Role, World
-from ryu_apps.openflow import gate, worker
+from ryu_apps.openflow import border, gate, worker
 from ryu_apps.openflow.counters import read_counters
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.lanes import MAC_PREFIX, lane_addresses, port_numbers
@@ -81,4 +82,6 @@ def base_flows(world: World, bridge: str) -> list[Flow]:
         return worker.base_flows(world, spec, uplinks[0])
     if Role.GATE in spec.roles:
         return gate.base_flows(world, spec)
+    if Role.BORDER in spec.roles:
+        return border.base_flows(world, spec)
     return []

@@ -1,4 +1,4 @@
-"""Worker bridges, classes of traffic: KIND, KIND_PORT, CLASS, MARK, for what a job sends.
+"""Classes of traffic: on worker bridges KIND, KIND_PORT, CLASS, MARK, for what a job sends; borders stage it likewise.
 
 The far host loads one bit for each classified service that has it, the far port one for each service that has it; a
 packet is for the n-th service where bit n is set in both. So hosts and ports never multiply, however services overlap.
@@ -7,8 +7,9 @@ packet is for the n-th service where bit n is set in both. So hosts and ports ne
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from policies.model import Address, Policy, Service, World
+from policies.model import Address, Outcome, Policy, Service, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import ethertype
@@ -25,20 +26,47 @@ def first_table(policy: Policy) -> Table:
     return Table.KIND if policy.classified_services else Table.CLASS
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where the services of one end of a packet (`side`: `src` or `dst`) are looked up, and what comes after."""
+
+    side: str
+    by_host: Table
+    by_port: Table
+    hosts: r.Register
+    ports: r.Register
+    following: Table
+
+
+_FAR_END = Stage("dst", Table.KIND, Table.KIND_PORT, r.HOST_KINDS, r.PORT_KINDS, Table.CLASS)
+
+
 def flows(world: World) -> list[Flow]:
     policy = world.policy
     if not policy.classes:
         return []
-    services = [policy.services[name] for name in policy.classified_services]
-    kinds = [*_hosts(world, services), *_ports(services)] if services else []
-    return [*kinds, *_rules(policy), *_marks(policy)]
+    kinds = kind_flows(world, _FAR_END) if policy.classified_services else []
+    return [*kinds, *_rules(policy), *mark_flows(policy, Table.MARK, Table.OUT)]
+
+
+def kind_flows(world: World, stage: Stage) -> list[Flow]:
+    """Of which classified services one end of a packet is: bits of its host, and bits of its port."""
+    services = [world.policy.services[name] for name in world.policy.classified_services]
+    return [*_hosts(world, services, stage), *_ports(services, stage)]
+
+
+def groups_of(world: World, outcome: Outcome) -> int:
+    """A job's memberships among `Policy.marking_groups`, as bits."""
+    if not outcome.groups:
+        return 0
+    return _bits(bit for bit, name in enumerate(world.policy.marking_groups) if name in outcome.groups)
 
 
 def _bits(of: Iterable[int]) -> int:
     return sum(1 << bit for bit in of)
 
 
-def _hosts(world: World, services: list[Service]) -> list[Flow]:
+def _hosts(world: World, services: list[Service], stage: Stage) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.CLASSES)
     anywhere = [bit for bit, service in enumerate(services) if not service.hosts]
     of_host: dict[Address, list[int]] = {}
@@ -46,25 +74,28 @@ def _hosts(world: World, services: list[Service]) -> list[Flow]:
         for address in dict.fromkeys(service.hosts):
             of_host.setdefault(address, []).append(bit)
     found = []
+    on = Goto(stage.by_port)
     for address, bits in of_host.items():
         named = cookie(Feature.SERVICE, world.service_numbers[services[bits[0]].name])
-        load = (r.HOST_KINDS.load(_bits([*bits, *anywhere])), Goto(Table.KIND_PORT))
-        found.append(entry(Table.KIND, Priority.OBJECT, host(address, "dst"), load, named if len(bits) == 1 else own))
-    otherwise = (r.HOST_KINDS.load(_bits(anywhere)), Goto(Table.KIND_PORT))
-    found.append(entry(Table.KIND, Priority.OTHERWISE, (), otherwise, own))
+        load = (stage.hosts.load(_bits([*bits, *anywhere])), on)
+        whose = named if len(bits) == 1 else own
+        found.append(entry(stage.by_host, Priority.OBJECT, host(address, stage.side), load, whose))
+    otherwise = (stage.hosts.load(_bits(anywhere)), on)
+    found.append(entry(stage.by_host, Priority.OTHERWISE, (), otherwise, own))
     return found
 
 
-def _ports(services: list[Service]) -> list[Flow]:
+def _ports(services: list[Service], stage: Stage) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.CLASSES)
-    none = (r.PORT_KINDS.load(0), Goto(Table.CLASS))
-    found = [entry(Table.KIND_PORT, Priority.OTHERWISE, (), none, own)]
+    on = Goto(stage.following)
+    none = (stage.ports.load(0), on)
+    found = [entry(stage.by_port, Priority.OTHERWISE, (), none, own)]
     for version in FAMILIES:
-        found.append(entry(Table.KIND_PORT, Priority.FRAGMENT, later_fragment(version), none, own))
+        found.append(entry(stage.by_port, Priority.FRAGMENT, later_fragment(version), none, own))
         for ports, bits in spans(services):
-            load = (r.PORT_KINDS.load(_bits(bits)), Goto(Table.CLASS))
-            for block in port_blocks(ports, "dst", version):
-                found.append(entry(Table.KIND_PORT, Priority.OBJECT, block, load, own))
+            load = (stage.ports.load(_bits(bits)), on)
+            for block in port_blocks(ports, stage.side, version):
+                found.append(entry(stage.by_port, Priority.OBJECT, block, load, own))
     return found
 
 
@@ -87,13 +118,14 @@ def _rules(policy: Policy) -> list[Flow]:
     return found
 
 
-def _marks(policy: Policy) -> list[Flow]:
+def mark_flows(policy: Policy, table: Table, following: Table) -> list[Flow]:
+    """Each class's code point, whatever the sender wrote there."""
     own = cookie(Feature.PIPELINE, Fixed.CLASSES)
-    out = Goto(Table.OUT)
-    # ARP between jobs comes this way, too, and has no DSCP.
-    found = [entry(Table.MARK, Priority.OTHERWISE, (), (out,), own)]
+    out = Goto(following)
+    # What is not IP has no DSCP: ARP between jobs, whatever passes a border.
+    found = [entry(table, Priority.OTHERWISE, (), (out,), own)]
     for rank, one in enumerate(policy.classes, 1):
         for family in FAMILIES.values():
             mark = (SetField("ip_dscp", one.dscp, 0, 6), out)
-            found.append(entry(Table.MARK, Priority.OBJECT, (r.CLASS.equals(rank), ethertype(family)), mark, own))
+            found.append(entry(table, Priority.OBJECT, (r.CLASS.equals(rank), ethertype(family)), mark, own))
     return found

@@ -1,7 +1,7 @@
 """What one attempt, one identity and one membership of a slice add to a bridge.
 
-Whatever the policy's size and however many other jobs there are, an attempt costs six flows on its worker bridge and
-two on a gate:
+Whatever the policy's size and however many other jobs there are, an attempt costs six flows on its worker bridge, two
+on a gate, and one on a border (`border`) or none:
 
     SPOOF_GUARD   its own frames go on            SPOOF_GUARD   everything else from its port is dropped, and counted
     DENIED        refusals for lack of a grant    DENIED        its other refusals
@@ -16,33 +16,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policies.model import Attempt, Bridge, Outcome, Reason, Role, World
+from ryu_apps.openflow import border
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import exact
 from ryu_apps.openflow.flows import Action, Flow, Goto, Output
 from ryu_apps.openflow.hosts import host_classes
+from ryu_apps.openflow.marking import groups_of
 from ryu_apps.openflow.phrases import deny
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
 
 def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
-    """The bridges that must know an attempt before it starts: its worker bridge, gates of services it is granted.
+    """The bridges that must know an attempt before it starts: its worker bridge, gates of services it is granted, and
+    borders if its traffic can be of another class than that of a job they do not know.
 
     A grant in audit mode counts: the gate must know whom to let on.
     """
-    gates = [
+    outcome = attempt.outcome
+    if outcome.sealed:
+        return (attempt.bridge,)
+    others = [
         b.name
         for b in world.site.bridges.values()
-        if Role.GATE in b.roles and not attempt.outcome.sealed and attempt.outcome.known_services.intersection(b.guards)
+        if (Role.GATE in b.roles and outcome.known_services.intersection(b.guards))
+        or (Role.BORDER in b.roles and border.knows(world.policy, outcome))
     ]
-    return (attempt.bridge, *sorted(gates))
-
-
-def groups_of(world: World, outcome: Outcome) -> int:
-    """A job's memberships among `Policy.marking_groups`, as bits."""
-    if not outcome.groups:
-        return 0
-    return sum(1 << bit for bit, name in enumerate(world.policy.marking_groups) if name in outcome.groups)
+    return (attempt.bridge, *sorted(others))
 
 
 def membership_flow(world: World, member: Attempt) -> Flow:
@@ -58,7 +58,7 @@ def membership_flow(world: World, member: Attempt) -> Flow:
 def identity_flows(world: World, bridge: str, outcome: Outcome) -> list[Flow]:
     """What an identity may reach, as this bridge enforces it."""
     spec = world.site.bridges[bridge]
-    if outcome.sealed:
+    if outcome.sealed or Role.BORDER in spec.roles:
         return []
     number = world.identities[outcome]
     own = cookie(Feature.IDENTITY, number)
@@ -99,7 +99,8 @@ def _known(world: World, spec: Bridge, outcome: Outcome) -> Iterator[tuple[int, 
 def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
     """An attempt's own flows on one of `bridges_of(world, attempt)`."""
     if bridge != attempt.bridge:
-        return _at_gate(world, attempt)
+        at_border = Role.BORDER in world.site.bridges[bridge].roles
+        return [border.attempt_flow(world, attempt)] if at_border else _at_gate(world, attempt)
     own = cookie(Feature.ATTEMPT, attempt.number)
     bits = int(attempt.ipv4)
     port = exact("in_port", attempt.ofport)

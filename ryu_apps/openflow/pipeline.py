@@ -16,6 +16,9 @@ Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → G
                → GATE_SERVICE_PAIR → GATE_GRANT → GATE_SERVERS
                from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RETURN_PAIR → GATE_RECEIVER
                → GATE_RETURN_GRANT → GATE_WORKERS
+Border role:   CLASSIFY → BORDER_END → BORDER_JOB → BORDER_SENDER → BORDER_SENDER_PORT → BORDER_RECEIVER
+               → BORDER_RECEIVER_PORT → BORDER_CLASS → BORDER_MARK → BORDER_OUT; of a job's packet only its far end is
+               looked at. Each of these tables always has a flow for what is left: no change of policy stops traffic.
 
 Hosts and ports of services are staged: the host loads a register, the port loads another, and a third table compares
 the two. So services of N hosts and M ports cost N + M flows, also where they share hosts or ports, and one flow for
@@ -73,6 +76,15 @@ class Table(enum.IntEnum):
     GATE_RETURN_GRANT = 40
     GATE_SERVERS = 41
     GATE_WORKERS = 42
+    BORDER_END = 50
+    BORDER_JOB = 51
+    BORDER_SENDER = 52
+    BORDER_SENDER_PORT = 53
+    BORDER_RECEIVER = 54
+    BORDER_RECEIVER_PORT = 55
+    BORDER_CLASS = 56
+    BORDER_MARK = 57
+    BORDER_OUT = 58
 
 
 class Priority:
@@ -82,6 +94,7 @@ class Priority:
     PREFIX = 500  # networks of which the smallest decides: plus the length of its prefix
     OUTSIDE_FORGED = 460  # frames from outside that carry an address of a job on this bridge
     OUTSIDE = 450  # frames from outside
+    OWN_END = 420  # at a border: the end of a packet that is a job's own
     REFUSE = 400  # frames that no job may send, whatever else holds
     PLUMBING = 300  # ARP and neighbour discovery
     FRAGMENT = 250  # fragments that carry no ports, and what claims too much
@@ -109,6 +122,7 @@ class Fixed(enum.IntEnum):
     CLASSES = 12
     AUDITED_AT_GATE = 13
     SHARED_PORTS = 14
+    BORDER = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,7 @@ PIPELINE: Mapping[Table, TableSpec] = {
     ),
     _T.CLASSIFY: TableSpec(
         "from a job or from outside, and which addresses the frame claims",
-        frozenset({_T.SPOOF_GUARD, _T.RECEIVER, _T.GATE_SOURCE, _T.GATE_RETURN}),
+        frozenset({_T.SPOOF_GUARD, _T.RECEIVER, _T.GATE_SOURCE, _T.GATE_RETURN, _T.BORDER_END}),
         "drop",
     ),
     _T.SPOOF_GUARD: TableSpec(
@@ -225,6 +239,29 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.GATE_RETURN_GRANT: TableSpec("answers pass where requests do", frozenset({_T.GATE_WORKERS}), "drop"),
     _T.GATE_SERVERS: TableSpec("to the servers", frozenset(), "drop"),
     _T.GATE_WORKERS: TableSpec("to the workers", frozenset(), "drop"),
+    _T.BORDER_END: TableSpec(
+        "whether the end at the site is a job's address; what is not IP, and what finds neighbours, needs no class",
+        frozenset({_T.BORDER_JOB, _T.BORDER_MARK, _T.BORDER_OUT}),
+        "drop",
+    ),
+    _T.BORDER_JOB: TableSpec(
+        "which job it is, if that can matter", frozenset({_T.BORDER_SENDER, _T.BORDER_RECEIVER}), "drop"
+    ),
+    _T.BORDER_SENDER: TableSpec(
+        "of which classified services the sender is", frozenset({_T.BORDER_SENDER_PORT, _T.BORDER_RECEIVER}), "drop"
+    ),
+    _T.BORDER_SENDER_PORT: TableSpec(
+        "of which classified services the port is that it speaks from", frozenset({_T.BORDER_RECEIVER}), "drop"
+    ),
+    _T.BORDER_RECEIVER: TableSpec(
+        "of which classified services the receiver is", frozenset({_T.BORDER_RECEIVER_PORT, _T.BORDER_CLASS}), "drop"
+    ),
+    _T.BORDER_RECEIVER_PORT: TableSpec(
+        "of which classified services the port is that it is spoken to", frozenset({_T.BORDER_CLASS}), "drop"
+    ),
+    _T.BORDER_CLASS: TableSpec("the first rule of `classify` that fits", frozenset({_T.BORDER_MARK}), "drop"),
+    _T.BORDER_MARK: TableSpec("write the class's DSCP, whatever stood there", frozenset({_T.BORDER_OUT}), "drop"),
+    _T.BORDER_OUT: TableSpec("to the other side", frozenset(), "drop"),
 }
 
 

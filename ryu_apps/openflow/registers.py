@@ -59,7 +59,7 @@ PORT_KINDS = Register("reg5", 0, 32)  # bit n: its port is one of that service
 SOURCES = Register("reg6", 0, 32)  # bit n: the sender is in a network of the n-th `expose` rule that names networks
 DESTINATION = Register("reg7", 0, 32)  # 32 bits of the address a frame is for: nw_dst, ipv6_dst, arp_tpa, nd_target
 ZONE = Register("reg8", 0, 16)  # conntrack zone of the attempt
-ORIGIN = Register("reg8", 16, 2)  # where the packet came from: an `Origin`
+ORIGIN = Register("reg8", 16, 2)  # where the packet came from: an `Origin`; at a border the site is JOB
 STATELESS = Register("reg8", 18, 1)  # 1: needs no connection tracking (TCP of a granted service)
 AUDIT = Register("reg8", 19, 1)  # 1: if it is refused, it is counted and let on
 CALLS = Register("reg8", 21, 1)  # at a gate, 1: TCP without ACK from a service's port, so no answer
@@ -71,6 +71,11 @@ HOSTS = Register("reg12", 0, 32)  # the host class of the far host (see `hosts`)
 PORTS = Register("reg15", 0, 32)  # the port class of the far port (see `hosts`)
 GROUPS = Register("reg13", 0, 32)  # bit n: the attempt is in the n-th of `Policy.marking_groups`
 PEER_GROUPS = Register("reg14", 0, 32)  # the same of the job at the far end, in a slice of exposed ports
+# A border has registers of its own; no packet passes a border and another role:
+END = Register("reg7", 0, 32)  # 32 bits of the address at this end (from the site its source), if it is among jobs'
+AT_JOB = Register("reg8", 22, 1)  # 1: the address at this end is among jobs'
+SENDER_HOST_KINDS = Register("reg12", 0, 32)  # as HOST_KINDS, of the sender; HOST_KINDS are those of the receiver
+SENDER_PORT_KINDS = Register("reg15", 0, 32)  # as PORT_KINDS, of the sender
 
 NOBODY = 0xFFFF_FFFF
 """In PEER: an address among jobs' that no job can have."""

@@ -12,7 +12,8 @@ import pytest
 
 from policies.model import Reason, World
 from policies.semantics import Fragment, Transport
-from tests.cases import Case, case_text, packet_text, packet_words, read_case, read_packet, world_of
+from ryu_apps.openflow.pipeline import Table
+from tests.cases import UPLINK, Case, case_text, packet_text, packet_words, read_case, read_packet, world_of
 from tests.judges import TALLY, Bench, Disagreement, batches, first_hop, follow, run, two_judges
 from tests.mutants import MUTANTS, Compile
 
@@ -51,6 +52,8 @@ def test_random_worlds_and_packets_are_of_all_kinds() -> None:
                 met.update({f"table {f.table}" for f in s.trail})
                 if s.finding.dscp not in (None, s.hop.dscp):
                     met.add("marked")
+                    if s.hop.bridge == "edge-br":
+                        met.add(("marked", "leaving" if s.hop.in_port == UPLINK else "coming in"))
                 if s.committed:
                     met.add("remembered")
 
@@ -60,6 +63,9 @@ def test_random_worlds_and_packets_are_of_all_kinds() -> None:
     audited = {Reason.BETWEEN_JOBS, Reason.NO_GRANT, Reason.EGRESS, Reason.INGRESS}
     wanted |= {(reason, "passed") for reason in audited}
     wanted |= {("wn", "ga"), ("wn", "wn"), ("ga", "wn"), ("wn",), ("ga",)}
+    wanted |= {("wn", "ed"), ("ga", "ed"), ("ed", "wn"), ("ed", "ga"), ("ed",)}
+    wanted |= {("marked", "leaving"), ("marked", "coming in")}
+    wanted |= {f"table {number}" for number in Table if number.name.startswith("BORDER")}
     assert wanted - met == set()
 
 

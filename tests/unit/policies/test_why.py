@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 
+from policies.border import Direction, judge_at_border
 from policies.decide import decide
 from policies.model import PortKind, Role, Verdict, World
 from policies.path import path
@@ -72,7 +73,7 @@ def test_the_golden_explanations_decide_at_every_step_and_in_both_directions() -
         stages += [*there.stages, *(back.stages if back else ())]
     decided = {stage.explanation.judgement.step for stage in stages}
     assert decided == set(Step)
-    assert {stage.hop.entered for stage in stages} == {None, *PortKind} - {PortKind.WAN}
+    assert {stage.hop.entered for stage in stages} == {None, *PortKind}
 
 
 def test_every_rule_that_is_named_is_a_line_of_the_policy() -> None:
@@ -100,7 +101,10 @@ def test_on_any_way_every_bridge_judges_and_its_flows_do_what_is_said(drawn: tup
             assert way.lines()
             for stage in way.stages:
                 hop, judgement = stage.hop, stage.explanation.judgement
-                if hop.role is Role.GATE:
+                if hop.role is Role.BORDER:
+                    assert hop.entered is not None
+                    assert judgement == judge_at_border(world, hop.packet, Direction.of(hop.entered))
+                elif hop.role is Role.GATE:
                     assert hop.entered is not None
                     assert judgement == judge_at_gate(world, world.site.bridges[hop.bridge], hop.packet, hop.entered)
                 else:
@@ -147,8 +151,17 @@ def test_the_bridges_of_a_way() -> None:
     assert hops(0) == [worker, gate]
     assert hops(10) == [worker, ("wn2-br", Role.WORKER, PortKind.UPLINK)]
     assert hops(12) == [worker], "two jobs of one bridge meet it once"
-    assert hops(22) == [worker], "nothing of ours is on the way to elsewhere"
-    assert hops(-1) == [("gate-br", Role.GATE, PortKind.UPLINK)]
+    border, inward = ("edge-br", Role.BORDER, PortKind.UPLINK), ("edge-br", Role.BORDER, PortKind.WAN)
+    assert hops(22) == [worker, border]
+    assert hops(21) == [worker], "infrastructure is not outside"
+    assert hops(25) == [inward, ("wn1-br", Role.WORKER, PortKind.UPLINK)]
+    assert hops(-1) == [inward, ("gate-br", Role.GATE, PortKind.UPLINK)]
+    without = {name: bridge for name, bridge in WORLD.site.bridges.items() if name != "edge-br"}
+    alone = replace(WORLD, site=replace(WORLD.site, bridges=without))
+    assert [h.bridge for h in path(alone, packet_of(WORLD, CASE.packets[22]))] == ["wn1-br"]
+    both = replace(WORLD.site, bridges={**WORLD.site.bridges, "other": WORLD.site.bridges["edge-br"]})
+    ways = path(replace(WORLD, site=both), packet_of(WORLD, CASE.packets[22]))
+    assert [h.bridge for h in ways] == ["wn1-br"], "of two borders nobody knows which it takes"
     server = replace(packet_of(WORLD, CASE.packets[0]), sender=None, source=CASE.packets[0].destination,
                      destination=CASE.packets[0].source)  # fmt: skip
     assert [h.entered for h in path(WORLD, server)] == [PortKind.SERVER_FACING, PortKind.UPLINK]
