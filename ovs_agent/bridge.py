@@ -14,9 +14,10 @@ import logging
 import os
 import re
 import select
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ovs_agent import command, netlink, plan
 from ovs_agent.errors import AgentError
@@ -39,38 +40,41 @@ class BridgeWish:
     mac: str | None
 
 
-async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
-    """Create the bridge or mend it. Idempotent; returns what was changed, in words."""
+def wrong_settings(row: Mapping[str, Any]) -> list[str]:
+    """What keeps a bridge closed and is not there, as the words that set it. `row` is what `Ovsdb.bridge` gives."""
+    other = row["other_config"] or {}
+    mend: list[str] = []
+    if row["fail_mode"] != "secure":
+        mend.append("fail_mode=secure")
+    if other.get("disable-in-band") != "true":
+        mend.append("other_config:disable-in-band=true")
+    # OpenFlow tells a controller neither setting; this line, which it does tell, says that they were made.
+    if other.get("dp-desc") != plan.PREPARED:
+        mend.append(f'other_config:dp-desc="{plan.PREPARED}"')
+    return mend
+
+
+async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = False) -> list[str]:
+    """Create the bridge or mend it. Idempotent; returns what was changed (`dry`: what would be), in words."""
     done: list[str] = []
+
+    async def change(words: Sequence[str], said: str) -> None:
+        if not dry:
+            await db.vsctl(words)
+        done.append(said)
+
     there = await db.bridge(wish.name)
     mac = wish.mac
     if mac is None and wish.uplinks:
         mac = await netlink.in_thread(functools.partial(netlink.device_mac, wish.uplinks[0]))
         if mac is None:
             raise AgentError("no such device; name one that exists with --uplink", wish.uplinks[0])
-    settings = ["fail_mode=secure", "other_config:disable-in-band=true", "protocols=OpenFlow13,OpenFlow14"]
-    # OpenFlow tells a controller neither setting; this line, which it does tell, says that they were made.
-    settings.append(f'other_config:dp-desc="{plan.PREPARED}"')
-    if wish.datapath_id:
-        settings.append(f"other_config:datapath-id={wish.datapath_id}")
-    if mac:
-        # Without this the bridge's MAC is the lowest of its ports' and changes under the host as job ports come and go.
-        settings.append(f'other_config:hwaddr="{mac}"')
     if there is None:
-        words = [
-            "add-br",
-            wish.name,
-            "--",
-            "set",
-            "Bridge",
-            wish.name,
-            f"datapath_type={wish.datapath_type}",
-            *settings,
-        ]
+        words = ["add-br", wish.name, "--", "set", "Bridge", wish.name, f"datapath_type={wish.datapath_type}"]
+        words += _mend({"fail_mode": None, "other_config": None, "protocols": None}, wish, mac)
         for device in wish.uplinks:
             words += ["--", "add-port", wish.name, device]
-        await db.vsctl(words)
-        done.append(f"created bridge {wish.name} ({wish.datapath_type}, fail_mode=secure)")
+        await change(words, f"created bridge {wish.name} ({wish.datapath_type}, fail_mode=secure)")
     else:
         if there["datapath_type"] != wish.datapath_type:
             raise AgentError(
@@ -78,40 +82,58 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish) -> list[str]:
                 "delete it first (ovs-vsctl del-br) or name the type it has",
                 f"bridge {wish.name}",
             )
-        other = there["other_config"] or {}
-        mend: list[str] = []
-        if there["fail_mode"] != "secure":
-            mend.append("fail_mode=secure")
-        if other.get("disable-in-band") != "true":
-            mend.append("other_config:disable-in-band=true")
-        if other.get("dp-desc") != plan.PREPARED:
-            mend.append(f'other_config:dp-desc="{plan.PREPARED}"')
-        if wish.datapath_id and other.get("datapath-id") != wish.datapath_id:
-            mend.append(f"other_config:datapath-id={wish.datapath_id}")
-        if mac and other.get("hwaddr") != mac:
-            mend.append(f'other_config:hwaddr="{mac}"')
-        protocols = there["protocols"]
-        if set(protocols if isinstance(protocols, list) else [protocols]) != {"OpenFlow13", "OpenFlow14"}:
-            mend.append("protocols=OpenFlow13,OpenFlow14")
-        if mend:
-            await db.vsctl(["set", "Bridge", wish.name, *mend])
-            done.append(f"set {' '.join(mend)}")
+        if mend := _mend(there, wish, mac):
+            await change(["set", "Bridge", wish.name, *mend], f"set {' '.join(mend)}")
         ports = set((await db.vsctl(["list-ports", wish.name])).split())
         for device in wish.uplinks:
             if device not in ports:
-                await db.vsctl(["--may-exist", "add-port", wish.name, device])
-                done.append(f"added port {device}")
+                await change(["--may-exist", "add-port", wish.name, device], f"added port {device}")
+    if there is None and dry:
+        return done
     if wish.controllers:
-        now = (await db.vsctl(["get-controller", wish.name])).split()
-        if sorted(now) != sorted(wish.controllers):
-            words = ["set-controller", wish.name, *wish.controllers]
-            await db.vsctl([*words, "--", "set", "Controller", wish.name, f"max_backoff={MAX_BACKOFF_MS}"])
-            done.append(f"set controller {' '.join(wish.controllers)}")
+        now = sorted(one.target for one in await db.controllers(wish.name))
+        if now != sorted(wish.controllers):
+            await change(_set_controllers(wish), f"set controller {' '.join(wish.controllers)}")
+    done += await hasten(db, wish.name, dry=dry)
     uplink = wish.uplinks[0] if wish.role == "worker" and wish.uplinks else None
-    changed = await assert_table0(db, rundir, wish.name, uplink)
+    changed = await assert_table0(db, rundir, wish.name, uplink, dry=dry)
     if changed:
-        done.append(f"wrote {changed} flows of table 0")
+        done.append(f"put {changed} flows into table 0")
     return done
+
+
+def _mend(there: Mapping[str, Any], wish: BridgeWish, mac: str | None) -> list[str]:
+    """Words for `set Bridge` that make of what is there what is wished."""
+    other = there["other_config"] or {}
+    mend = wrong_settings(there)
+    if wish.datapath_id and other.get("datapath-id") != wish.datapath_id:
+        mend.append(f"other_config:datapath-id={wish.datapath_id}")
+    # Without this the bridge's MAC is the lowest of its ports' and changes under the host as job ports come and go.
+    if mac and other.get("hwaddr") != mac:
+        mend.append(f'other_config:hwaddr="{mac}"')
+    protocols = there["protocols"]
+    if set(protocols if isinstance(protocols, list) else [protocols]) != {"OpenFlow13", "OpenFlow14"}:
+        mend.append("protocols=OpenFlow13,OpenFlow14")
+    return mend
+
+
+def _set_controllers(wish: BridgeWish) -> list[str]:
+    """One transaction: what the bridge connects to, and how soon it tries again. (`set-controller` cannot say the
+    second for more than one.)"""
+    words: list[str] = []
+    for number, target in enumerate(wish.controllers):
+        words += [f"--id=@c{number}", "create", "Controller", f'target="{target}"', f"max_backoff={MAX_BACKOFF_MS}"]
+        words.append("--")
+    names = ",".join(f"@c{number}" for number in range(len(wish.controllers)))
+    return [*words, "set", "Bridge", wish.name, f"controller={names}"]
+
+
+async def hasten(db: Ovsdb, bridge: str, *, dry: bool = False) -> list[str]:
+    """Give controllers that have no `max_backoff` one. (Open vSwitch would wait up to 8 s between two tries.)"""
+    slow = [one for one in await db.controllers(bridge) if one.max_backoff is None]
+    for one in [] if dry else slow:
+        await db.vsctl(["set", "Controller", one.uuid, f"max_backoff={MAX_BACKOFF_MS}"])
+    return [f"set max_backoff={MAX_BACKOFF_MS} of controller {one.target}" for one in slow]
 
 
 def _target(rundir: Path, bridge: str) -> str:
@@ -141,14 +163,17 @@ async def wanted_table0(db: Ovsdb, bridge: str, uplink: str | None) -> list[str]
     return plan.worker_table0(number, mac)
 
 
-async def assert_table0(db: Ovsdb, rundir: Path, bridge: str, uplink: str | None) -> int:
-    """Make table 0 what it should be; 0 flows are sent when it is already. Returns how many were sent."""
+async def assert_table0(db: Ovsdb, rundir: Path, bridge: str, uplink: str | None, *, dry: bool = False) -> int:
+    """Make table 0 what it should be; 0 flows are sent when it is already. Returns how many were (`dry`: would be)
+    sent."""
     wanted = await wanted_table0(db, bridge, uplink)
     have = await dump_table0(rundir, bridge)
     mark = f"cookie={plan.HOST_LANE_COOKIE:#x}"
     ours = sum(mark in flow for flow in have)
     if ours == len(wanted) and {_shape(f) for f in have if mark in f} == {_shape(f) for f in wanted}:
         return 0
+    if dry:
+        return len(wanted)
     # One bundle: the old lane goes and the new one comes in one step.
     text = f"delete {mark}/-1,table=0\n" + "".join(f"add {flow}\n" for flow in wanted)
     await _ofctl(["--bundle", "add-flows", _target(rundir, bridge), "-"], stdin=text)

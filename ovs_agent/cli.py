@@ -11,16 +11,17 @@ import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from ovs_agent import bridge, cleanup, config, ledger, nft
+from ovs_agent import bridge, bridge_keeper, cleanup, config, ledger, nft
 from ovs_agent.bridge import BridgeWish
 from ovs_agent.config import AgentConfig
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
 
+T = TypeVar("T")
 CONFIG = click.option(
     "--config",
     "config_file",
@@ -31,9 +32,9 @@ CONFIG = click.option(
 )
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
-        asyncio.run(work)
+        return asyncio.run(work)
     except AgentError as e:
         raise click.ClickException(str(e)) from None
 
@@ -116,6 +117,7 @@ def _is_controller(text: str) -> bool:
 @click.option("--mac", help="MAC of the bridge itself.  [default: that of the first uplink]")
 @click.option("--ovsdb", help="Address of the switch's database.  [default: unix:/run/openvswitch/db.sock]")
 @click.option("--rundir", type=click.Path(path_type=Path), help="Run directory of the switch.")
+@click.option("--check", is_flag=True, help="Change nothing; say what is not as it should be. Exit status 1 then.")
 def prepare_bridge(
     config_file: Path | None,
     role: str,
@@ -127,11 +129,14 @@ def prepare_bridge(
     mac: str | None,
     ovsdb: str | None,
     rundir: Path | None,
+    check: bool,
 ) -> None:
     """Create a bridge that is closed from its first moment, or mend one. Idempotent.
 
     fail_mode=secure, no in-band control, datapath id and MAC are set in the creating transaction; then table 0 is
     written: on a worker the host lane, on a gate one flow that hands everything to the controller's tables.
+
+    Later changes by others are put right by the agent on a worker, and by `keep-bridge` on a gate or a border.
     """
     _need_root()
     loaded = _load(config_file) if config_file else None
@@ -162,9 +167,44 @@ def prepare_bridge(
     kind = datapath_type or (loaded.bridge.datapath_type if loaded else None) or "system"
     wish = BridgeWish(name, role, kind, datapath_id, tuple(uplinks), tuple(controllers), mac.lower() if mac else None)
 
+    async def work() -> bool:
+        done = await bridge.prepare(Ovsdb(remote, place), place, wish, dry=check)
+        for line in done or ["as it should be" if check else "nothing to do"]:
+            click.echo(f"{name}: would have {line}" if check and done else f"{name}: {line}")
+        return bool(done)
+
+    if _run(work()) and check:
+        raise SystemExit(1)
+
+
+@main.command("keep-bridge")
+@click.option("--bridge", "name", required=True, help="Name of the bridge; prepare-bridge has made it.")
+@click.option("--ovsdb", default="unix:/run/openvswitch/db.sock", show_default=True, help="The switch's database.")
+@click.option(
+    "--rundir",
+    type=click.Path(path_type=Path),
+    default=Path("/run/openvswitch"),
+    show_default=True,
+    help="Run directory of the switch.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def keep_bridge(name: str, ovsdb: str, rundir: Path, log_level: str) -> None:
+    """Keep a gate's or a border's bridge as prepare-bridge made it, until SIGTERM. (On a worker the agent does that.)
+
+    fail_mode, in-band control and table 0 are put right within seconds when somebody else changes them, with a line
+    in the log; table 0 is written again when ovs-vswitchd comes back; the switch looks for its controller every second.
+    """
+    from ovs_agent.main import configure_logging  # slow imports: not for --help
+
+    _need_root()
+    configure_logging(log_level)
+
+    async def ready() -> None:
+        click.echo(f"lark-agent keeps bridge {name}")
+        sys.stdout.flush()
+
     async def work() -> None:
-        for line in await bridge.prepare(Ovsdb(remote, place), place, wish) or ["nothing to do"]:
-            click.echo(f"{name}: {line}")
+        await bridge_keeper.keep(Ovsdb(ovsdb, rundir), rundir, name, ready)
 
     _run(work())
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from ovs_agent import bridge, cleanup, fallback, ledger, netlink, nft, plan, trust
 from ovs_agent.attempts import OK, Attempts, Reply, hold
+from ovs_agent.bridge_keeper import BridgeKeeper
 from ovs_agent.config import AgentConfig, ConfigError, read_token
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import ControllerClient, Rejected
@@ -71,6 +72,9 @@ class Agent:
             self._standing,
         )
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
+        self._keeper = BridgeKeeper(
+            self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink, self._watch
+        )
         self._host_port = HostPortKeeper(
             config.bridge.name,
             self._boot_id,
@@ -141,6 +145,7 @@ class Agent:
             work = [
                 asyncio.create_task(self._pool.run()),
                 asyncio.create_task(self._watch.run(self._switch_is_there)),
+                asyncio.create_task(self._keeper.run()),
                 asyncio.create_task(self._host_port.run()),
                 asyncio.create_task(self._attempts.watch()),
                 asyncio.create_task(self._keep_registered()),

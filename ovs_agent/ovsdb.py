@@ -32,6 +32,16 @@ class Port:
     external_ids: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One OpenFlow controller of a bridge, as the switch shows it: a few seconds late."""
+
+    uuid: str
+    target: str
+    connected: bool
+    max_backoff: int | None
+
+
 def _decode(value: Any) -> Any:
     """A value of OVSDB's JSON: sets of at most one become the value or None, maps become dictionaries."""
     if isinstance(value, list) and len(value) == 2:
@@ -79,6 +89,15 @@ class Ovsdb:
             if row["name"] == name:
                 return row
         return None
+
+    async def controllers(self, bridge: str) -> list[Controller]:
+        mine = set((await self.vsctl(["get", "Bridge", bridge, "controller"])).strip().strip("[]").split(", "))
+        rows = await self.table("Controller", ["_uuid", "target", "is_connected", "max_backoff"])
+        return [
+            Controller(row["_uuid"], row["target"], row["is_connected"] is True, row["max_backoff"])
+            for row in rows
+            if row["_uuid"] in mine
+        ]
 
     async def add_lanes(self, bridge: str, lanes: Sequence[Lane]) -> dict[str, int]:
         """Plug lanes into the bridge in one transaction. Returns the OpenFlow number of each port that has one."""

@@ -57,11 +57,20 @@ def test_every_key_says_what_it_is(name: str) -> None:
     assert keys - told == set()
 
 
-@pytest.mark.parametrize("unit", ["lark-agent", "lark-controller"])
-def test_a_unit_starts_the_program_from_the_prefix_that_the_installation_replaces(unit: str) -> None:
+@pytest.mark.parametrize(
+    ("unit", "command"),
+    [
+        ("lark-agent", "lark-agent run --config /etc/lark/agent.yaml"),
+        ("lark-controller", "lark-controller run --config /etc/lark/controller.yaml"),
+        # %I would make a directory's separator of the dash in gate-br.
+        ("lark-bridge@", "lark-agent keep-bridge --bridge %i"),
+    ],
+)
+def test_a_unit_starts_the_program_from_the_prefix_that_the_installation_replaces(unit: str, command: str) -> None:
     text = (ROOT / "systemd" / f"{unit}.service").read_text()
     (start,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
-    assert start == f"/opt/lark/bin/{unit} run --config /etc/lark/{unit.removeprefix('lark-')}.yaml"
+    assert start == f"/opt/lark/bin/{command}"
+    assert unit in (ROOT / "Makefile").read_text()
     assert "\nRestart=always\n" in text
 
 

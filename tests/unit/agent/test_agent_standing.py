@@ -87,7 +87,8 @@ def test_another_controller_is_refused_before_the_bridge_is_touched(text: str, m
     monkeypatch.setattr(cli, "_need_root", lambda: None)
     calls: list[tuple[str, ...]] = []
 
-    async def prepare(_db: object, _rundir: Path, wish: cli.BridgeWish) -> list[str]:
+    async def prepare(_db: object, _rundir: Path, wish: cli.BridgeWish, *, dry: bool) -> list[str]:
+        assert not dry
         calls.append(wish.controllers)
         return []
 
