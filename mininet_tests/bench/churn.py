@@ -515,8 +515,8 @@ def table(result: Result) -> str:
         f"    end                      {_line(churn['exit'])}",
         f"    heartbeat                {_line(churn['beat'])}",
         f"    cores used: {', '.join(f'{name} {share:.2f}' for name, share in result.cpu.items())}",
-        f"    controller's memory: {mega['memory_first_10s']:.1f} MB in the first 10 s, {mega['memory_last_10s']:.1f} in "
-        "the last",
+        f"    controller's memory: {mega['memory_first_10s']:.1f} MB in its first 10 s, {mega['memory_last_10s']:.1f} "
+        "in its last",
         f"  controller's memory: {mega['memory_empty']:.0f} MB empty, {mega['memory_full']:.0f} MB full, "
         f"{result.memory_per_attempt / 1000:.2f} KB an attempt (aim 6)",
         f"  burst of 8 clients, {size.some} present: {result.steps['burst']['rate']:.0f} a second (aim 500); "

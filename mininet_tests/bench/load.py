@@ -1,8 +1,8 @@
 """Agents by the thousand in one process: registrations, ends and heartbeats at a given pace, and how long each took.
 
-Each node has a connection of its own, as its agent has, kept open, from an address of its own hundred. Requests are due at
-fixed moments whatever became of those before (*open loop*): time that a request waits because the controller is slow
-counts. A *closed* loop (`burst`, `serial`) asks for the next as soon as the last is answered.
+Each node has a connection of its own, as its agent has, kept open. Requests are due at fixed moments whatever became of
+those before (*open loop*): time that a request waits because the controller is slow counts. A *closed* loop (`burst`,
+`serial`) asks for the next as soon as the last is answered.
 
 Invariants: what counts as present was answered with 201 and its end not asked for; nothing is repeated: any answer but
 201 to a registration and 200 to an end is a failure.
@@ -108,10 +108,10 @@ class Node:
             return await self._wire.ask(head.encode() + data)
 
     def attempt(self, lane: int, ad: dict[str, object], serial: int) -> dict[str, Any]:
-        address = self.network.network_address + lane
+        address, number = self.network.network_address + lane, OFPORT_BASE + lane
         return {
             "node": self.name,
-            "port": {"bridge": self.bridge, "name": f"{self.port_prefix}{lane}", "ofport": OFPORT_BASE + lane},
+            "port": {"bridge": self.bridge, "name": f"{self.port_prefix}{number}", "ofport": number},
             "mac": mac_of(address),
             "ipv4": str(address),
             "zone": ZONE_BASE + lane,
@@ -325,6 +325,8 @@ async def _run(plan: dict[str, Any]) -> None:
             case "rest":
                 await asyncio.sleep(step["seconds"])
         _say(step["name"], began, load.done, population=len(load.present))
+        if step["do"] in ("nodes", "fill") and any(one.status != GOOD[one.kind] for one in load.done):
+            raise SystemExit(f"{step['name']}: what everything else stands on has failed")
     if beats is not None:
         beats.cancel()
     for node in nodes:
