@@ -83,8 +83,9 @@ class Nodes:
             self.elsewhere.pop(name, None)
             self.renew(name)
             if present.set_host_addresses(name, addresses):
-                # Not waited for: on each bridge these flows go before those of any job registered from now on.
-                self._telling.follow_base(site.bridges)
+                # They close addresses on the node's own bridge only. Not waited for: these flows go before those of any
+                # job registered from now on.
+                self._telling.follow_base([node.bridge])
         if old is not None and old.spec.boot_id != spec.boot_id:
             with present.lock:
                 lost = sorted(present.on_node[name].ids)
@@ -198,7 +199,7 @@ class Nodes:
             self.elsewhere[row.name] = row.controller
             self.leases.pop(row.name, None)
         if present.set_host_addresses(row.name, present.believed(row)):
-            self._telling.follow_base(present.world.site.bridges)
+            self._telling.follow_base([present.world.site.nodes[row.name].bridge])
 
     def peer_gone(self, controller: str) -> None:
         """Whose agents talked to a controller that has ended have a full lease to find another one; has the lock."""

@@ -6,6 +6,7 @@ A job's MAC is 02:6c plus its IPv4 address, and its IPv6 address is its node's p
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
 from policies.model import Bridge, Network, Node, PortKind, Site, World
 
@@ -46,6 +47,15 @@ def lane_ranges(node: Node) -> list[Network]:
         (int(six.network_address) | int(node.ipv4.network_address), six.prefixlen + node.ipv4.prefixlen)
     )
     return [node.ipv4, own]
+
+
+def joined(networks: Iterable[Network]) -> list[Network]:
+    """The same addresses in as few networks as can say them: nodes have neighbouring ranges, and a flow for each node
+    would make every bridge hold as many as the site has nodes."""
+    found = list(networks)
+    four = ipaddress.collapse_addresses(net for net in found if isinstance(net, ipaddress.IPv4Network))
+    six = ipaddress.collapse_addresses(net for net in found if isinstance(net, ipaddress.IPv6Network))
+    return [*four, *six]
 
 
 def node_of(world: World, bridge: str) -> Node:
