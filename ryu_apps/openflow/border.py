@@ -85,6 +85,10 @@ def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
         flows.append(
             entry(Table.CLASSIFY, Priority.OBJECT, (side,), (r.ORIGIN.load(r.Origin.OUTSIDE), on), own),
         )
+        # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
+        hidden = (side, *icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), exact("nd_target", 0))
+        never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+        flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, hidden, (), never))
         for node in world.site.nodes.values():
             forged = cookie(Feature.NODE, world.node_numbers[node.name])
             claims: list[tuple[FieldMatch, ...]] = [network("nw_src", "ipv6_src", net) for net in job_ranges(node)]

@@ -201,6 +201,7 @@ def test_neighbours_find_each_other_before_all_other_traffic_and_never_past_a_ro
     assert passed(UPLINK, arp(job.ipv4))[0] == {WAN}
     taken = solicitation("ff02::1", kind=136, target=str(job.ipv6))
     assert passed(WAN, taken)[0] == frozenset()
+    assert passed(WAN, solicitation("ff02::1", kind=136, target="::"))[0] == frozenset()
     assert passed(WAN, solicitation("ff02::1", kind=136))[0] == {UPLINK}
 
 
