@@ -113,7 +113,9 @@ def execute(
     )
 
 
-def access(map_file: str = DEFAULT_MAP, release_wait: int = 60, attributes: Sequence[str] = ()) -> str:
+def access(
+    map_file: str = DEFAULT_MAP, release_wait: int = 60, attributes: Sequence[str] = (), releases: int = 100
+) -> str:
     """Configuration of an access point. `attributes`: what owners may say besides; only of Lark… others are refused."""
     _check_names(attributes)
     own = [a for a in dict.fromkeys(attributes) if re.match("lark.", a, re.IGNORECASE)]
@@ -123,6 +125,7 @@ def access(map_file: str = DEFAULT_MAP, release_wait: int = 60, attributes: Sequ
         {
             "MAP": _path("--map", map_file),
             "WAIT": str(release_wait),
+            "RELEASES": str(releases),
             "OWN": "".join(f"{name[len('Lark') :]}$|" for name in own),
             "SAYS": ", ".join(f"My.{name}" for name in ("LarkNetwork", *own)) + " and My.LarkSlice",
         },
@@ -158,11 +161,14 @@ def execute_command(
 @main.command("access")
 @click.option("--map", "map_file", default=DEFAULT_MAP, show_default=True, help="Map file from users to LarkGroup.")
 @click.option("--release-wait", default=60, show_default=True, type=click.IntRange(1, 1800), help="First wait, s.")
+@click.option(
+    "--releases", default=100, show_default=True, type=click.IntRange(1, 10000), help="Holds of a job, at most."
+)
 @click.option("--attribute", "attributes", multiple=True, help="Further Lark… attribute that your policy declares.")
-def access_command(map_file: str, release_wait: int, attributes: tuple[str, ...]) -> None:
+def access_command(map_file: str, release_wait: int, releases: int, attributes: tuple[str, ...]) -> None:
     """The file for an access point (50-lark-access.config)."""
     try:
-        _print(access(map_file, release_wait, attributes))
+        _print(access(map_file, release_wait, attributes, releases))
     except RenderError as error:
         click.echo(f"render: {error}", err=True)
         sys.exit(1)

@@ -5,7 +5,8 @@
     agent_fakes.py controller HOME           the northbound API on 127.0.0.1:8080, behaving as HOME/behaviour says
     agent_fakes.py query FILE                answers the agent's questions to the startd from a file
     agent_fakes.py agent FILE -- ARGS…       the real agent's command line, with that query in place of the startd's,
-                                             and a disk that fails as `faults` beside FILE says
+                                             a disk that fails as `faults` beside FILE says, and a sudden death at
+                                             the step (`ovs_agent.steps`) that `die` beside FILE names
 
 The processes are real where trust is concerned: a startd and starters with their own executable files, real uids, real
 parents. Standard library only, but for `controller` and `agent`: the copied interpreter has no site packages.
@@ -156,8 +157,36 @@ def agent(file: str, arguments: list[str]) -> None:
 
     seam.QUERY = (sys.executable, HERE, "query", file)
     fail_ledger(Path(file).with_name("faults"))
+    die_at_a_step(Path(file).with_name("die"))
     sys.argv = ["lark-agent", *arguments]
     main()
+
+
+def die_at_a_step(order: Path) -> None:
+    """`die` (JSON) says `{"step": NAME, "nth": N}`: SIGKILL when NAME is reached for the Nth time from then on.
+
+    The file goes with the process, so that it is known that the step was reached.
+    """
+    from ovs_agent import steps
+
+    lock = threading.Lock()
+    seen: dict[str, int] = {}
+
+    def told(step: steps.Step) -> None:
+        with lock:
+            try:
+                text = order.read_text()
+            except FileNotFoundError:
+                return
+            wanted = json.loads(text)
+            if step.name != wanted["step"]:
+                return
+            seen[text] = seen.get(text, 0) + 1
+            if seen[text] >= wanted["nth"]:
+                order.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    steps.told = told
 
 
 def fail_ledger(faults: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mininet_tests.site.lark import ENVIRONMENT, python_command
+from mininet_tests.site.lark import ENVIRONMENT, REPOSITORY, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, wait_until
 from mininet_tests.site.openvswitch import OpenVSwitch
 
@@ -113,6 +113,8 @@ class Rig:
     slots: dict[str, Any] = field(default_factory=dict)
     sent: list[str] = field(default_factory=lambda: ["LarkGroup"])
     """STARTD_JOB_ATTRS."""
+    source: Path = REPOSITORY
+    """The checkout that the agent runs from."""
 
     @classmethod
     def build(cls) -> Rig:
@@ -193,14 +195,19 @@ class Rig:
         return self.machine.run(python_command("ovs_agent.cli", *argv), env=ENVIRONMENT)
 
     def start_agent(self) -> None:
+        self.launch_agent()
+        assert self.agent is not None
+        self.agent.wait_for_line("ready:", 20)
+        self.wait_for_pool()
+
+    def launch_agent(self) -> None:
+        """Start it, and wait for nothing."""
         argv = [*python_command("mininet_tests.agent_fakes", "agent", str(self.home / "slots"), "--"), "run"]
         log = self.home / "log" / "agent.log"
         if log.exists():
             log.rename(log.with_name(f"agent.{len(list(log.parent.glob('agent*')))}.log"))
         argv += ["--config", str(self.home / "agent.yaml")]
-        self.agent = self.machine.spawn("agent", argv, env=ENVIRONMENT)
-        self.agent.wait_for_line("ready:", 20)
-        self.wait_for_pool()
+        self.agent = self.machine.spawn("agent", argv, env=ENVIRONMENT | {"PYTHONPATH": str(self.source)})
 
     def wait_for_pool(self) -> None:
         ping = [f"{LIBEXEC}/lark-ping"]

@@ -32,6 +32,7 @@ from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import READ_TIMEOUT, ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
+from ovs_agent.drain import Drain
 from ovs_agent.errors import AgentError
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import Request, State
@@ -40,7 +41,8 @@ from ovs_agent.plan import Lane
 from ovs_agent.pool import NoLane, Pool
 from ovs_agent.standing import Standing
 from ovs_agent.startd import NotLiteral, Startd, StartdError
-from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Phase, PortSpec
+from ovs_agent.steps import Step, reached
+from policies.wire import OLDEST_PROTOCOL, AttemptSpec, AttemptStatus, BridgeRealisation, Phase, PortSpec, words
 
 log = logging.getLogger(__name__)
 HOLD_POLICY, HOLD_CONTROLLER, HOLD_AGENT, HOLD_NETWORK = 101, 102, 103, 104
@@ -116,6 +118,7 @@ class Attempts:
         startd: Startd,
         controller: ControllerClient,
         standing: Standing,
+        drain: Drain,
     ) -> None:
         self._config = config
         self._boot_id = boot_id
@@ -126,6 +129,7 @@ class Attempts:
         self._startd = startd
         self._controller = controller
         self._standing = standing
+        self._drain = drain
         self._all: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unguarded: set[int] = set()
@@ -161,6 +165,10 @@ class Attempts:
             step = life.step(attempt.record.state if attempt else None, request, job_exited=False)
             if step.refuse:
                 raise trust.Refused(step.refuse)
+            if order := self._drain.order():
+                # Matched before the startd's ad said so. Not sent back into the queue: the access point would start it
+                # here again at once, on the claim that it still has. A held job is released later, and goes elsewhere.
+                return hold(HOLD_NETWORK, order.text())
             if unfit := fallback.trouble(mode, self._config.fallback.siblings_hidden):
                 return hold(HOLD_NETWORK, unfit)
             return await self._begin(attempt_id, caller)
@@ -217,12 +225,15 @@ class Attempts:
             name = plan.attached_namespace(lane.namespace)
             attempt.record = record.model_copy(update={"namespaces": (*record.namespaces, name)})
             await self._save(attempt)  # a name in the ledger first: after a kill it is known what to take apart
+            reached(Step.ATTACH_NOTED)
             if attempt.ending:
                 raise trust.Refused("this attempt has ended")
             plugged = None if record.sealed else lane
             try:
                 await netlink.in_thread(functools.partial(netlink.adopt_namespace, fd, name, plugged, net))
+                reached(Step.ATTACH_CONFIGURED)
                 await attempt.relays.open(name)
+                reached(Step.ATTACH_RELAYED)
                 fallback.check_again(peer, fd, helper)
             except netlink.NetworkError as e:
                 log.error("attempt=%s job=%s cannot be attached: %s", attempt.id, attempt.label, e)
@@ -251,6 +262,7 @@ class Attempts:
     async def _namespace(self, attempt: Attempt, request: Request) -> Reply:
         if request is Request.ENTER_JOB and not attempt.ending:
             await attempt.relays.open(attempt.record.namespaces[-1])
+            reached(Step.JOB_RELAYED)
         if attempt.ending:
             raise trust.Refused("this attempt has ended")
         try:
@@ -258,6 +270,7 @@ class Attempts:
         except netlink.NetworkError as e:
             log.error("attempt=%s job=%s has lost its namespace: %s", attempt.id, attempt.label, e)
             return hold(HOLD_NETWORK, f"the job network of attempt {attempt.id} is damaged; see the agent's log")
+        reached(Step.JOB_OPENED)
         return Reply("ok", fd)
 
     # -- begin ----------------------------------------------------------------------------------------------------
@@ -280,6 +293,7 @@ class Attempts:
         self._all[attempt_id] = attempt
         self._watch_starter(attempt)
         self._warn_unguarded(caller.uid)
+        reached(Step.BEGIN_HEARD)
         attempt.beginning = asyncio.create_task(self._register(attempt, caller.startd_address))
         # The registration goes on if the hook is killed; only the end of the starter stops it.
         return await asyncio.shield(attempt.beginning)
@@ -329,6 +343,7 @@ class Attempts:
             attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
         )
         attempt.label = found.job or "?"
+        reached(Step.BEGIN_READ)
         wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL - LANE_WAIT - (time.monotonic() - began))
         if self._pool.network is None:
             wait_until = time.monotonic() + wait
@@ -344,9 +359,13 @@ class Attempts:
         if blind := self._standing.blind():  # known only now, where the controller was awaited
             return hold(HOLD_NETWORK, blind)
         lane = await self._pool.acquire(LANE_WAIT)
+        reached(Step.BEGIN_LANE)
         if attempt.ending:
             await self._pool.give_back(lane)
             raise GivenUp("the starter has ended")
+        if order := self._drain.order():  # given while the controller or a lane was awaited: no record comes after it
+            await self._pool.give_back(lane)
+            return hold(HOLD_NETWORK, order.text())
         try:
             spec = self._spec(lane, found.ad, found.slot, found.job)
         except ValidationError as e:
@@ -366,8 +385,10 @@ class Attempts:
             }
         )
         await self._save(attempt)
+        reached(Step.BEGIN_NOTED)
         attempt.told = True
         status = await insist(lambda: self._controller.put_attempt(attempt.id, spec), wait, lambda: attempt.ending)
+        reached(Step.BEGIN_TOLD)
         self._check(attempt, status)
         if attempt.ending:
             raise GivenUp("the starter has ended")
@@ -375,6 +396,7 @@ class Attempts:
             await self._seal(attempt)
         self._set_state(attempt, State.STAGE_IN)
         await self._save(attempt)
+        reached(Step.BEGIN_IN_FORCE)
         self._spawn(self._label(attempt))
         return OK
 
@@ -407,17 +429,21 @@ class Attempts:
         names = (attempt.record.namespaces[0], name)
         attempt.record = attempt.record.model_copy(update={"sealed": True, "namespaces": names})
         await self._save(attempt)
+        reached(Step.SEAL_NOTED)
         await netlink.in_thread(functools.partial(netlink.delete_namespace, name))
         await netlink.in_thread(functools.partial(netlink.create_namespace, name))
+        reached(Step.SEAL_MADE)
 
     async def _label(self, attempt: Attempt) -> None:
         with contextlib.suppress(AgentError):
             await self._db.label(attempt.record.port, attempt.id)
+            reached(Step.BEGIN_LABELLED)
 
     async def _fail(self, attempt: Attempt) -> None:
         """The job will be held. Give everything back now; remember the attempt until its starter ends."""
         self._set_state(attempt, State.FAILED)
         attempt.failed = True
+        reached(Step.BEGIN_FAILED)
         if attempt.record.lane and not attempt.ending:
             self._see_to(attempt)
 
@@ -446,6 +472,7 @@ class Attempts:
         attempt.record = attempt.record.model_copy(update={"spec": spec.model_copy(update={"phase": phase})})
         try:
             await self._save(attempt)
+            reached(Step.PHASE_NOTED)
         except AgentError as e:
             log.error("phase %s cannot be written down: attempt=%s job=%s: %s", phase, attempt.id, attempt.label, e)
             if phase is not Phase.STAGE_OUT:  # the job is over then: this phase must come into force all the same
@@ -456,6 +483,7 @@ class Attempts:
             wait = min(wait, EXIT_WAIT - LAST_CALL)
         try:
             status = await insist(lambda: self._tell_phase(attempt, phase), wait, lambda: attempt.ending)
+            reached(Step.PHASE_TOLD)
             self._check(attempt, status)
         except AgentError as e:
             if phase is Phase.STAGE_OUT:
@@ -489,6 +517,7 @@ class Attempts:
     def _starter_ended(self, attempt: Attempt) -> None:
         asyncio.get_running_loop().remove_reader(attempt.starter_pidfd)
         attempt.ending = True
+        reached(Step.END_SEEN)
         self._see_to(attempt)
 
     def _see_to(self, attempt: Attempt) -> None:
@@ -533,18 +562,23 @@ class Attempts:
         )
         try:
             await self._take_down(attempt, record, began)
+            reached(Step.END_TORN)
             await self._delete(attempt.id)
+            reached(Step.END_DELETED)
             # Only now do no flows of it remember connections any more.
             await self._forget_connections(attempt, record.zone)
-            with contextlib.suppress(AgentError):  # set anew when the number is used again
-                await self._conntrack.unlimit([record.zone])
         finally:
             over.set()
             await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
         attempt.told = False
         await self._strike(attempt)
+        reached(Step.END_STRUCK)
         self._pool.release(record.lane)
         attempt.torn = True
+        reached(Step.END_RELEASED)
+        with contextlib.suppress(AgentError):  # set anew when the number is used again
+            await self._conntrack.unlimit([record.zone], self._pool.zones)
+        reached(Step.END_UNLIMITED)
 
     async def _remember(self, attempt: Attempt, record: Record, over: asyncio.Event) -> None:
         """Write down that an attempt ends, as soon as the disk lets us. Nothing waits for it but the striking out."""
@@ -579,6 +613,7 @@ class Attempts:
     async def _take_down(self, attempt: Attempt, record: Record, began: float) -> None:
         """What the attempt has on this node goes; insists."""
         await attempt.relays.close()
+        reached(Step.END_UNRELAYED)
         killed: list[int] = []
         while True:
             try:
@@ -593,6 +628,7 @@ class Attempts:
                 lambda: netlink.kill_strays(record.uid, prefix, lambda: self._alone(attempt))
             )
         await self._forget_connections(attempt, record.zone)
+        reached(Step.END_FLUSHED)
         log.info(
             "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",
             *(attempt.id, attempt.label, self._config.node, self._config.bridge.name, record.port),
@@ -724,7 +760,9 @@ class Attempts:
                 raise
             # Killed between writing the new phase down and telling the controller.
             now = await self._controller.get_attempt(attempt.id)
-            if now.spec.model_copy(update={"phase": spec.phase}) != spec:
+            # What only one of us understands may differ: it was registered with an older controller, or from one.
+            theirs = now.spec.model_copy(update={"phase": spec.phase})
+            if words(theirs, OLDEST_PROTOCOL) != words(spec, OLDEST_PROTOCOL):
                 raise
             if now.spec.phase is not spec.phase:
                 await self._controller.patch_phase(attempt.id, spec.phase)

@@ -13,6 +13,7 @@ from ovs_agent import netlink, nft, plan
 from ovs_agent.config import AgentConfig
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.steps import Step, reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,17 @@ async def remove(
     names = [name for name in stock.namespaces if name not in keep_namespaces]
     for name in names:
         await netlink.in_thread(functools.partial(netlink.kill_inside, name))
+    reached(Step.SWEEP_KILLED)
     for device in stock.devices:
         if device not in keep_ports:
             await netlink.in_thread(functools.partial(netlink.delete_device, device))
+    reached(Step.SWEEP_DEVICES)
     for name in names:
         await netlink.in_thread(functools.partial(netlink.delete_namespace, name))
+    reached(Step.SWEEP_NAMESPACES)
     doomed = [port for port in stock.ports if port not in keep_ports]
     for at in range(0, len(doomed), 16):
         await db.delete_ports(config.bridge.name, doomed[at : at + 16])
+    reached(Step.SWEEP_PORTS)
     if with_nft and stock.nft:
         await nft.remove()

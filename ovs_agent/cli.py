@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ import click
 from ovs_agent import bridge, bridge_keeper, cleanup, config, ledger, nft
 from ovs_agent.bridge import BridgeWish
 from ovs_agent.config import AgentConfig
+from ovs_agent.drain import Drain, Order
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
 
@@ -222,9 +224,11 @@ def status(config_file: Path, as_json: bool) -> None:
         records = ledger.Ledger(loaded.state_dir).load() if (loaded.state_dir / "attempts").is_dir() else []
         stock, trouble = await cleanup.take_stock(loaded, Ovsdb(loaded.bridge.ovsdb, loaded.bridge.rundir))
         counters = await nft.counters()
+        order = Drain(loaded.state_dir).order()
         if as_json:
             found = {
                 "ping": answer,
+                "draining": order.model_dump() if order else None,
                 "attempts": [ledger.dump(r) for r in records],
                 "ports": stock.ports,
                 "devices": stock.devices,
@@ -250,6 +254,66 @@ def status(config_file: Path, as_json: bool) -> None:
     _run(work())
 
 
+@main.command()
+@CONFIG
+@click.option(
+    "--reason", default="", help="For whoever sees it in `status`, and for owners of jobs that come too late."
+)
+@click.option("--wait", is_flag=True, help="Return when no attempt is left; show those that are.")
+@click.option("--undo", is_flag=True, help="Take jobs again.")
+def drain(config_file: Path, reason: str, wait: bool, undo: bool) -> None:
+    """Take no new jobs on this node; those that run go on to their end. Survives restarts; --undo ends it.
+
+    The node no longer advertises HasLarkNetwork. A job that was matched before is held with subcode 104, and goes
+    elsewhere when the access point releases it.
+    """
+    _need_root()
+    loaded = _load(config_file)
+    if undo and (wait or reason):
+        raise click.UsageError("--undo goes with neither --wait nor --reason")
+    try:
+        order = Drain(loaded.state_dir)
+        if undo:
+            click.echo(f"{loaded.node} takes jobs again" if order.take_back() else f"{loaded.node} was not drained")
+            return
+        given = order.order()
+        if given is None or reason:
+            order.give(Order(since=time.strftime("%Y-%m-%d %H:%M:%S %z"), reason=reason))
+        click.echo(f"{loaded.node} takes no new jobs")
+        if wait:
+            _wait_until_empty(loaded)
+    except AgentError as e:
+        raise click.ClickException(str(e)) from None
+
+
+DRAIN_PAUSE = 0.5
+"""Seconds between two looks at the ledger."""
+
+
+def _wait_until_empty(loaded: AgentConfig) -> None:
+    """Until the ledger is empty: nothing of any job is left on the node, at the controller or in quarantine."""
+    said: list[str] = []
+    kept = ledger.Ledger(loaded.state_dir)
+    empty = 0
+    while empty < 2:  # twice: one may have begun just before the order was given
+        records = kept.load()
+        empty = 0 if records else empty + 1
+        now = [f"  job {r.spec.job if r.spec and r.spec.job else '?'}  {r.state}  {r.id}" for r in records]
+        if records and now != said:
+            click.echo(f"attempts left: {len(records)}" + ("" if _runs(loaded) else " (the agent does not run)"))
+            for line in now:
+                click.echo(line)
+        said = now
+        if Drain(loaded.state_dir).order() is None:
+            raise AgentError("the drain was undone meanwhile")
+        time.sleep(DRAIN_PAUSE)
+    click.echo(f"{loaded.node} is empty")
+
+
+def _runs(loaded: AgentConfig) -> bool:
+    return _ping(loaded.socket).partition(" ")[0] in ("ok", "hold")
+
+
 def _ping(path: Path) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
         s.settimeout(5)
@@ -273,7 +337,7 @@ def clean_up(config_file: Path, dry_run: bool) -> None:
     loaded = _load(config_file)
 
     async def work() -> None:
-        if _ping(loaded.socket).partition(" ")[0] in ("ok", "hold"):
+        if _runs(loaded):
             raise AgentError("the agent is running; stop it first", str(loaded.socket))
         db = Ovsdb(loaded.bridge.ovsdb, loaded.bridge.rundir)
         stock, trouble = await cleanup.take_stock(loaded, db)

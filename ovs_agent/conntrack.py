@@ -3,14 +3,17 @@
 All jobs of a node share one table of connections in the switch. Without a limit for each zone, one job that sends a
 packet to many ports fills it, and no other job can open a connection.
 
-Invariants: only zones of lanes are touched. The limit of one zone never counts against another: the *default* limit of
-Open vSwitch is one counter for all zones that have none of their own, so it is never set.
+Invariants: only zones of lanes are touched. A lane that exists never loses its limit: who lifts one says what is in
+use, and that is asked when no other limit is on its way. The limit of one zone never counts against another: the
+*default* limit of Open vSwitch is one counter for all zones that have none of their own, so it is never set.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ovs_agent import command
@@ -26,40 +29,48 @@ class Conntrack:
         self._rundir = rundir
         self._connections = connections
         self.datapath_type = "system"
+        self._turn = asyncio.Lock()
 
     async def flush(self, zone: int) -> None:
         """Forget the connections of a lane, so that the next job with its zone cannot inherit them."""
         await self._ask("flush-conntrack", [f"zone={zone}"])
 
-    async def limit(self, zones: Iterable[int]) -> None:
+    async def limit(self, zones: Callable[[], Iterable[int]]) -> None:
         """Bound the connections of each of these zones. Idempotent. Raises AgentError."""
-        words = [f"zone={zone},limit={self._connections}" for zone in sorted(set(zones))]
-        if not words or not self._connections:
-            return
         try:
-            await self._ask("ct-set-limits", words)
+            async with self._turn:
+                words = [f"zone={zone},limit={self._connections}" for zone in sorted(set(zones()))]
+                if words and self._connections:
+                    await self._ask("ct-set-limits", words)
         except AgentError as e:
             raise AgentError(
                 f"the connections of job networks cannot be limited ({e}); if this switch has no such limits, "
                 "say pool: {connections: 0}"
             ) from e
 
-    async def unlimit(self, zones: Iterable[int]) -> None:
-        """Take the limits away again."""
-        numbers = ",".join(map(str, sorted(set(zones))))
-        if numbers and self._connections:
-            await self._ask("ct-del-limits", [f"zone={numbers}"])
+    async def unlimit(self, zones: Iterable[int], in_use: Callable[[], Iterable[int]]) -> None:
+        """Take the limits away again, but of zones in use."""
+        async with self._turn:
+            numbers = ",".join(map(str, sorted(set(zones).difference(in_use()))))
+            if numbers and self._connections:
+                await self._ask("ct-del-limits", [f"zone={numbers}"])
 
-    async def _ask(self, verb: str, words: list[str]) -> None:
+    async def limited(self) -> set[int]:
+        """Zones that have a limit of their own."""
+        if not self._connections:
+            return set()
+        return {int(zone) for zone in re.findall(r"zone=(\d+)", await self._ask("ct-get-limits", []))}
+
+    async def _ask(self, verb: str, words: list[str]) -> str:
         try:
             pid = (self._rundir / "ovs-vswitchd.pid").read_text().strip()
         except OSError:
-            return  # no switch, no connections: a userspace datapath forgets them when it ends
+            return ""  # no switch, no connections: a userspace datapath forgets them when it ends
         call = ["ovs-appctl", "--timeout=5", "-t", str(self._rundir / f"ovs-vswitchd.{pid}.ctl"), f"dpctl/{verb}"]
         try:
             # Open vSwitch 3.1 does not understand a zone after the name of a datapath (when it flushes), so the name is
             # left out where it can be.
-            await command.run([*call, *words], timeout=8)
+            return await command.run([*call, *words], timeout=8)
         except command.CommandError:
             datapath = "netdev@ovs-netdev" if self.datapath_type == "netdev" else "system@ovs-system"
-            await command.run([*call, datapath, *words], timeout=8)
+            return await command.run([*call, datapath, *words], timeout=8)

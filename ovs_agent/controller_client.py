@@ -1,7 +1,9 @@
 """The agent's side of the northbound API: what to say, how long to insist, and what an answer means for a job.
 
 Invariants: proxies and other settings of the environment are ignored; an answer that is not what the contract says
-counts as no answer; the token is never logged. TLS, and what its failures mean, is `ovs_agent.controller_tls`.
+counts as no answer; the token is never logged. TLS, and what its failures mean, is `ovs_agent.controller_tls`. Nothing
+is said that the controller at the other end may not understand: until one has said what it knows, it is taken for the
+oldest there is (`policies.wire`, "Versions").
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from pydantic import BaseModel, ValidationError
 from ovs_agent.controller_tls import tls_words
 from ovs_agent.errors import AgentError
 from policies.wire import (
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    PROTOCOL_HEADER,
     AttemptSpec,
     AttemptStatus,
     Deleted,
@@ -30,6 +35,8 @@ from policies.wire import (
     Phase,
     PhaseChange,
     Problem,
+    protocol_of,
+    words,
 )
 
 log = logging.getLogger(__name__)
@@ -88,8 +95,10 @@ class ControllerClient:
         self._node = node
         self._urls = list(urls)
         self._at = 0
+        self._known = dict.fromkeys(self._urls, OLDEST_PROTOCOL)
+        """What each controller said that it knows."""
         self._http = httpx.AsyncClient(
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            headers={PROTOCOL_HEADER: str(PROTOCOL)} | ({} if token is None else {"Authorization": f"Bearer {token}"}),
             timeout=httpx.Timeout(READ_TIMEOUT, connect=3.0),
             limits=httpx.Limits(max_connections=64),
             verify=True if context is None else context,
@@ -136,17 +145,27 @@ class ControllerClient:
                 return None
             raise
 
+    async def _ask(self, method: str, url: str, path: str, body: BaseModel | None) -> httpx.Response:
+        """One answer, whatever it says. A controller that was replaced by an older one is asked again in its words."""
+        while True:
+            spoken = min(PROTOCOL, self._known[url])
+            response = await self._http.request(
+                method,
+                url + path,
+                content=words(body, spoken) if body is not None else None,
+                headers={"Content-Type": "application/json"} if body is not None else None,
+            )
+            self._known[url] = protocol_of(response.headers.get(PROTOCOL_HEADER))
+            if response.status_code != 400 or self._known[url] >= spoken:
+                return response
+            log.warning("controller %s knows protocol %d only; speaking that", url, self._known[url])
+
     async def _call(self, method: str, path: str, answer: type[M], body: BaseModel | None) -> M:
         trouble: Unavailable | None = None
         for _ in self._urls:
             url = self.url
             try:
-                response = await self._http.request(
-                    method,
-                    url + path,
-                    content=body.model_dump_json(exclude_none=False).encode() if body is not None else None,
-                    headers={"Content-Type": "application/json"} if body is not None else None,
-                )
+                response = await self._ask(method, url, path, body)
             except (httpx.HTTPError, ssl.SSLError, OSError) as e:
                 why = tls_words(e) or str(e) or type(e).__name__
                 trouble = Unavailable(f"controller {url} cannot be reached: {why}")

@@ -26,6 +26,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_agent import netlink
+from ovs_agent.steps import Step, reached
 
 log = logging.getLogger(__name__)
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
@@ -170,6 +171,7 @@ class HostPortKeeper:
         self._noted = now
         new = self._file.with_name(f".{self._file.name}.new")
         new.write_text(json.dumps(asdict(now)))
+        reached(Step.HOST_PORT_BESIDE)
         os.replace(new, self._file)
 
     async def restore(self) -> None:

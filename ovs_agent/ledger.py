@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovs_agent.errors import AgentError
 from ovs_agent.life import State
+from ovs_agent.steps import Step, reached
 from policies.wire import ATTEMPT_ID_PATTERN, AttemptSpec, NodeGrant
 
 
@@ -67,12 +68,14 @@ class Ledger:
     def save(self, record: Record) -> None:
         if not re.fullmatch(ATTEMPT_ID_PATTERN, record.id) or record.id.startswith("."):
             raise LedgerError(f"{record.id!r} is no attempt id")
-        self._write(self._dir / f"{record.id}.json", record.model_dump_json().encode())
+        self._write(self._dir / f"{record.id}.json", record.model_dump_json().encode(), Step.RECORD_BESIDE)
+        reached(Step.RECORD_IN_PLACE)
 
     def forget(self, attempt: str) -> None:
         path = self._dir / f"{attempt}.json"
         try:
             path.unlink(missing_ok=True)
+            reached(Step.RECORD_UNLINKED)
             self._sync(self._dir)
         except OSError as e:
             raise LedgerError(f"cannot be removed: {e.strerror}", str(path)) from None
@@ -96,7 +99,7 @@ class Ledger:
         return found
 
     def save_grant(self, grant: NodeGrant) -> None:
-        self._write(self._grant, grant.model_dump_json().encode())
+        self._write(self._grant, grant.model_dump_json().encode(), Step.NODE_GRANT_BESIDE)
 
     def load_grant(self) -> NodeGrant | None:
         try:
@@ -106,7 +109,7 @@ class Ledger:
         except (OSError, ValueError):
             return None  # only a memory of what the controller will say again
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, beside: Step) -> None:
         new = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -117,6 +120,7 @@ class Ledger:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+            reached(beside)
             os.replace(new, path)
             self._sync(path.parent)
         except OSError as e:

@@ -26,6 +26,7 @@ from ovs_agent.config import AgentConfig, ConfigError, read_token
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import ControllerClient, Rejected
 from ovs_agent.controller_tls import ControllerTls
+from ovs_agent.drain import Drain
 from ovs_agent.errors import AgentError
 from ovs_agent.host_port import HostPortKeeper
 from ovs_agent.ledger import Ledger
@@ -34,6 +35,7 @@ from ovs_agent.pool import Pool
 from ovs_agent.server import Server
 from ovs_agent.standing import Standing
 from ovs_agent.startd import Startd
+from ovs_agent.steps import Step, reached
 from policies.wire import Heartbeat, NodeGrant, NodeSpec, attempts_digest
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Agent:
         token = None if config.controller.token_file is None else read_token(config.controller.token_file)
         self._controller = ControllerClient(config.node, config.controller.urls, token, self._tls.context)
         self._standing = Standing()
+        self._drain = Drain(config.state_dir)
         self._attempts = Attempts(
             config,
             self._boot_id,
@@ -70,6 +73,7 @@ class Agent:
             self._startd,
             self._controller,
             self._standing,
+            self._drain,
         )
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
         self._keeper = BridgeKeeper(
@@ -90,6 +94,8 @@ class Agent:
         self._lock = -1
 
     def _readiness(self) -> Reply:
+        if order := self._drain.order():
+            return hold(104, order.text())
         if not self._watch.alive:
             return hold(104, "Open vSwitch does not run on this node")
         if unfit := self._unfit():
@@ -113,6 +119,7 @@ class Agent:
         if problems:
             raise AgentError("cannot tell who is calling:\n  " + "\n  ".join(problems))
         self._take_lock()
+        reached(Step.START_LOCKED)
         await self._read_condor()
         self._ledger.tidy()
         stop = asyncio.Event()
@@ -130,18 +137,23 @@ class Agent:
         if unfit := self._unfit():
             log.error("no job can have a network on node=%s: %s", config.node, unfit)
         await nft.install(config.guard)
+        reached(Step.START_GUARDED)
         if not config.guard.uids:
             log.warning(
                 "guard.uids is empty: code of job owners outside job networks reaches whatever the host reaches"
             )
         await self._check_bridge()
         self._server.open()  # helpers that connect now wait in its queue
+        reached(Step.START_LISTENING)
         try:
             await self._attempts.restore()
+            reached(Step.START_RESTORED)
             grant = self._ledger.load_grant()
             if grant is not None and grant.node == config.node:
                 await self._adopt(grant)
+                reached(Step.START_REMEMBERED)
             await self._remove_strangers()
+            reached(Step.START_SWEPT)
             work = [
                 asyncio.create_task(self._pool.run()),
                 asyncio.create_task(self._watch.run(self._switch_is_there)),
@@ -151,6 +163,7 @@ class Agent:
                 asyncio.create_task(self._keep_registered()),
             ]
             self._server.start()
+            reached(Step.START_SERVING)
             ready(
                 f"lark-agent ready: node={config.node} bridge={config.bridge.name} socket={config.socket} "
                 f"controller={self._controller.url}"
@@ -197,7 +210,7 @@ class Agent:
         """The switch was seen first, or came back: a userspace one has forgotten host addresses and all limits."""
         await self._host_port.restore()
         try:
-            await self._conntrack.limit(self._pool.zones())
+            await self._conntrack.limit(self._pool.zones)
         except AgentError as e:
             log.error("node=%s: %s", self._config.node, e)
 
@@ -213,6 +226,11 @@ class Agent:
         if strangers:
             log.warning("removing what belongs to no attempt: %s", ", ".join(strangers))
             await cleanup.remove(self._config, self._db, stock, ports, namespaces, with_nft=False)
+        try:  # before the pool builds anything: a lane must not lose its limit
+            lanes = range(plan.ZONE_BASE + 1, plan.ZONE_BASE + plan.MAX_LANE + 1)
+            await self._conntrack.unlimit((await self._conntrack.limited()).intersection(lanes), self._pool.zones)
+        except AgentError as e:
+            log.warning("node=%s: limits of lanes that are no more are left: %s", self._config.node, e)
 
     async def _adopt(self, grant: NodeGrant) -> None:
         if grant.node != self._config.node:
@@ -271,9 +289,12 @@ class Agent:
                 agent_version=version(),
             )
         )
+        reached(Step.NODE_TOLD)
         if grant != self._grant or not self._registered:
             await self._adopt(grant)
+            reached(Step.NODE_ADOPTED)
             await asyncio.to_thread(self._ledger.save_grant, grant)
+            reached(Step.NODE_NOTED)
             log.info("registered: node=%s controller=%s lease=%d s", grant.node, self._controller.url, grant.lease)
             self._registered = True
 
@@ -334,6 +355,7 @@ class Agent:
                 log.warning("controller has forgotten node=%s; registering again", self._config.node)
                 return
             raise
+        reached(Step.NODE_BEAT)
         self._lease = max(1, answer.lease)
         for attempt in answer.drop:
             self._attempts.told_to_drop(attempt)

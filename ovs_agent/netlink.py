@@ -28,6 +28,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ovs_agent.errors import AgentError
 from ovs_agent.plan import INNER_DEVICE, Lane, Network, lane_number_of_port
+from ovs_agent.steps import Step, reached
 
 log = logging.getLogger(__name__)
 NETNS_DIR = Path("/run/netns")
@@ -121,6 +122,7 @@ def create_namespace(name: str) -> None:
     _prepare_netns_dir()
     path = NETNS_DIR / name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    reached(Step.LANE_NAMED)
     errors: list[BaseException] = []
 
     def body() -> None:
@@ -305,6 +307,7 @@ def build_lane(lane: Lane, net: Network) -> None:
     """
     try:
         create_namespace(lane.namespace)
+        reached(Step.LANE_NAMESPACE)
         fd = open_namespace(lane.namespace)
         try:
             with IPRoute() as ip:
@@ -315,12 +318,15 @@ def build_lane(lane: Lane, net: Network) -> None:
                     mtu=net.mtu,
                     peer={"ifname": INNER_DEVICE, "address": lane.mac, "mtu": net.mtu, "net_ns_fd": fd},
                 )
+                reached(Step.LANE_DEVICE)
                 index = ip.link_lookup(ifname=lane.port)[0]
                 _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
                 _ethtool(lane.port, ETHTOOL_SGRO, 0)
                 # NOARP: the host's stack must not answer for the host on a job's wire.
                 ip.link("set", index=index, arp=False, state="up")
+                reached(Step.LANE_UP)
             call_in_namespace(fd, lambda: _configure_inside(lane, net))
+            reached(Step.LANE_CONFIGURED)
         finally:
             os.close(fd)
     except (OSError, NetlinkError, IndexError, NetworkError) as e:
@@ -378,6 +384,7 @@ def adopt_namespace(fd: int, name: str, lane: Lane | None, net: Network) -> None
         path = NETNS_DIR / name
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
         _check(_libc.mount(f"/proc/self/fd/{fd}".encode(), os.fsencode(path), b"none", MS_BIND, None), "bind mount")
+        reached(Step.ATTACH_NAMED)
 
         def prepare() -> None:
             _write("/proc/sys/net/ipv6/conf/all/accept_ra", "0", missing_ok=True)
@@ -387,6 +394,7 @@ def adopt_namespace(fd: int, name: str, lane: Lane | None, net: Network) -> None
         call_in_namespace(fd, prepare)
         if lane is not None:
             _move_inner_end(lane, fd)
+            reached(Step.ATTACH_MOVED)
             call_in_namespace(fd, lambda: _configure_inside(lane, net))
     except (OSError, NetlinkError, IndexError, NetworkError) as e:
         if lane is not None:
@@ -426,10 +434,13 @@ def demolish(port: str | None, names: Iterable[str]) -> list[int]:
     killed: list[int] = []
     for name in names:
         killed += kill_inside(name)
+    reached(Step.DEMOLISH_KILLED)
     if port is not None:
         delete_device(port)
+    reached(Step.DEMOLISH_DEVICE)
     for name in names:
         delete_namespace(name)
+    reached(Step.DEMOLISH_NAMESPACES)
     return killed
 
 

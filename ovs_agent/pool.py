@@ -20,6 +20,7 @@ from ovs_agent.conntrack import Conntrack
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.plan import Lane, Network
+from ovs_agent.steps import Step, reached
 
 log = logging.getLogger(__name__)
 BATCH = 16
@@ -135,7 +136,7 @@ class Pool:
             await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
         with contextlib.suppress(AgentError):
             await self._db.delete_ports(self._bridge, [*(lane.port for lane in lanes), *self._doomed])
-            await self._conntrack.unlimit(lane.zone for lane in lanes)
+            await self._conntrack.unlimit([lane.zone for lane in lanes], list)
 
     async def _keep_unplugging(self) -> None:
         pause = 0.2
@@ -146,6 +147,7 @@ class Pool:
             waiting, self._unplug_waiting = self._unplug_waiting[:BATCH], self._unplug_waiting[BATCH:]
             try:
                 await self._db.delete_ports(self._bridge, ports)
+                reached(Step.END_UNPLUGGED)
             except AgentError as e:
                 log.error("ports %s of bridge=%s cannot be deleted yet: %s", ",".join(ports), self._bridge, e)
                 self._doomed += ports
@@ -208,6 +210,7 @@ class Pool:
                 async with self._changed:
                     self._ready.extend(built)
                     self._changed.notify_all()
+                reached(Step.LANE_READY)
             self._wake.set()
 
     async def _build(self, net: Network, numbers: Sequence[int]) -> list[Lane]:
@@ -220,8 +223,10 @@ class Pool:
 
         try:
             await netlink.in_thread(build)
-            await self._conntrack.limit(lane.zone for lane in lanes)
+            await self._conntrack.limit(lambda: [lane.zone for lane in lanes])
+            reached(Step.LANE_LIMITED)
             numbered = await self._db.add_lanes(self._bridge, lanes)
+            reached(Step.LANE_PLUGGED)
             lame = [lane.port for lane in lanes if lane.port not in numbered]
             if lame:
                 raise NoLane(f"Open vSwitch gave no OpenFlow number to {','.join(lame)}; its log says why")

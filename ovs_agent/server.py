@@ -24,6 +24,7 @@ from ovs_agent.attempts import HOLD_NETWORK, Reply, hold, refused
 from ovs_agent.bucket import Bucket
 from ovs_agent.errors import AgentError
 from ovs_agent.life import Request
+from ovs_agent.steps import Step, reached
 
 log = logging.getLogger(__name__)
 SILENCE = 2.0
@@ -33,6 +34,7 @@ MAX_SILENT = 512
 LOG_BURST, LOG_PER_SECOND = 20, 2.0
 """Log lines about one uid: a flood must not fill the disk."""
 BACKLOG = 1024
+PING = b"LARK1 ping"
 
 Handler = Callable[[Request, trust.Caller, trust.Peer], Awaitable[Reply]]
 Readiness = Callable[[], Reply]
@@ -163,6 +165,8 @@ class Server:
                     connection.send(text)
                 else:
                     socket.send_fds(connection, [text], [reply.fd])
+                if datagram != PING:
+                    reached(Step.ANSWERED)
             finally:
                 if reply.fd is not None:
                     os.close(reply.fd)

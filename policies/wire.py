@@ -3,6 +3,11 @@
 Invariants: every request forbids unknown keys (of an answer, those of a newer controller are passed over); every model
 is frozen, and holds nothing that the receiver could mistake for another type (`strict` where JSON allows it). Fields
 say their units. `docs/interfaces.md` section 5 lists the calls.
+
+Versions: agents and controllers are upgraded one after the other, so each must understand the other. Both say with each
+message, in the header `Lark-Protocol`, how much they know; whoever knows more uses the words of the other. A field that
+is added to a request is marked `Since(PROTOCOL)`, has a default, and gives nothing by its absence; it is left out
+towards a controller that does not know it. An answer may gain fields freely, and loses none.
 """
 
 from __future__ import annotations
@@ -12,10 +17,16 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+PROTOCOL = 1
+"""What this code can say and understand. One more with each release in which a request gains a field."""
+OLDEST_PROTOCOL = 1
+"""What everybody understands, and what those speak who say nothing."""
+PROTOCOL_HEADER = "Lark-Protocol"
 ATTEMPT_ID_PATTERN = r"^[A-Za-z0-9._~@-]{1,200}$"
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
@@ -62,6 +73,34 @@ Scalar = bool | Integer | Annotated[float, Field(allow_inf_nan=False)] | Text
 AdValue = Scalar | Annotated[list[Scalar], Field(max_length=1024)]
 """A literal ClassAd value. UNDEFINED is an attribute that is not there; expressions are refused by the agent."""
 Ad = Annotated[dict[AttributeName, AdValue], Field(max_length=MAX_ATTRIBUTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Marks a field of a request that was added: `Annotated[int, Since(2)] = 0`."""
+
+    protocol: int
+
+
+def protocol_of(header: str | None) -> int:
+    """What the other side knows, by its header."""
+    return int(header) if header is not None and re.fullmatch(r"[1-9][0-9]{0,3}", header) else OLDEST_PROTOCOL
+
+
+def words(message: BaseModel, protocol: int) -> bytes:
+    """A request as JSON, in words that a receiver of this protocol understands."""
+    return message.model_dump_json(exclude=_too_new(message, protocol)).encode()
+
+
+def _too_new(message: BaseModel, protocol: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if any(isinstance(mark, Since) and mark.protocol > protocol for mark in field.metadata):
+            found[name] = True
+        elif isinstance(value, BaseModel) and (inner := _too_new(value, protocol)):
+            found[name] = inner
+    return found
 
 
 class Message(BaseModel):

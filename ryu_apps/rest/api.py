@@ -23,6 +23,8 @@ from policies.wire import (
     ATTEMPT_ID_PATTERN,
     MAX_BODY_BYTES,
     NAME_PATTERN,
+    PROTOCOL,
+    PROTOCOL_HEADER,
     AttemptList,
     AttemptSpec,
     AttemptStatus,
@@ -342,6 +344,7 @@ def _reply(status: int, body: bytes, kind: str = "application/json") -> webob.Re
     response = webob.Response(body=body, status=status, content_type=kind)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
     return response
 
 

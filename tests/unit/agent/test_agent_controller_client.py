@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
+from ovs_agent import controller_client
 from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist, meaning
-from policies.wire import AttemptSpec, Heartbeat, HeartbeatAnswer, NodeGrant, Phase, PortSpec
+from policies.wire import PROTOCOL_HEADER, AttemptSpec, Heartbeat, HeartbeatAnswer, NodeGrant, Phase, PortSpec, Since
 
 SPEC = AttemptSpec(
     node="wn1",
@@ -162,3 +164,98 @@ def test_an_answer_of_a_newer_controller_is_understood_and_a_request_with_unknow
     assert HeartbeatAnswer.model_validate_json('{"lease": 9, "drop": [], "gone": [], "new": 1}').agree
     with pytest.raises(ValidationError, match="new"):
         Heartbeat.model_validate_json('{"boot_id": "3f2a9c1e-00", "attempts": [], "new": 1}')
+
+
+class NewerSpec(AttemptSpec):
+    """What an agent of protocol 3 might say."""
+
+    added: Annotated[int, Since(3)] = 0
+
+
+class Controllers:
+    """Controllers by host: each knows a protocol, says so unless it is the oldest, refuses what it does not know."""
+
+    def __init__(self, **known: int) -> None:
+        self.known = known
+        self.heard: list[tuple[str, bool]] = []
+        self.away: set[str] = set()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        host = request.url.host
+        if host in self.away:
+            raise httpx.ConnectError("away")
+        assert request.headers[PROTOCOL_HEADER] == "3"
+        newer = "added" in json.loads(request.content)
+        self.heard.append((host, newer))
+        known = self.known[host]
+        headers: Mapping[str, str] = {PROTOCOL_HEADER: str(known)} if known > 1 else {}
+        if newer and known < 3:
+            return httpx.Response(400, content=problem("malformed", 400), headers=headers)
+        return httpx.Response(200, json=status_body(), headers=headers)
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Controllers], ControllerClient]:
+    monkeypatch.setattr(controller_client, "PROTOCOL", 3)
+    return lambda controllers: client(controllers, tuple(f"http://{host}" for host in controllers.known))
+
+
+NEWER = NewerSpec.model_validate(SPEC.model_dump() | {"added": 7})
+
+
+def test_an_older_controller_hears_words_that_it_knows(newer: Callable[[Controllers], ControllerClient]) -> None:
+    for known in (1, 2):
+        controllers = Controllers(a=known)
+        speaker = newer(controllers)
+        for _ in range(3):
+            asyncio.run(speaker.put_attempt("x", NEWER))
+        assert controllers.heard == [("a", False)] * 3
+
+
+def test_one_that_knows_as_much_hears_everything_once_it_said_so(
+    newer: Callable[[Controllers], ControllerClient],
+) -> None:
+    for known in (3, 4):
+        controllers = Controllers(a=known)
+        speaker = newer(controllers)
+        for _ in range(2):
+            asyncio.run(speaker.put_attempt("x", NEWER))
+        assert controllers.heard == [("a", False), ("a", True)]
+
+
+def test_upgrade_and_return_of_a_controller_are_noticed(newer: Callable[[Controllers], ControllerClient]) -> None:
+    controllers = Controllers(a=1)
+    speaker = newer(controllers)
+    asyncio.run(speaker.put_attempt("x", NEWER))
+    controllers.known["a"] = 3
+    asyncio.run(speaker.put_attempt("x", NEWER))
+    asyncio.run(speaker.put_attempt("x", NEWER))
+    assert controllers.heard == [("a", False), ("a", False), ("a", True)]
+    controllers.known["a"] = 1  # back to the version before: refused once, said again in its words
+    asyncio.run(speaker.put_attempt("x", NEWER))
+    assert controllers.heard[3:] == [("a", True), ("a", False)]
+
+
+def test_each_controller_is_spoken_to_in_its_own_words(newer: Callable[[Controllers], ControllerClient]) -> None:
+    controllers = Controllers(a=3, b=1)
+    speaker = newer(controllers)
+    for away in ("b", "b", "a", "a", "b"):
+        controllers.away = {away}
+        asyncio.run(speaker.put_attempt("x", NEWER))
+    assert controllers.heard == [("a", False), ("a", True), ("b", False), ("b", False), ("a", True)]
+
+
+def test_a_400_that_is_about_something_else_is_not_asked_again(
+    newer: Callable[[Controllers], ControllerClient],
+) -> None:
+    asked = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(400, content=problem("bad-address", 400), headers={PROTOCOL_HEADER: "3"})
+
+    speaker = client(refuse)
+    for _ in range(2):
+        with pytest.raises(Rejected):
+            asyncio.run(speaker.put_attempt("x", NEWER))
+    assert len(asked) == 2

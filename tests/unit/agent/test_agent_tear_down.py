@@ -13,6 +13,7 @@ from ovs_agent import attempts as module
 from ovs_agent import ledger
 from ovs_agent.attempts import Attempts
 from ovs_agent.conntrack import Conntrack
+from ovs_agent.drain import Drain
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import State
 from ovs_agent.standing import Standing
@@ -41,6 +42,9 @@ class FakePool:
 
     def release(self, number: int) -> None:
         self.released.append(number)
+
+    def zones(self) -> list[int]:
+        return []
 
 
 class FakeController:
@@ -81,7 +85,18 @@ def test_a_tear_down_that_dies_is_taken_up_again(
     no_switch = Conntrack(tmp_path, 10)
 
     async def main() -> None:
-        agent = Attempts(config, ledger.boot_id(), book, pool, None, no_switch, None, controller, Standing())  # type: ignore[arg-type]
+        agent = Attempts(
+            config,
+            ledger.boot_id(),
+            book,
+            pool,
+            None,
+            no_switch,
+            None,
+            controller,
+            Standing(),
+            Drain(tmp_path / "none"),
+        )  # type: ignore[arg-type]
         await agent.restore()
         watching = asyncio.create_task(agent.watch())
         async with asyncio.timeout(5):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
+import classad2
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -137,3 +139,24 @@ def test_commands() -> None:
     bad = run.invoke(render.main, ["execute", "--libexec", "relative"])
     assert bad.exit_code == 1
     assert "absolute path" in bad.output
+
+
+def test_releases_are_spaced_and_end() -> None:
+    found = settings(render.access(release_wait=7, releases=3))
+    assert (found["LARK_RELEASE_WAIT"], found["LARK_RELEASES"]) == ("7", "3")
+    condition = classad2.ExprTree(
+        found["SYSTEM_PERIODIC_RELEASE_LARK"]
+        .replace("$(LARK_PASSING)", found["LARK_PASSING"])
+        .replace("$(LARK_RELEASES)", "3")
+        .replace("$(LARK_RELEASE_WAIT)", "7")
+    )
+
+    def released(holds: int, seconds: int, subcode: int = 102) -> object:
+        held = {"HoldReasonCode": 19, "HoldReasonSubCode": subcode, "NumHolds": holds, "HoldReason": "x"}
+        ad = classad2.ClassAd(held | {"EnteredCurrentStatus": int(time.time()) - seconds})
+        return condition.eval(ad)
+
+    assert [released(1, 3), released(1, 9)] == [False, True]
+    assert [released(3, 25), released(3, 31)] == [False, True]
+    assert released(4, 100_000) is False, "it waits for a person"
+    assert released(1, 9, subcode=101) is False, "the policy refused it"

@@ -1,0 +1,117 @@
+"""Agent and controller are replaced while jobs run, one after the other and back again: nobody notices.
+
+The older version is the project's own, as it was one protocol or many commits ago (`OLDER`). Where the checkout has no
+history (a release, a shallow clone), the present version takes its place: then this shows that replacing the daemons
+disturbs nobody, and `tests/unit/policies/test_one_version_apart.py` alone that the words still fit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mininet_tests.agent_rig import Starter
+from mininet_tests.kill_rig import KillRig
+from mininet_tests.site.lark import REPOSITORY
+from mininet_tests.site.namespaces import wait_until
+
+OLDER = "009d64e611a4d1e496d10bbfad52d9c611904448"
+"""The last commit whose messages had no `Lark-Protocol` header."""
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture(scope="module")
+def older() -> Iterator[Path]:
+    """A directory with the older version."""
+    with tempfile.TemporaryDirectory(prefix="lkag-older-") as name:
+        archive = Path(name) / "older.tar"
+        git = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "archive", "-o", str(archive), OLDER]
+        if subprocess.run(git, capture_output=True, check=False).returncode == 0:
+            subprocess.run(["tar", "-xf", str(archive), "-C", name], check=True)
+            print(f"older version: {OLDER}")
+            yield Path(name)
+        else:
+            print("older version: the present one (this checkout has no history)")
+            yield REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[KillRig]:
+    built = KillRig.of("capability")
+    yield built
+    built.destroy()
+
+
+def started(rig: KillRig) -> Starter:
+    starter = rig.starter()
+    said = starter.begin()
+    assert "HookStatusCode" not in said.out, said.text
+    return starter
+
+
+def ended(rig: KillRig, starter: Starter, job: int) -> None:
+    starter.ask(do="signal", pid=job, signal=9)
+    starter.wait(job)
+    starter.stage_out()
+    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    starter.kill()
+    rig.settle()
+
+
+def replace_agent(rig: KillRig, version: Path) -> None:
+    assert rig.stop_agent() == 0
+    rig.source = version
+    rig.start_agent()
+    assert "Traceback" not in rig.log()
+
+
+def replace_controller(rig: KillRig, version: Path) -> None:
+    assert rig.controller is not None
+    assert rig.controller.stop() == 0
+    rig.controller_source = version
+    rig.start_controller()
+    rig.wait_for_pool()
+
+
+@pytest.mark.parametrize("first", ["agent", "controller"])
+def test_each_is_replaced_by_a_newer_one_and_that_by_the_older_one_again(rig: KillRig, older: Path, first: str) -> None:
+    replace_controller(rig, older)
+    replace_agent(rig, older)
+    rig.settle()
+    steps = [replace_agent, replace_controller]
+    if first == "controller":
+        steps.reverse()
+    for version in (REPOSITORY, older):
+        for replace in steps:
+            before = rig.said()
+            # One job that begins under the daemons before, and ends under those after.
+            across = started(rig)
+            job = rig.job(across, "/bin/sleep", "600")
+            wait_until("phase run", lambda s=across: rig.attempt_of(s)["phase"] == "run", 10)  # type: ignore[misc]
+            spec = rig.attempt_of(across)
+            replace(rig, version)
+            assert across.wait(job, timeout=0) is None, "the job that ran goes on"
+            assert rig.attempt_of(across) == spec, "in its own lane"
+            rig.bystander_is_well(before)
+            whole_life(rig)
+            ended(rig, across, job)
+    sent, counted = rig.sent_and_counted()
+    assert abs(sent - counted) <= 0.01 * sent + 20, f"{sent} packets sent, {counted} counted"
+
+
+def whole_life(rig: KillRig) -> None:
+    """A job from its beginning to its end, as on any day."""
+    starter = started(rig)
+    job = rig.job(starter, "/bin/sleep", "600")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 10)
+    starter.ask(do="signal", pid=job, signal=9)
+    starter.wait(job)
+    starter.stage_out()
+    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    number = rig.attempt_of(starter)["port"]["name"].removeprefix("lj")
+    starter.kill()
+    rig.gone(f"lj{number}", int(number), 5)
