@@ -322,6 +322,27 @@ def test_a_second_switch_with_the_same_datapath_id_is_turned_away(
     assert app.state(REAL).converged
 
 
+@pytest.mark.engine
+def test_strangers_who_come_while_much_is_told_do_not_stop_the_application(
+    app: Application, lark: tuple[FakeSwitch, FleetThread]
+) -> None:
+    """To close a connection is an event, too: from inside of one, with the framework's queue of them full, it would
+    wait for itself."""
+    switch, running = lark
+    strangers = [FakeSwitch(0xBAD000 + n) for n in range(24)]
+
+    def tell() -> None:
+        for number in range(1, 200):
+            switch.add_port(number, f"p{number}")
+
+    with FleetThread(strangers, app.address, retry=0.01):
+        for _ in range(60):
+            running.call(tell)
+        wait_until("many were turned away", lambda: app.call("turned_away") > 200)
+    assert app.realise("change", REAL, [attempt(90)], [])[0] == "realised"
+    wait_until("all ports are known", lambda: len(app.state(REAL).ports) == 199)
+
+
 # ---------------------------------------------------------------------------------------------------------- the command
 
 

@@ -501,7 +501,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if one is None or why:
             self.turned_away += 1
             LOG.warning("dpid=%s from %s port %s: turned away: %s", dpid, *datapath.address[:2], why)
-            datapath.close()
+            engine.hang_up(datapath)
             return
         self._up[datapath.id] = datapath
         engine.welcome(datapath)
@@ -589,7 +589,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             reply = decode.flow_stats(msg.buf)
         except decode.DecodeError as error:
             LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
-            msg.datapath.close()
+            engine.hang_up(msg.datapath)
             return
         question = self._questions.get(reply.xid)
         if question is not None and question.datapath is msg.datapath:
@@ -606,7 +606,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             others = decode.changed_by_others(msg.buf)
         except decode.DecodeError as error:
             LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
-            msg.datapath.close()
+            engine.hang_up(msg.datapath)
             return
         if others:
             one.ask(one.machine.others_changed, msg.datapath)

@@ -222,6 +222,12 @@ def welcome(datapath: Any) -> None:
     switch_doorway().know(datapath.socket)
 
 
+def hang_up(datapath: Any) -> None:
+    """Close a connection from inside of an event's handler. The framework tells its applications of the end through the
+    very queue that the handler is taken from: when that is full, a handler that closes waits for itself, for ever."""
+    spawn(datapath.close)
+
+
 _switch_tls: TlsDoor | None = None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from policies.model import Address, Attempt, Policy, Site, World
+from policies.model import Address, Attempt, Policy, Role, Site, World
 from policies.wire import DIGEST_MASK, attempt_summand
 from ryu_apps.life.checks import Claim, claims, host_addresses, nobodys_host
 from ryu_apps.life.numbers import Numbers
@@ -56,6 +56,7 @@ class Present:
         self.claims: dict[Claim, str] = {}
         self.members: dict[str, dict[str, Attempt]] = {}
         """The attempts of each slice."""
+        self._on_bridge: dict[str, dict[str, Attempt]] = {}
         self.replace(World(site=site, policy=policy))
 
     @property
@@ -83,7 +84,9 @@ class Present:
         self._slices = dict(world.slice_numbers)
         self._outcomes = Counter(attempt.outcome for attempt in self._attempts.values())
         self.members = {}
+        self._on_bridge = {}
         for attempt in self._attempts.values():
+            self._on_bridge.setdefault(attempt.bridge, {})[attempt.id] = attempt
             if attempt.slice is not None:
                 self.members.setdefault(attempt.slice, {})[attempt.id] = attempt
         self._world = replace(
@@ -92,6 +95,19 @@ class Present:
             slice_numbers=MappingProxyType(self._slices),
             attempts=MappingProxyType(self._attempts),
         )
+
+    def seen_from(self, bridge: str) -> World:
+        """The world with no attempts but those that flows of a bridge follow from: looking at all of them for each of
+        many bridges would make a restart of a large site slow."""
+        world = self._world
+        if world.site.bridges[bridge].roles != {Role.WORKER}:
+            return world
+        here = self._on_bridge.get(bridge, {})
+        found = dict(here)
+        for name in dict.fromkeys(attempt.slice for attempt in here.values()):
+            if name is not None:
+                found.update(self.members.get(name, {}))
+        return replace(world, attempts=found)
 
     def set_ports(self, bridge: str, ports: Mapping[str, int]) -> bool:
         """A bridge's declared ports; tells whether they are others than before."""
@@ -123,9 +139,11 @@ class Present:
         the flows that go carry it."""
         if old is not None:
             del self._attempts[old.id]
+            del self._on_bridge[old.bridge][old.id]
             self._outcomes[old.outcome] -= 1
         if new is not None:
             self._attempts[new.id] = new
+            self._on_bridge.setdefault(new.bridge, {})[new.id] = new
             self._outcomes[new.outcome] += 1
             if new.outcome not in self._identities:
                 self._identities[new.outcome] = self.numbers.take(Kind.IDENTITY)

@@ -259,8 +259,9 @@ class Telling:
             if unheard is not None:
                 tickets[bridge] = unheard
                 continue
-            self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
-            tickets[bridge] = self.switches().set_desired(bridge, compiler.desired_flows(world, bridge))
+            base = self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
+            wanted = compiler.desired_flows(self._present.seen_from(bridge), bridge, base.values())
+            tickets[bridge] = self.switches().set_desired(bridge, wanted)
             self._standing[bridge] = [tickets[bridge]]
         return tickets
 

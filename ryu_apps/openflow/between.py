@@ -12,7 +12,7 @@ from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, ethertype, masked, network
 from ryu_apps.openflow.flows import Action, Flow, FlowKey, Goto
-from ryu_apps.openflow.lanes import job_ranges, joined, lane_ranges
+from ryu_apps.openflow.lanes import job_networks
 from ryu_apps.openflow.phrases import FAMILIES, ND, answers, deny, later_fragment, neighbour, port_blocks
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
@@ -27,13 +27,10 @@ def _recognised(world: World) -> list[Flow]:
     """SLICE and REPLY: the packet is for, or from, an address that only jobs have."""
     own = cookie(Feature.PIPELINE, Fixed.BETWEEN_JOBS)
     found = []
-    nodes = world.site.nodes.values()
-    lanes = joined(net for node in nodes for net in lane_ranges(node))
-    # Behind a node's prefix the last bits of another node's job are nobody's: they name no peer.
-    nobody = joined(net for node in nodes for net in job_ranges(node) if net not in lane_ranges(node))
+    jobs = job_networks(world.site)
     for net, named in [
-        *((net, None) for net in lanes),
-        *((net, r.PEER.load(r.NOBODY)) for net in nobody),
+        *((net, None) for net in jobs.lanes),
+        *((net, r.PEER.load(r.NOBODY)) for net in jobs.nobody),
     ]:
         for table, side in ((Table.SLICE, "dst"), (Table.REPLY, "src")):
             field = f"nw_{side}" if net.version == 4 else f"ipv6_{side}"
@@ -42,7 +39,7 @@ def _recognised(world: World) -> list[Flow]:
             priority = Priority.NETWORK if table is Table.SLICE else Priority.PLUMBING + 1
             priority += 1 if named is None else 0
             found.append(entry(table, priority, network(f"nw_{side}", f"ipv6_{side}", net), peer, own))
-    for four in joined(node.ipv4 for node in nodes):
+    for four in jobs.ipv4:
         asking = (ethertype(EtherType.ARP), masked("arp_spa", int(four.network_address), int(four.netmask)))
         peer = (r.PEER.copy_from("arp_spa"), Goto(Table.MEMBER))
         found.append(entry(Table.REPLY, Priority.PLUMBING + 1, asking, peer, own))

@@ -7,6 +7,8 @@ reads them again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from policies.model import Attempt, Outcome, PortKind, Role, World
 from ryu_apps.openflow import border, gate, worker
 from ryu_apps.openflow.counters import read_counters
@@ -29,9 +31,12 @@ __all__ = [
 ]
 
 
-def desired_flows(world: World, bridge: str) -> dict[FlowKey, Flow]:
-    """Every flow of ours that a bridge should have: the specification of all incremental paths."""
-    flows = base_flows(world, bridge)
+def desired_flows(world: World, bridge: str, base: Iterable[Flow] | None = None) -> dict[FlowKey, Flow]:
+    """Every flow of ours that a bridge should have: the specification of all incremental paths.
+
+    `base`: what `base_flows` gives for it, if that is known already.
+    """
+    flows = base_flows(world, bridge) if base is None else list(base)
     here = _attempts_on(world, bridge)
     for outcome in {a.outcome for a in here}:
         flows += identity_flows(world, bridge, outcome)

@@ -14,7 +14,7 @@ from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, Frag, IpProto, ethertype, exact, masked, network
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto
-from ryu_apps.openflow.lanes import MAC_PREFIX_MATCH, derived_prefix, job_ranges, joined
+from ryu_apps.openflow.lanes import MAC_PREFIX_MATCH, derived_prefix, job_networks, job_ranges
 from ryu_apps.openflow.phrases import (
     LINK_MULTICAST6,
     ND,
@@ -160,12 +160,12 @@ def plumbing(world: World) -> list[Flow]:
             to_link = (*icmpv6(kind), *network("nw_dst", "ipv6_dst", link)[1:])
             flows.append(entry(Table.PLUMBING, Priority.PLUMBING, to_link, out, own))
         flows.append(entry(Table.PLUMBING, Priority.FRAGMENT, icmpv6(kind), deny(Reason.MULTICAST), multicast))
-    nodes = world.site.nodes.values()
-    for four in joined(node.ipv4 for node in nodes):
+    jobs = job_networks(world.site)
+    for four in jobs.ipv4:
         tpa = masked("arp_tpa", int(four.network_address), int(four.netmask))
         peer = (r.PEER.copy_from("arp_tpa"), Goto(Table.MEMBER))
         flows.append(entry(Table.PLUMBING, Priority.PLUMBING + 1, (arp, tpa), peer, between))
-    for six in joined(prefix for node in nodes if (prefix := derived_prefix(node)) is not None):
+    for six in jobs.derived:
         target = masked("nd_target", int(six.network_address), int(six.netmask))
         # Who looks for a job asks the link's group, and MEMBER judges by the target. Sent to any other host it would be
         # judged by the target and go to that host.

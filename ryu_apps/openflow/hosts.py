@@ -20,6 +20,7 @@ from policies.model import Address, Bridge, Policy, PortRange, Role, Service, Si
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.flows import Cookie
 from ryu_apps.openflow.pipeline import Fixed
+from ryu_apps.openflow.same import Same
 from ryu_apps.openflow.spans import spans
 
 SEVERAL = 0x4000_0000
@@ -86,35 +87,20 @@ class HostClasses:
     pairs: tuple[tuple[HostClass, PortClass, Service], ...]
 
 
-class _Same:
-    """A value that is equal to itself only: a key for what cannot be hashed. It keeps the value alive."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def host_classes(world: World, spec: Bridge) -> HostClasses:
     """The host classes of the services that a bridge closes: a worker bridge all protected ones, a gate its own."""
     guards = None if Role.WORKER in spec.roles else spec.guards
-    return _classes(_Same(world.policy), _Same(world.site), _Same(world.service_numbers), guards)
+    return _classes(Same(world.policy), Same(world.site), Same(world.service_numbers), guards)
 
 
 def shared_hosts(world: World, number: int) -> tuple[str, ...]:
     """The services whose shared hosts have this number; none: nobody's."""
-    sets = _shared_sets(_Same(world.policy), _Same(world.site))
+    sets = _shared_sets(Same(world.policy), Same(world.site))
     return next((names for names, position in sets.items() if SEVERAL + position == number), ())
 
 
 @lru_cache(maxsize=_KEPT)
-def _classes(policy: _Same, site: _Same, numbers: _Same, guards: tuple[str, ...] | None) -> HostClasses:
+def _classes(policy: Same, site: Same, numbers: Same, guards: tuple[str, ...] | None) -> HostClasses:
     assert isinstance(policy.value, Policy)
     assert isinstance(numbers.value, Mapping)
     services = policy.value.services
@@ -159,7 +145,7 @@ def _port_classes(services: Sequence[Service], numbers: Mapping[str, int]) -> tu
 
 
 @lru_cache(maxsize=_KEPT)
-def _shared_sets(policy: _Same, site: _Same) -> Mapping[tuple[str, ...], int]:
+def _shared_sets(policy: Same, site: Same) -> Mapping[tuple[str, ...], int]:
     """Every set of several services that share a host on some bridge, numbered in sorted order."""
     assert isinstance(policy.value, Policy)
     assert isinstance(site.value, Site)

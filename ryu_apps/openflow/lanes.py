@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
 from policies.model import Bridge, Network, Node, PortKind, Site, World
+from ryu_apps.openflow.same import Same
 
 MAC_PREFIX = 0x026C
 """First two octets of every job's MAC address: locally administered, unicast. The other four are its IPv4 address."""
@@ -56,6 +59,39 @@ def joined(networks: Iterable[Network]) -> list[Network]:
     four = ipaddress.collapse_addresses(net for net in found if isinstance(net, ipaddress.IPv4Network))
     six = ipaddress.collapse_addresses(net for net in found if isinstance(net, ipaddress.IPv6Network))
     return [*four, *six]
+
+
+@dataclass(frozen=True, slots=True)
+class JobNetworks:
+    """What a site's nodes have addresses in, in as few networks as can say it."""
+
+    lanes: tuple[Network, ...]
+    """Of both families: what jobs can have."""
+    nobody: tuple[Network, ...]
+    """Behind nodes' prefixes, the last bits of another node's job are nobody's."""
+    derived: tuple[ipaddress.IPv6Network, ...]
+    """All of nodes' IPv6, lanes or not."""
+
+    @property
+    def ipv4(self) -> tuple[ipaddress.IPv4Network, ...]:
+        return tuple(net for net in self.lanes if isinstance(net, ipaddress.IPv4Network))
+
+
+def job_networks(site: Site) -> JobNetworks:
+    """Those of all nodes. It is kept for the last few sites: every bridge asks."""
+    return _job_networks(Same(site))
+
+
+@lru_cache(maxsize=8)
+def _job_networks(site: Same) -> JobNetworks:
+    assert isinstance(site.value, Site)
+    nodes = site.value.nodes.values()
+    lanes = joined(net for node in nodes for net in lane_ranges(node))
+    nobody = joined(net for node in nodes for net in job_ranges(node) if net not in lane_ranges(node))
+    derived = joined(prefix for node in nodes if (prefix := derived_prefix(node)) is not None)
+    return JobNetworks(
+        tuple(lanes), tuple(nobody), tuple(net for net in derived if isinstance(net, ipaddress.IPv6Network))
+    )
 
 
 def node_of(world: World, bridge: str) -> Node:

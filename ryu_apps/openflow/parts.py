@@ -14,8 +14,9 @@ service (for later fragments), for all its jobs together; a membership one flow 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
-from policies.model import Attempt, Bridge, Outcome, Reason, Role, World
+from policies.model import Attempt, Bridge, Outcome, Reason, Role, Site, World
 from ryu_apps.openflow import border
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
@@ -25,6 +26,7 @@ from ryu_apps.openflow.hosts import host_classes
 from ryu_apps.openflow.marking import groups_of
 from ryu_apps.openflow.phrases import deny
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
+from ryu_apps.openflow.same import Same
 
 
 def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
@@ -38,11 +40,18 @@ def bridges_of(world: World, attempt: Attempt) -> tuple[str, ...]:
         return (attempt.bridge,)
     others = [
         b.name
-        for b in world.site.bridges.values()
+        for b in _beyond_workers(Same(world.site))
         if (Role.GATE in b.roles and outcome.known_services.intersection(b.guards))
         or (Role.BORDER in b.roles and border.knows(world.policy, outcome))
     ]
     return (attempt.bridge, *sorted(others))
+
+
+@lru_cache(maxsize=8)
+def _beyond_workers(site: Same) -> tuple[Bridge, ...]:
+    """Gates and borders: a few among a thousand bridges, and every job asks."""
+    assert isinstance(site.value, Site)
+    return tuple(b for b in site.value.bridges.values() if b.roles & {Role.GATE, Role.BORDER})
 
 
 def membership_flow(world: World, member: Attempt) -> Flow:
