@@ -35,7 +35,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
 SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libcap2-bin xrootd-server xrootd-client \
-                 util-linux procps tcpdump
+                 util-linux procps tcpdump busybox-static
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
@@ -76,7 +76,11 @@ condor: packages python
 condor-25: packages python
 	@$(PYTHON) -m condor_bridge.prefix install --version 25 --prefix $(LARK_CACHE)/condor-25
 
-install-deps: packages python condor condor-25
+.PHONY: apptainer
+apptainer: packages python
+	@$(PYTHON) -m mininet_tests.site.apptainer >/dev/null
+
+install-deps: packages python condor condor-25 apptainer
 	@echo 'everything is there: $(LARK_CACHE)'
 
 # --- what people run ------------------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ check: python
 	echo '==> unit tests' && \
 	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal tests
 
-test: need-root packages python condor condor-25
+test: need-root packages python condor condor-25 apptainer
 	@echo '==> property tests in full; meaning of policies and compiled flows, 10,000 random pairs of world and packet (seed '$${LARK_SEED:-2015}')'
 	@LARK_TEST_MORE=1 LARK_JUDGED_PAIRS=10000 $(MAKE) check
 	@mkdir -p $(REPORTS)
@@ -104,7 +108,7 @@ test: need-root packages python condor condor-25
 	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(call system-tests,ryu) --durations=5 -m engine mininet_tests $(ARGS) \
 	    $(if $(strip $(ARGS)),|| [ $$? -eq 5 ])
 
-test-full: need-root packages python condor condor-25
+test-full: need-root packages python condor condor-25 apptainer
 	@LARK_TEST_FULL=1 $(MAKE) check
 	@mkdir -p $(REPORTS)
 	@for engine in os-ken ryu; do \
@@ -153,4 +157,4 @@ clean:
 	    -o -name .ruff_cache -o -name .hypothesis -o -name .import_linter_cache \) -prune -exec rm -rf {} +
 
 clean-cache: clean
-	rm -rf $(LARK_CACHE)/venv-* $(LARK_CACHE)/condor-*
+	rm -rf $(LARK_CACHE)/venv-* $(LARK_CACHE)/condor-* $(LARK_CACHE)/apptainer

@@ -363,9 +363,10 @@ class Site:
         except SiteError as error:
             checks.append(Check("orderly end", (str(error),)))
         finally:
+            ended = time.clock_gettime(time.CLOCK_BOOTTIME)
             for machine in self.machines.values():
                 machine.stop()
-        checks += self._compare_machine()
+        checks += self._compare_machine(ended)
         if any(check.problems for check in checks):
             self._record(kept=True)
             checks.append(Check("run directory", (), (f"kept for the post-mortem: {self.root}",)))
@@ -446,12 +447,12 @@ class Site:
                         problems.append(f"{machine.name}/{log.name}: {line[:300]}")
         return Check("no traceback and no error in the logs of controller, agent and switches", tuple(problems))
 
-    def _compare_machine(self) -> list[Check]:
+    def _compare_machine(self, ended: float) -> list[Check]:
         if self.before is None:
             return []
         left = {}
         deadline = time.monotonic() + 5
-        while (left := processes_in(self.namespaces)) and time.monotonic() < deadline:
+        while (left := processes_in(self.namespaces, ended)) and time.monotonic() < deadline:
             time.sleep(0.1)
         checks = [Check("no process is left in a namespace of the site", tuple(f"{p}: {c}" for p, c in left.items()))]
         now = Snapshot.take()

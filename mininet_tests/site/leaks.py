@@ -76,28 +76,41 @@ def differences(before: Snapshot, after: Snapshot) -> list[Difference]:
     return sorted(found, key=lambda difference: not difference.leak)
 
 
-def processes_in(namespaces: Iterable[str]) -> dict[int, str]:
-    """Processes in any of these namespaces (names as in `readlink /proc/PID/ns/net`), zombies left out."""
+def processes_in(namespaces: Iterable[str], until: float | None = None) -> dict[int, str]:
+    """Processes in any of these namespaces (names as in `readlink /proc/PID/ns/net`), zombies left out.
+
+    With `until` (seconds since the machine's boot) only those that began before. The kernel gives a namespace's number
+    to another as soon as it is free: a process that began after the namespaces' end is in somebody else's.
+    """
     wanted = frozenset(namespaces)
+    ticks = None if until is None else until * os.sysconf("SC_CLK_TCK")
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             held = {os.readlink(entry / "ns" / kind) for kind in ("net", "pid", "mnt")}
-            if held & wanted:
+            if held & wanted and (ticks is None or _start_time(entry) <= ticks):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue  # it ended while we looked
     return found
 
 
+def _start_time(process: Path) -> int:
+    """In clock ticks since boot."""
+    return int((process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+
+
 def _temporary() -> frozenset[str]:
-    """Entries of /tmp with their owner. Run directories of sites are left out: `sweep` and the judge deal with them."""
+    """Entries of /tmp with their owner. Run directories of sites and rigs (lark-NAME-12345678) are left out.
+
+    Others may run beside this one; `sweep` and each one's own judge deal with them.
+    """
     found = set()
     for entry in os.scandir(tempfile.gettempdir()):
         try:
-            if not re.match(r"lark-(demo|test)", entry.name):
+            if not re.match(r"lark-[a-z-]+-\w{8}$", entry.name):
                 found.add(f"{entry.name} of uid {entry.stat(follow_symlinks=False).st_uid}")
         except OSError:
             continue  # it went while we looked
