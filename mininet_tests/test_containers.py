@@ -1,8 +1,8 @@
 """On a real pool: a container job is inside its attempt's network; a Docker job is refused with a reason.
 
 Unprivileged Apptainer is started by HTCondor's starter through Lark's wrapper, so the container has the attempt's
-network and nothing of it is Apptainer's. The image here has no test of its own: HTCondor, told to run that before the job
-(and without the wrapper), would refuse the image.
+network and nothing of it is Apptainer's. The image here has no test of its own: HTCondor, told to run that before the
+job (and without the wrapper), would refuse the image.
 """
 
 from __future__ import annotations
