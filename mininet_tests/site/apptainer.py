@@ -88,16 +88,8 @@ def _relink() -> None:
     if loader is None or starter is None:
         raise PrefixError(f"{PREFIX}: Apptainer's package was not unpacked as expected")
     for program in (PROGRAM, starter):
-        words = [
-            patchelf_program(),
-            "--set-interpreter",
-            loader,
-            "--force-rpath",
-            "--set-rpath",
-            loader.parent,
-            program,
-        ]
-        subprocess.run(words, check=True)
+        words = [patchelf_program(), "--set-interpreter", loader, "--force-rpath", "--set-rpath", loader.parent]
+        subprocess.run([str(word) for word in (*words, program)], check=True)
 
 
 def _make_image() -> None:
