@@ -20,7 +20,7 @@ from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, ethertype, exact, masked, network
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto, Normal, Output
-from ryu_apps.openflow.lanes import derived_prefix, job_ranges, lane_ranges, port_numbers
+from ryu_apps.openflow.lanes import job_ranges, joined, lane_ranges, port_numbers
 from ryu_apps.openflow.marking import Stage, groups_of, kind_flows, mark_flows
 from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, icmpv6, neighbour, on_link
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
@@ -29,6 +29,7 @@ __all__ = ["attempt_flow", "base_flows", "knows"]
 
 _SITE, _WAN = r.ORIGIN.equals(r.Origin.JOB), r.ORIGIN.equals(r.Origin.OUTSIDE)
 _AT_JOB = r.AT_JOB.equals(1)
+_TELLS = icmpv6(ND.NEIGHBOUR_ADVERTISEMENT)
 _SENDER = Stage(
     side="src",
     by_host=Table.BORDER_SENDER,
@@ -80,25 +81,21 @@ def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
     own = cookie(Feature.PIPELINE, Fixed.BORDER)
     on = Goto(Table.BORDER_END)
     flows = [entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", site),), (r.ORIGIN.load(r.Origin.JOB), on), own)]
+    claims: list[tuple[FieldMatch, ...]] = []
+    for net in joined(net for node in world.site.nodes.values() for net in job_ranges(node)):
+        claims.append(network("nw_src", "ipv6_src", net))
+        field, what = ("arp_spa", (ethertype(EtherType.ARP),)) if net.version == 4 else ("nd_target", _TELLS)
+        claims.append((*what, masked(field, int(net.network_address), int(net.netmask))))
+    # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
+    claims.append((*_TELLS, exact("nd_target", 0)))
+    never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
     for port in wan:
         side = exact("in_port", port)
         flows.append(
             entry(Table.CLASSIFY, Priority.OBJECT, (side,), (r.ORIGIN.load(r.Origin.OUTSIDE), on), own),
         )
-        # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
-        hidden = (side, *icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), exact("nd_target", 0))
-        never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
-        flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, hidden, (), never))
-        for node in world.site.nodes.values():
-            forged = cookie(Feature.NODE, world.node_numbers[node.name])
-            claims: list[tuple[FieldMatch, ...]] = [network("nw_src", "ipv6_src", net) for net in job_ranges(node)]
-            mask = int(node.ipv4.netmask)
-            claims.append((ethertype(EtherType.ARP), masked("arp_spa", int(node.ipv4.network_address), mask)))
-            six = derived_prefix(node)
-            if six is not None:
-                target = masked("nd_target", int(six.network_address), int(six.netmask))
-                claims.append((*icmpv6(ND.NEIGHBOUR_ADVERTISEMENT), target))
-            flows += [entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, (side, *claim), (), forged) for claim in claims]
+        for claim in claims:
+            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, (side, *claim), (), never))
     return flows
 
 
@@ -108,17 +105,18 @@ def _ends(world: World) -> list[Flow]:
     flows = [entry(Table.BORDER_END, Priority.OTHERWISE, (), (Goto(Table.BORDER_OUT),), own)]
     on = Goto(Table.BORDER_JOB)
     flows += [entry(Table.BORDER_END, Priority.FAMILY, (ethertype(f),), (on,), own) for f in FAMILIES.values()]
-    for node in world.site.nodes.values():
-        lanes = lane_ranges(node)
-        for net in dict.fromkeys((*lanes, *job_ranges(node))):
-            for side, end in ((_SITE, "src"), (_WAN, "dst")):
-                field = f"nw_{end}" if net.version == 4 else f"ipv6_{end}"
-                # Behind a node's prefix the last bits of another node's job are nobody's.
-                whose = (r.END.copy_from(field),) if net in lanes else (r.END.load(r.NOBODY),)
-                actions: tuple[Action, ...] = (r.AT_JOB.load(1), *whose, on)
-                priority = Priority.OBJECT + (1 if net in lanes else 0)
-                matches = (side, *network(f"nw_{end}", f"ipv6_{end}", net))
-                flows.append(entry(Table.BORDER_END, priority, matches, actions, own))
+    nodes = world.site.nodes.values()
+    lanes = joined(net for node in nodes for net in lane_ranges(node))
+    ranges = joined(net for node in nodes for net in job_ranges(node))
+    for net in dict.fromkeys((*lanes, *ranges)):
+        for side, end in ((_SITE, "src"), (_WAN, "dst")):
+            field = f"nw_{end}" if net.version == 4 else f"ipv6_{end}"
+            # Behind a node's prefix the last bits of another node's job are nobody's.
+            whose = (r.END.copy_from(field),) if net in lanes else (r.END.load(r.NOBODY),)
+            actions: tuple[Action, ...] = (r.AT_JOB.load(1), *whose, on)
+            priority = Priority.OBJECT + (1 if net in lanes else 0)
+            matches = (side, *network(f"nw_{end}", f"ipv6_{end}", net))
+            flows.append(entry(Table.BORDER_END, priority, matches, actions, own))
     # Rank 1; of a policy without classes nothing is marked.
     first = (r.CLASS.load(1), Goto(Table.BORDER_MARK))
     for kind in range(ND.ROUTER_SOLICITATION, ND.REDIRECT + 1):

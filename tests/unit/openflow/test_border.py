@@ -153,9 +153,8 @@ def test_a_jobs_address_from_outside_is_dropped_and_nothing_else() -> None:
         assert send(here, WAN, forged).outputs == frozenset()
         assert judge_at_border(here, forged, Direction.INWARD).verdict is Verdict.DROP
         assert send(here, UPLINK, forged).outputs == {WAN}
-    # Counted for the node whose jobs have the address.
     (dropped,) = send(here, WAN, packet(job.ipv4, 1, SERVER, 1)).trail
-    assert explain.meaning(here, dropped.cookie).startswith("node wn1")
+    assert explain.meaning(here, dropped.cookie) == "standing rule: forbidden frames"
     for source in (SERVER, OUTSIDE4, IPv4Address("10.20.1.1")):
         assert send(here, WAN, packet(source, 40000, job.ipv4, 80)).outputs == {UPLINK}
 
