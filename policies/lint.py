@@ -72,6 +72,7 @@ def lint(
         *_classes(policy),
         *_node_modes(policy, site),
         *_not_yet(policy),
+        *_borders(policy, site),
         *_unused(policy),
     ]
     if ads:
@@ -330,10 +331,28 @@ def _not_yet(policy: Policy) -> Iterator[Problem]:
     if policy.scitags:
         message = "scitags are decided and shown, and not sent by this version"
         yield Problem(policy.scitags[0].place, message, "do not count on them yet")
+
+
+def _borders(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    """Classes without a border, and a border without classes."""
+    borders = [] if site is None else [b for b in site.bridges.values() if Role.BORDER in b.roles]
     shaped = [c for c in policy.classes if c.guarantee is not None or c.ceiling is not None]
-    if shaped:
-        message = "classes are marked in packets (DSCP); guarantee and ceiling are not enforced by this version"
-        yield Problem(shaped[0].place, message, "give the routers a rule for each DSCP meanwhile")
+    if shaped and site is not None and not borders:
+        message = "the site has no border: guarantee and ceiling do nothing, classes are marked in packets (DSCP) only"
+        fix = "declare a bridge with role border in the site file, or give the routers a rule for each DSCP"
+        yield Problem(shaped[0].place, message, fix)
+    for border in borders:
+        if not policy.classes:
+            message = f"border `{border.name}` has nothing to tell apart: the policy has no classes"
+            yield Problem(border.place, message, "add `classes:` and `classify:`, or drop the border")
+    if not borders or len(policy.classes) < 2:
+        return
+    last = policy.classes[-1]
+    if last.guarantee is None:
+        message = (
+            f"class `{last.name}` has no guarantee: whatever no rule names gets nothing while others fill the line"
+        )
+        yield Problem(last.place, message, "give it a little, such as 5%")
 
 
 def _unused(policy: Policy) -> Iterator[Problem]:

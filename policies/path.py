@@ -37,21 +37,21 @@ def path(world: World, packet: Packet) -> tuple[Hop, ...]:
         own = packet if packet.sender is not None else replace(packet, sender=job.id, mac=job.mac)
         hops.append(Hop(job.bridge, Role.WORKER, None, own))
     elif packet.sender is None:
-        if _outside(world, packet.source) and not _outside(world, packet.destination):
-            hops += [Hop(b.name, Role.BORDER, PortKind.WAN, packet) for b in _borders(world)]
+        if outside(world, packet.source) and not outside(world, packet.destination):
+            hops += [Hop(b.name, Role.BORDER, PortKind.WAN, packet) for b in borders_of(world)]
         hops += [Hop(g.name, Role.GATE, PortKind.SERVER_FACING, packet) for g in gates_of(world, packet.source)]
-    outside = replace(packet, sender=None, mac=job.mac if job is not None else packet.mac)
+    there = replace(packet, sender=None, mac=job.mac if job is not None else packet.mac)
     node = node_at(world, packet.destination)
     if node is not None:
         if all(hop.bridge != node.bridge for hop in hops):
-            hops.append(Hop(node.bridge, Role.WORKER, PortKind.UPLINK, outside))
+            hops.append(Hop(node.bridge, Role.WORKER, PortKind.UPLINK, there))
         return tuple(hops)
     side = PortKind.UPLINK if job is None else PortKind.WORKER_FACING
     passed = {hop.bridge for hop in hops}
     gates = [gate for gate in gates_of(world, packet.destination) if gate.name not in passed]
-    hops += [Hop(gate.name, Role.GATE, side, outside) for gate in gates]
-    if _outside(world, packet.destination) and (job is not None or not _outside(world, packet.source)):
-        hops += [Hop(b.name, Role.BORDER, b.ports[b.lan or ""], outside) for b in _borders(world)]
+    hops += [Hop(gate.name, Role.GATE, side, there) for gate in gates]
+    if outside(world, packet.destination) and (job is not None or not outside(world, packet.source)):
+        hops += [Hop(b.name, Role.BORDER, b.ports[b.lan or ""], there) for b in borders_of(world)]
     return tuple(hops)
 
 
@@ -110,13 +110,13 @@ def gates_of(world: World, address: Address) -> list[Bridge]:
     return sorted(found, key=lambda bridge: bridge.name)
 
 
-def _borders(world: World) -> list[Bridge]:
+def borders_of(world: World) -> list[Bridge]:
     """The border, if there is one; of several nobody knows which a packet takes."""
     found = [bridge for bridge in world.site.bridges.values() if Role.BORDER in bridge.roles]
     return found if len(found) == 1 else []
 
 
-def _outside(world: World, address: Address) -> bool:
+def outside(world: World, address: Address) -> bool:
     """Whether an address is taken for one beyond the border."""
     site = world.site
     inside = [site.network.ipv4, *site.infrastructure, *([site.network.ipv6] if site.network.ipv6 else [])]

@@ -17,10 +17,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
+from policies.border import Direction, class_at_border, judge_at_border
 from policies.decide import Held, decide
 from policies.language import check_together, load_policy, load_site
 from policies.model import Address, Attempt, Bridge, Decision, Place, PortKind, Protocol, Role, TrafficClass, World
 from policies.model import Verdict as V
+from policies.path import borders_of, outside
 from policies.semantics import Judgement, Packet, Transport, class_of, judge, judge_at_gate
 from policies.values import ports as parse_ports
 from policies.wire import Phase
@@ -57,7 +59,7 @@ class HeldRow(JobRow):
 
 class PacketRow(_Row):
     job: str | None = None
-    """None: a packet between two machines, at a gate."""
+    """None: a packet between two machines, at a gate or over a border."""
     phase: Annotated[Phase, Field(strict=False)] = Phase.RUN
     packet: str
     verdict: str
@@ -160,7 +162,11 @@ class Example:
             packet = packet if between_jobs else replace(packet, tracked=True)
         way = list(_way(world, packet))
         disagreements = tuple(text for stop in way if (text := _disagreement(world, stop)))
-        return Answer(_settled(way), class_of(world, packet) if row.job else None, disagreements)
+        found = class_of(world, packet) if row.job else None
+        for stop in way:
+            if stop.crosses is not None:
+                found = class_at_border(world, stop.packet, stop.crosses)
+        return Answer(_settled(way), found, disagreements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +177,8 @@ class _Stop:
     packet: Packet
     in_port: int
     judgement: Judgement
+    crosses: Direction | None = None
+    """At a border: which way."""
 
 
 def _settled(way: list[_Stop]) -> Judgement:
@@ -188,6 +196,9 @@ def _way(world: World, packet: Packet) -> Iterator[_Stop]:
     if sender is not None:
         bridge = world.site.bridges[sender.bridge]
         yield _Stop(bridge, packet, sender.ofport, judge(world, packet))
+    there, here = outside(world, packet.destination), outside(world, packet.source)
+    for border in borders_of(world) if here and not there else ():
+        yield _at_border(world, border, packet, Direction.INWARD)
     for gate in world.site.bridges.values():
         hosts = {host for name in gate.guards for host in world.policy.services[name].hosts}
         entered = None
@@ -202,6 +213,14 @@ def _way(world: World, packet: Packet) -> Iterator[_Stop]:
         bridge = world.site.bridges[receiver.bridge]
         arrived = replace(packet, sender=None)
         yield _Stop(bridge, arrived, _port(world, bridge, PortKind.UPLINK), judge(world, arrived))
+    for border in borders_of(world) if there and not here else ():
+        yield _at_border(world, border, replace(packet, sender=None), Direction.OUTWARD)
+
+
+def _at_border(world: World, border: Bridge, packet: Packet, way: Direction) -> _Stop:
+    entered = PortKind.WAN if way is Direction.INWARD else border.ports[border.lan or ""]
+    in_port = _port(world, border, entered)
+    return _Stop(border, packet, in_port, judge_at_border(world, packet, way), way)
 
 
 def _disagreement(world: World, stop: _Stop) -> str:
@@ -213,7 +232,10 @@ def _disagreement(world: World, stop: _Stop) -> str:
     wanted: set[int | Special] = set()
     receiver = _job_at(world, packet.destination)
     if stop.judgement.verdict is V.ALLOW:
-        if receiver is not None and receiver.bridge == bridge.name:
+        if stop.crosses is not None:
+            site, wan = world.ports[bridge.name][bridge.lan or ""], _port(world, bridge, PortKind.WAN)
+            wanted = {wan if stop.crosses is Direction.OUTWARD else site}
+        elif receiver is not None and receiver.bridge == bridge.name:
             wanted = {receiver.ofport}
         elif Role.WORKER in bridge.roles:
             wanted = {_port(world, bridge, PortKind.UPLINK)}
@@ -227,6 +249,8 @@ def _disagreement(world: World, stop: _Stop) -> str:
         )
     marks = packet.sender is not None and Role.WORKER in bridge.roles and wanted
     found = class_of(world, packet) if marks else None
+    if stop.crosses is not None:
+        found = class_at_border(world, packet, stop.crosses)
     if found is not None and result.left["ip_dscp"] != found.dscp:
         return f"{bridge.name}: the switch marks it {result.left['ip_dscp']}, class {found.name} is {found.dscp}"
     return ""

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,21 @@ from policies import lint as module
 from policies.ads import names_in, read_ads
 from policies.language import Problem, policy_from_text
 from policies.lint import lint
+from policies.model import Bridge, Place, PortKind, Role, WanPort
 from policies.shadow import nodes_cover
 from tests.worlds import demo_site
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "lint.txt"
 HEAD = """Policies and what lint finds in them. Comments at a case's head: `# site` (the demo's site file goes with it),
-`# ads:` (job ads on the lines with #|), `# startd-job-attrs:` and `# immutable-job-attrs:` (the pool's lists).
+`# border` (with a border besides), `# ads:` (job ads on the lines with #|), `# startd-job-attrs:` and
+`# immutable-job-attrs:` (the pool's lists).
 """
+
+
+EDGE = Bridge(
+    "edge-br", 0xC1, frozenset({Role.BORDER}), {"lan0": PortKind.UPLINK, "wan0": PortKind.WAN}, (),
+    Place("site.yaml", 12), wan={"wan0": WanPort(50_000_000, 48_000_000)},
+)  # fmt: skip
 
 
 def cases() -> dict[str, str]:
@@ -34,11 +43,15 @@ def found_in(text: str) -> str:
         return found.group(1) if found else None
 
     policy = policy_from_text(text)
+    site = demo_site() if "# site\n" in text else None
+    if "# border\n" in text:
+        site = demo_site()
+        site = replace(site, bridges={**site.bridges, "edge-br": EDGE})
     ads = "".join(line.removeprefix("#|").strip() + "\n" for line in text.splitlines() if line.startswith("#|"))
     startd, immutable = said("startd-job-attrs"), said("immutable-job-attrs")
     problems = lint(
         policy,
-        demo_site() if "# site\n" in text else None,
+        site,
         ads=read_ads(ads) if ads else (),
         startd_job_attrs=None if startd is None else names_in(startd),
         immutable_job_attrs=None if immutable is None else names_in(immutable),
@@ -86,7 +99,7 @@ def test_every_finding_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_finding_says_how_to_mend_it() -> None:
     found = [line for case in cases().values() for line in case.split("--- found\n")[1].splitlines()]
     assert len(found) >= 50
-    assert all(re.match(r"policy\.yaml:\d+:\d+: .*; \S", line) for line in found if line != "nothing")
+    assert all(re.match(r"(policy|site)\.yaml:\d+:\d+: .*; \S", line) for line in found if line != "nothing")
 
 
 @pytest.mark.parametrize(
