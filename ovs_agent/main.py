@@ -93,7 +93,11 @@ class Agent:
         self._registered = False
         self._lock = -1
 
-    def _readiness(self) -> Reply:
+    def _readiness(self, peer: trust.Peer) -> Reply:
+        if self._in_a_job(peer.pid):
+            return hold(
+                104, "a startd that runs as a job (a pilot) has no agent: its jobs share the network of that job"
+            )
         if order := self._drain.order():
             return hold(104, order.text())
         if not self._watch.alive:
@@ -103,6 +107,16 @@ class Agent:
         if trouble := self._standing.trouble(self._pool.trouble):
             return hold(104, trouble)
         return OK
+
+    def _in_a_job(self, pid: int) -> bool:
+        """Whether a process is in the network of one of this node's jobs."""
+        try:
+            there = os.stat(f"/proc/{pid}/ns/net").st_ino
+        except OSError:  # it has ended: nobody hears the answer
+            return True
+        return there in {
+            netlink.namespace_inode(name) for name in netlink.namespaces(plan.namespace_prefix(self._config.node))
+        }
 
     def _unfit(self) -> str:
         """Why the way that the administrator chose for jobs into their networks cannot be used here."""

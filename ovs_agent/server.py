@@ -37,7 +37,7 @@ BACKLOG = 1024
 PING = b"LARK1 ping"
 
 Handler = Callable[[Request, trust.Caller, trust.Peer], Awaitable[Reply]]
-Readiness = Callable[[], Reply]
+Readiness = Callable[[trust.Peer], Reply]
 
 
 def printable(text: str) -> bytes:
@@ -176,7 +176,7 @@ class Server:
     async def _answer(self, datagram: bytes, peer: trust.Peer) -> Reply:
         request = life.parse(datagram)
         if request is Request.PING:
-            return self._readiness()
+            return self._readiness(peer)
         try:
             if request is None:
                 raise trust.Refused("this is no request of Lark's protocol")
