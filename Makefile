@@ -35,7 +35,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
 SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libcap2-bin xrootd-server xrootd-client \
-                 util-linux procps tcpdump busybox-static
+                 util-linux procps tcpdump busybox-static mininet
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
@@ -136,7 +136,7 @@ install: base-packages
 	@for unit in lark-agent lark-controller lark-bridge@; do \
 	    sed 's#/opt/lark/#$(PREFIX)/#' $(ROOT)/systemd/$$unit.service >$(PREFIX)/lib/systemd/$$unit.service || exit 1; \
 	done
-	@echo 'installed into $(PREFIX)/bin: lark-controller larkctl lark-agent; units to copy: $(PREFIX)/lib/systemd'
+	@echo 'installed into $(PREFIX)/bin: lark-controller larkctl lark-agent lark-lab; units to copy: $(PREFIX)/lib/systemd'
 
 # --- upkeep ---------------------------------------------------------------------------------------------------------
 
