@@ -408,8 +408,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one.ask(send, question.datapath)
         return question
 
-    def _question(self, bridge: str, cookie: int, mask: int) -> tuple[_Question, bytes]:
-        datapath = self._by_name[bridge].datapath
+    def _question(self, bridge: str, cookie: int, mask: int, at: Any = None) -> tuple[_Question, bytes]:
+        datapath = self._by_name[bridge].datapath if at is None else at
         if datapath is None:
             raise FabricError(f"bridge {bridge} is not connected")
         xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
@@ -537,8 +537,11 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         is noticed to be dead. One that answers stays; one that does not is closed, and the next try let in."""
         try:
             if self._is_up(first):
-                # No flow has this cookie: the answer is short.
-                self.flow_stats(one.bridge, cookies.FULL_MASK, cookies.FULL_MASK, timeout=ALIVE)
+                # No flow has this cookie: the answer is short. That very connection is asked: the writer may not have
+                # taken it up yet.
+                question, request = self._question(one.bridge, cookies.FULL_MASK, cookies.FULL_MASK, first)
+                first.send(request)
+                question.wait(ALIVE)
         except FabricError as error:
             if self._is_up(first):
                 LOG.warning("bridge=%s: connection given up for another one: %s", one.bridge, error)
@@ -561,11 +564,14 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one, msg = self._at(event)
         if one is None:
             return
-        ports = {
-            _port_name(port.name): number for port in msg.body if (number := _port_number(port.port_no)) is not None
-        }
-        more = bool(msg.flags & decode.REPLY_MORE)
-        one.ask(lambda now: one.machine.ports_part(msg.xid, ports, more, now), msg.datapath)
+        try:
+            part = decode.ports(msg.buf)
+        except decode.DecodeError as error:
+            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
+            engine.hang_up(msg.datapath)
+            return
+        ports = {name: number for name, wire in part.ports if (number := _port_number(wire)) is not None}
+        one.ask(lambda now: one.machine.ports_part(part.xid, ports, part.more, now), msg.datapath)
 
     @engine.handler(engine.PortStatus, engine.UP)
     def _port_status(self, event: Any) -> None:

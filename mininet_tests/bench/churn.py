@@ -206,7 +206,7 @@ class Site:
                 "mininet_tests.fakeswitch", f"--controller=tcp:127.0.0.1:{OPENFLOW}", f"--count={self.size.fake}",
                 f"--first-dpid={self.size.real}", f"--ports={FIRST_JOB_PORT}-{last}", "--port-name=lj{dpid}-{port}",
                 f"--port=up={UPLINK}", "--lark", f"--control={CONTROL}",
-                *(f"--source=127.0.1.{n}" for n in range(1, 11)),
+                *(f"--source=127.0.1.{n}" for n in range(1, 251)),
             ),
             env=ENVIRONMENT,
         )  # fmt: skip

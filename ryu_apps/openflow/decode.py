@@ -37,6 +37,8 @@ ENTRY = struct.Struct("!HBxIIHHHHH2xQQQ")
 """length, table, seconds, nanoseconds, priority, idle, hard, flags, importance, cookie, packets, bytes"""
 CUT = struct.Struct("!HB9xHI30xHH")
 """Of an entry and the head of its match: length, table, priority, both timeouts as one, kind and length of a match."""
+PORT = struct.Struct("!IH10x16s8x")
+"""Number, length, name of a port, and how long one is at least."""
 EXPIRES = b"\xff\xff\x00\x08\x00\x00\x00\x00"
 """Put before the instructions of an entry that has a timeout. None of ours begins so: it never equals one of ours."""
 REPLY_MORE = 1
@@ -164,6 +166,33 @@ def value_actions(value: EntryValue) -> tuple[Action, ...] | None:
         return tuple(_instructions(encode.value_instructions(value)))
     except (_Unknown, struct.error):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A part of a list of ports: names and numbers as OpenFlow writes them."""
+
+    xid: int
+    more: bool
+    ports: Sequence[tuple[str, int]]
+
+
+def ports(message: bytes) -> Ports:
+    """A port-description reply. Raises DecodeError."""
+    message = bytes(message)
+    found = []
+    at = 16
+    while at < len(message):
+        try:
+            number, length, name = PORT.unpack_from(message, at)
+        except struct.error as error:
+            raise DecodeError(f"port-description reply is cut short: {error}") from error
+        if length < PORT.size or at + length > len(message):
+            raise DecodeError("a port of a port-description reply does not hold together")
+        found.append((name.rstrip(b"\0").decode("utf-8", "replace"), number))
+        at += length
+    xid, flags = encode.HEADER.unpack_from(message)[3], int.from_bytes(message[10:12], "big")
+    return Ports(int(xid), bool(flags & REPLY_MORE), tuple(found))
 
 
 def changed_by_others(message: bytes) -> bool:
