@@ -133,7 +133,7 @@ install: base-packages
 	@$(ROOT)/scripts/make-venv $(PYTHON3) $(PREFIX) $(ROOT)/$(BUILD_LOCK) $(ROOT)/requirements-run.lock
 	@$(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --no-index --force-reinstall $(ROOT)
 	@mkdir -p $(PREFIX)/lib/systemd
-	@for unit in lark-agent lark-controller lark-bridge@; do \
+	@for unit in lark-agent lark-controller lark-bridge@ lark-border; do \
 	    sed 's#/opt/lark/#$(PREFIX)/#' $(ROOT)/systemd/$$unit.service >$(PREFIX)/lib/systemd/$$unit.service || exit 1; \
 	done
 	@echo 'installed into $(PREFIX)/bin: lark-controller larkctl lark-agent lark-lab; units to copy: $(PREFIX)/lib/systemd'

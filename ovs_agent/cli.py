@@ -18,7 +18,7 @@ import click
 
 from ovs_agent import bridge, bridge_keeper, cleanup, config, ledger, nft
 from ovs_agent.bridge import BridgeWish
-from ovs_agent.config import AgentConfig
+from ovs_agent.config import AgentConfig, BorderConfig
 from ovs_agent.drain import Drain, Order
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
@@ -55,7 +55,7 @@ def _need_root() -> None:
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        from ovs_agent.main import version  # slow imports: not for --help
+        from ovs_agent.version import version
 
         click.echo(f"lark-agent {version()}")
         context.exit()
@@ -354,6 +354,64 @@ def clean_up(config_file: Path, dry_run: bool) -> None:
                     raise AgentError("still there: " + ", ".join(left.lines()))
         if trouble:
             raise AgentError(f"the switch could not be looked at, its ports may be left: {trouble}")
+
+    _run(work())
+
+
+BORDER = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/lark/border.yaml"),
+    show_default=True,
+    help="The border's configuration.",
+)
+
+
+def _load_border(path: Path) -> BorderConfig:
+    try:
+        return config.load_border(path)
+    except AgentError as e:
+        raise click.ClickException(str(e)) from None
+
+
+@main.command("border")
+@BORDER
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def run_border(config_file: Path, log_level: str) -> None:
+    """Keep the queues of a border's ports as the controller wishes them, in the foreground until SIGTERM.
+
+    The queues stay when it ends, and are as they were last wished while no controller answers.
+    """
+    from ovs_agent.border import Border  # slow imports: not for --help
+    from ovs_agent.main import configure_logging
+
+    _need_root()
+    loaded = _load_border(config_file)
+    configure_logging(log_level)
+
+    def ready(text: str) -> None:
+        click.echo(text)
+        sys.stdout.flush()
+
+    async def work() -> None:
+        await Border(loaded).run(ready)
+
+    _run(work())
+
+
+@main.command("border-cleanup")
+@BORDER
+def clean_border(config_file: Path) -> None:
+    """Remove the queues that `lark-agent border` made, and give the ports back as they were. Refused while it runs."""
+    from ovs_agent.border import Border  # slow imports: not for --help
+
+    _need_root()
+    loaded = _load_border(config_file)
+
+    async def work() -> None:
+        for line in await Border(loaded).clean_up() or ["nothing to remove"]:
+            click.echo(line)
 
     _run(work())
 

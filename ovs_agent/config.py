@@ -1,4 +1,5 @@
-"""`agent.yaml`: what an administrator tells the agent. Read once at start; an error names file, line and remedy.
+"""`agent.yaml` and `border.yaml`: what an administrator tells the agent. Read once at start; an error names file, line
+and remedy.
 
 Invariants: unknown keys and repeated keys are errors; relative paths are relative to the file they stand in; a bearer
 token never travels in the clear to another machine unless `allow-plaintext: true` says so.
@@ -10,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ovs_agent.errors import AgentError
 from policies.wire import NAME_PATTERN
 
+M = TypeVar("M", bound=BaseModel)
 MAX_UID = 2**32 - 2
 
 
@@ -178,6 +180,18 @@ class AgentConfig(Section):
     """Where this was read from (not a key of the file)."""
 
 
+class BorderConfig(Section):
+    """`border.yaml`, of the daemon that keeps a border's queues."""
+
+    bridge: Annotated[str, AfterValidator(_node)]
+    """As in site.yaml, and as Open vSwitch has it."""
+    controller: ControllerSection
+    state_dir: Path = Path("/var/lib/lark/border")
+    ovsdb: Annotated[str, Field(pattern=r"^(unix:/|tcp:|ssl:)\S+$")] = "unix:/run/openvswitch/db.sock"
+    rundir: Path = Path("/run/openvswitch")
+    file: Annotated[Path, Field(exclude=True)]
+
+
 _PATHS = {
     ("controller", "token-file"),
     ("controller", "ca-file"),
@@ -190,6 +204,7 @@ _PATHS = {
     ("socket",),
     ("state-dir",),
     ("libexec",),
+    ("rundir",),
 }
 
 
@@ -218,7 +233,16 @@ def _plain(value: Any) -> Any:
 
 
 def load(path: Path) -> AgentConfig:
-    """Read and validate a configuration file. Raises ConfigError with `file:line: what; how to mend`."""
+    """Read and validate `agent.yaml`. Raises ConfigError with `file:line: what; how to mend`."""
+    return _load(path, AgentConfig, "node")
+
+
+def load_border(path: Path) -> BorderConfig:
+    """The same of `border.yaml`."""
+    return _load(path, BorderConfig, "bridge")
+
+
+def _load(path: Path, model: type[M], first: str) -> M:
     path = path.absolute()
     try:
         document = YAML(typ="rt").load(path.read_text())
@@ -232,7 +256,7 @@ def load(path: Path) -> AgentConfig:
     except (YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"not valid YAML: {e}", f"{path}:1") from None
     if not isinstance(document, Mapping):
-        raise ConfigError("a configuration is a mapping that begins with `node:`", f"{path}:1")
+        raise ConfigError(f"a configuration is a mapping that begins with `{first}:`", f"{path}:1")
     raw = _plain(document)
     if "file" in raw:
         raise ConfigError("unknown key 'file'", f"{path}:{_line_of(document, ('file',))}")
@@ -243,7 +267,7 @@ def load(path: Path) -> AgentConfig:
         if isinstance(here, dict) and isinstance(here.get(steps[-1]), str):
             here[steps[-1]] = str(path.parent / here[steps[-1]])
     try:
-        return AgentConfig.model_validate({**raw, "file": path})
+        return model.model_validate({**raw, "file": path})
     except ValidationError as e:
         texts = []
         for problem in e.errors():

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -35,6 +35,9 @@ from policies.wire import (
     Phase,
     PhaseChange,
     Problem,
+    QueueReport,
+    QueueStatus,
+    QueueWish,
     protocol_of,
     words,
 )
@@ -145,7 +148,18 @@ class ControllerClient:
                 return None
             raise
 
-    async def _ask(self, method: str, url: str, path: str, body: BaseModel | None) -> httpx.Response:
+    async def queues(self, bridge: str, known: str | None) -> QueueWish | None:
+        """The queues of a border; None: still those whose digest is `known`."""
+        path = f"/v1/bridges/{quote(bridge)}/queues"
+        response = await self._ask("GET", path, None, {} if known is None else {"If-None-Match": f'"{known}"'})
+        return None if response.status_code == 304 else self._understand("GET", path, QueueWish, response)
+
+    async def report_queues(self, bridge: str, report: QueueReport) -> QueueStatus:
+        return await self._call("PUT", f"/v1/bridges/{quote(bridge)}/queues/report", QueueStatus, report)
+
+    async def _ask_one(
+        self, method: str, url: str, path: str, body: BaseModel | None, headers: Mapping[str, str]
+    ) -> httpx.Response:
         """One answer, whatever it says. A controller that was replaced by an older one is asked again in its words."""
         while True:
             spoken = min(PROTOCOL, self._known[url])
@@ -153,7 +167,7 @@ class ControllerClient:
                 method,
                 url + path,
                 content=words(body, spoken) if body is not None else None,
-                headers={"Content-Type": "application/json"} if body is not None else None,
+                headers=headers if body is None else {**headers, "Content-Type": "application/json"},
             )
             self._known[url] = protocol_of(response.headers.get(PROTOCOL_HEADER))
             if response.status_code != 400 or self._known[url] >= spoken:
@@ -161,25 +175,32 @@ class ControllerClient:
             log.warning("controller %s knows protocol %d only; speaking that", url, self._known[url])
 
     async def _call(self, method: str, path: str, answer: type[M], body: BaseModel | None) -> M:
+        return self._understand(method, path, answer, await self._ask(method, path, body, {}))
+
+    async def _ask(self, method: str, path: str, body: BaseModel | None, headers: dict[str, str]) -> httpx.Response:
+        """The answer of whichever controller can be reached, whatever it is."""
         trouble: Unavailable | None = None
         for _ in self._urls:
             url = self.url
             try:
-                response = await self._ask(method, url, path, body)
+                response = await self._ask_one(method, url, path, body, headers)
             except (httpx.HTTPError, ssl.SSLError, OSError) as e:
                 why = tls_words(e) or str(e) or type(e).__name__
                 trouble = Unavailable(f"controller {url} cannot be reached: {why}")
                 self._at = (self._at + 1) % len(self._urls)
                 continue
-            if response.status_code in (200, 201) and len(response.content) <= MAX_ANSWER:
-                try:
-                    return answer.model_validate_json(response.content)
-                except ValidationError as e:
-                    first = str(e).splitlines()[0]
-                    raise Unavailable(f"controller {url} answered {method} {path} with nonsense: {first}") from None
-            raise meaning(response.status_code, response.content)
+            return response
         assert trouble is not None
         raise trouble
+
+    def _understand(self, method: str, path: str, answer: type[M], response: httpx.Response) -> M:
+        if response.status_code in (200, 201) and len(response.content) <= MAX_ANSWER:
+            try:
+                return answer.model_validate_json(response.content)
+            except ValidationError as e:
+                first = str(e).splitlines()[0]
+                raise Unavailable(f"controller {self.url} answered {method} {path} with nonsense: {first}") from None
+        raise meaning(response.status_code, response.content)
 
 
 class GivenUp(AgentError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib.metadata
 import logging
 import os
 import signal
@@ -36,17 +35,11 @@ from ovs_agent.server import Server
 from ovs_agent.standing import Standing
 from ovs_agent.startd import Startd
 from ovs_agent.steps import Step, reached
+from ovs_agent.version import version
 from policies.wire import Heartbeat, NodeGrant, NodeSpec, attempts_digest
 
 log = logging.getLogger(__name__)
 RETRY_FIRST, RETRY_LONGEST = 0.5, 5.0
-
-
-def version() -> str:
-    try:
-        return importlib.metadata.version("htlark")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
 
 
 class Agent:

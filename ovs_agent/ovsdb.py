@@ -19,6 +19,8 @@ from ovs_agent.errors import AgentError
 from ovs_agent.plan import Lane, lane_number_of_port
 
 log = logging.getLogger(__name__)
+_SHIELD = "lark-border-port"
+"""In external_ids of the QoS rows that are ours: whose they are."""
 
 
 class SwitchError(AgentError):
@@ -122,6 +124,50 @@ class Ovsdb:
             if row["name"] in on_bridge and lane_number_of_port(row["name"]) is not None
             for ids in [row["external_ids"] or {}]
         ]
+
+    async def plugged(self, bridge: str) -> frozenset[str]:
+        """The names of all ports of a bridge."""
+        return frozenset((await self.vsctl(["list-ports", bridge])).split())
+
+    async def shield(self, port: str) -> None:
+        """Have Open vSwitch leave a port's qdisc alone: when it starts it removes any root qdisc that it does not know.
+
+        Raises SwitchError where the port has a QoS of Open vSwitch's own.
+        """
+        ours, kinds = await self._shields(port)
+        uuid = next((row["qos"] for row in await self.table("Port", ["name", "qos"]) if row["name"] == port), None)
+        kind = kinds.get(uuid) if uuid else None
+        if kind == "linux-noop":
+            return
+        if kind is not None:
+            raise SwitchError(
+                f"Open vSwitch shapes this port itself (qos {kind}); for the queues of the border: "
+                f"ovs-vsctl clear port {port} qos",
+                port,
+            )
+        # A row of an earlier port of this name is still there: rows of QoS go only when they are told to.
+        made = ["--id=@q", "create", "QoS", "type=linux-noop", f"external_ids:{_SHIELD}={port}", "--"]
+        words = ["--no-wait", "--", *([] if ours else made), "set", "Port", port, f"qos={ours[0] if ours else '@q'}"]
+        await self.vsctl(words)
+
+    async def unshield(self, port: str) -> None:
+        """Undo `shield`; what somebody else wrote there stays."""
+        ours, _ = await self._shields(port)
+        if not ours:
+            return
+        words = ["--no-wait"]
+        for row in await self.table("Port", ["name", "qos"]):
+            if row["qos"] in ours:
+                words += ["--", "clear", "Port", row["name"], "qos"]
+        for uuid in ours:
+            words += ["--", "destroy", "QoS", uuid]
+        await self.vsctl(words)
+
+    async def _shields(self, port: str) -> tuple[list[str], dict[str, str]]:
+        """Rows of QoS that `shield` made for a port, and the type of every row."""
+        rows = await self.table("QoS", ["_uuid", "type", "external_ids"])
+        ours = [row["_uuid"] for row in rows if (row["external_ids"] or {}).get(_SHIELD) == port]
+        return ours, {row["_uuid"]: row["type"] for row in rows}
 
     async def label(self, port: str, attempt: str) -> None:
         """Write which attempt has the port: for people and tools that read the database."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import ipaddress
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -324,6 +325,83 @@ class NodeList(Answer):
     nodes: list[NodeStatus]
 
 
+class QueueClass(Answer):
+    """A traffic class on one egress port. Classes with an equal DSCP cannot be told apart, so there are none."""
+
+    name: Name
+    dscp: Annotated[int, Field(ge=0, le=63)]
+    rank: Annotated[int, Field(ge=0, le=63)]
+    """0 is the most important: what no class is guaranteed goes to the lowest rank that asks for it."""
+    guarantee: Annotated[int, Field(ge=0)]
+    """bit/s, also when classes of a lower rank number ask for more."""
+    ceiling: Annotated[int, Field(ge=1)]
+    """bit/s"""
+
+
+class PortQueues(Answer):
+    rate: Annotated[int, Field(ge=1)]
+    """bit/s that leave by this port at most."""
+    classes: Annotated[list[QueueClass], Field(min_length=1, max_length=64)]
+    """The last one takes what carries no class's DSCP."""
+
+
+class QueueWish(Answer):
+    """The queues of a border, by egress port. `digest` is also the ETag."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    ports: Annotated[dict[PortName, PortQueues], Field(max_length=64)]
+
+
+def queues_digest(ports: Mapping[str, PortQueues]) -> str:
+    """Equal for equal queues: SHA-256 (hex) of their canonical JSON."""
+    plain = {name: port.model_dump(mode="json") for name, port in ports.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+Count = Annotated[int, Field(ge=0, le=2**64 - 1)]
+
+
+class ClassReport(Message):
+    """What a class's queue has carried since it was made. `rate`: bit/s over the last seconds."""
+
+    bytes: Count
+    packets: Count
+    drops: Count
+    backlog: Count
+    """Bytes that wait now."""
+    rate: Count = 0
+
+
+class PortReport(Message):
+    rate: Count
+    """bit/s that the queues now let out."""
+    speed: Count | None = None
+    """bit/s of the link as the device says; None: it does not say."""
+    classes: Annotated[dict[Name, ClassReport], Field(max_length=64)]
+    plumbing: ClassReport | None = None
+    """ARP and neighbour discovery, which have a small queue of their own."""
+
+
+class QueueReport(Message):
+    """What a border's agent has made of the wish, every few seconds."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the wish that it follows; None: it has none yet."""
+    agent_version: Annotated[str, StringConstraints(max_length=64)] = ""
+    faults: Annotated[list[Annotated[str, StringConstraints(max_length=500)]], Field(max_length=64)]
+    """What is not as wished, one sentence each; empty: everything is."""
+    ports: Annotated[dict[PortName, PortReport], Field(max_length=64)]
+
+
+class QueueStatus(Answer):
+    """The last report of a border's agent. `age`: seconds since it came."""
+
+    age: float
+    in_force: bool
+    """It follows the queues that the present policy asks for, without a fault."""
+    report: QueueReport
+
+
 class BridgeStatus(Answer):
     bridge: Name
     datapath_id: str
@@ -333,6 +411,8 @@ class BridgeStatus(Answer):
     flows: int
     ports: dict[str, int]
     detail: str = ""
+    queues: QueueStatus | None = None
+    """Of a border: what its agent reported last. None: no border, or nothing reported since this controller started."""
 
 
 class BridgeList(Answer):

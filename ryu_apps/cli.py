@@ -23,7 +23,7 @@ from ryu_apps.version import version_option
 
 ENGINES = ["os-ken", "ryu"]
 LEVELS = ["debug", "info", "warning", "error"]
-ROLES = ["agent", "viewer", "admin"]
+ROLES = ["agent", "border", "viewer", "admin"]
 
 
 class _Commands(click.Group):
@@ -122,7 +122,8 @@ def check(
 @click.option("--tokens", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="tokens.yaml")
 @click.option("--role", required=True, type=click.Choice(ROLES))
 @click.option("--node", help="the node that an agent's token is for, as in site.yaml")
-def token(path: Path, role: str, node: str | None) -> None:
+@click.option("--bridge", help="the border that a border's token is for, as in site.yaml")
+def token(path: Path, role: str, node: str | None, bridge: str | None) -> None:
     """Make a bearer token: print it, this once, and keep only its hash in the tokens file.
 
     A running controller learns of it on SIGHUP.
@@ -132,6 +133,10 @@ def token(path: Path, role: str, node: str | None) -> None:
 
     if (role == "agent") != (node is not None):
         raise click.UsageError("--node goes with --role agent, and only with it")
+    if (role == "border") != (bridge is not None):
+        raise click.UsageError("--bridge goes with --role border, and only with it")
+    if bridge is not None and not re.fullmatch(NAME_PATTERN, bridge):
+        raise click.UsageError(f"{bridge!r} cannot be a bridge's name")
     if node is not None and not re.fullmatch(NAME_PATTERN, node):
         raise click.UsageError(f"{node!r} cannot be a node's name")
     if not path.parent.is_dir():
@@ -139,7 +144,7 @@ def token(path: Path, role: str, node: str | None) -> None:
         raise Stop(f"{path.parent} is not a directory; make it, or mend --tokens", 2)
     try:
         with faults_in_files():
-            click.echo(new_token(path, TokenRole(role), node))
+            click.echo(new_token(path, TokenRole(role), node, bridge))
     except OSError as problem:
         raise Stop(f"{path}: {problem.strerror}", 1) from problem
 

@@ -32,7 +32,11 @@ from policies.wire import (
     NodeStatus,
     Phase,
     PolicyStatus,
+    QueueReport,
+    QueueStatus,
+    QueueWish,
 )
+from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import Fabric
 from ryu_apps.life.departures import Departures
 from ryu_apps.life.hearing import Hearing
@@ -79,7 +83,8 @@ class Controller:
         self._refusals = RefusalLog(clock)
         self._counts = LastCounts(present, telling, self._refusals)
         self._departures = Departures(present, telling, records, self._counts, turns, self.times)
-        self._statuses = Statuses(present, telling, records)
+        self._borders = Borders(clock)
+        self._statuses = Statuses(present, telling, records, self._borders)
         self._confirmation = Confirmation(present, records)
         self.node_leases = Nodes(present, telling, records, self._departures, self.times)
         self._requests = Requests(
@@ -192,6 +197,14 @@ class Controller:
     def bridges(self) -> list[BridgeStatus]:
         """Every bridge as the fabric sees it."""
         return self._statuses.bridges()
+
+    def queues(self, bridge: str) -> QueueWish:
+        """What a border's agent is to make of its ports. Raises Refused."""
+        return queue_wish(self._present.world.policy, self._present.world.site, bridge)
+
+    def report_queues(self, bridge: str, report: QueueReport) -> QueueStatus:
+        """A border's agent says how it is. Raises Refused."""
+        return self._borders.hear(bridge, report, self.queues(bridge))
 
     def policy(self) -> PolicyStatus:
         return policy_status(self._present.world.policy)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from policies.certificates import bridge_certificate_name, node_certificate_name
+from policies.model import Role
 from ryu_apps.app import SwitchApp
 from ryu_apps.config import ConfigError
 from ryu_apps.controller import Controller
@@ -67,7 +68,12 @@ def serve(files: Files) -> None:
         last.callback(framework.stop)
         framework.start()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
-        api = Api(controller, files.tokens, agents)
+        borders = {
+            bridge_certificate_name(name, bridge.certificate): name
+            for name, bridge in site.bridges.items()
+            if Role.BORDER in bridge.roles
+        }
+        api = Api(controller, files.tokens, agents, borders)
         wsgi = engine.serve_wsgi(api, *config.api, tls=doors.api)
         last.callback(wsgi.stop)
         if config.plaintext_warning:

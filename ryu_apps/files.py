@@ -16,7 +16,7 @@ from pathlib import Path
 from policies.ads import BadAds, JobAd, names_in, read_ads, read_config_dump
 from policies.language import PolicyError, Problem, attributes_read, check_together, load_policy, load_site
 from policies.lint import lint
-from policies.model import Policy, Site
+from policies.model import Policy, Role, Site
 from ryu_apps.config import Config, ConfigError, load_config
 from ryu_apps.rest.auth import Tokens, load_tokens
 from ryu_apps.tls import ServerTls, TlsError, server_tls
@@ -129,6 +129,8 @@ def _text(path: Path) -> str:
 def _warnings(config: Config, site: Site, tokens: Tokens) -> Iterator[str]:
     for node in sorted(tokens.nodes - set(site.nodes)):
         yield f"{config.tokens.name} has a token for node {node}, which site.yaml does not know"
+    for bridge_name in sorted(tokens.bridges - {b.name for b in site.bridges.values() if Role.BORDER in b.roles}):
+        yield f"{config.tokens.name} has a token for border {bridge_name}, which site.yaml does not know as one"
     host, port = config.openflow
     if config.openflow_tls is None and not ipaddress.ip_address(host).is_loopback:
         for bridge in site.bridges.values():

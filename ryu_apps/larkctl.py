@@ -23,7 +23,16 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.certificates import TlsFault, tls_fault
-from policies.wire import AttemptList, AttemptStatus, BridgeList, Counters, DecisionView, NodeList, PolicyStatus
+from policies.wire import (
+    AttemptList,
+    AttemptStatus,
+    BridgeList,
+    BridgeStatus,
+    Counters,
+    DecisionView,
+    NodeList,
+    PolicyStatus,
+)
 from ryu_apps.version import version_option
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -327,8 +336,34 @@ def bridges(client: Client, as_json: bool) -> None:
             state = "in line" if one.converged else "connected" if one.connected else "not connected"
             _row(table, one.bridge, one.datapath_id, ", ".join(one.roles), state, one.flows, len(one.ports), one.detail)
         console.print(table)
+        for one in found.bridges:
+            if "border" in one.roles:
+                _tell_queues(console, one)
 
     _show(found, as_json, draw)
+
+
+def _tell_queues(console: Console, bridge: BridgeStatus) -> None:
+    """What a border's agent reported last."""
+    status = bridge.queues
+    if status is None:
+        console.print(
+            _text(f"\n{bridge.bridge}: no agent has reported its queues; does `lark-agent border` run there?")
+        )
+        return
+    state = "in force" if status.in_force else "NOT in force"
+    console.print(_text(f"\n{bridge.bridge}: queues {state}, reported {status.age:.0f} s ago"))
+    if not status.in_force and not status.report.faults:
+        console.print(_text("  the agent follows another policy than this, or says nothing any more"))
+    for fault in status.report.faults:
+        console.print(_text(f"  {fault}"))
+    table = _table("PORT", "CLASS", "RATE NOW", "SENT", "DROPPED", "WAITING")
+    for name, port in status.report.ports.items():
+        for title, one in port.classes.items():
+            sent, drops = _packets(one.packets, one.bytes), f"{one.drops} packets"
+            _row(table, f"{name} ({_rate(port.rate)})", title, _rate(one.rate), sent, drops, f"{one.backlog} B")
+    if status.report.ports:
+        console.print(table)
 
 
 @cli.command()

@@ -21,6 +21,7 @@ class Slug(enum.StrEnum):
     NOT_FOUND = "not-found"
     NO_SUCH_ATTEMPT = "no-such-attempt"
     NO_SUCH_NODE = "no-such-node"
+    NO_SUCH_BRIDGE = "no-such-bridge"
     METHOD = "method-not-allowed"
     CONFLICT = "conflict"
     PHASE = "phase"

@@ -54,10 +54,11 @@ class Controller:
             encoding="utf-8",
         )
 
-    def token(self, role: str, node: str | None = None) -> str:
+    def token(self, role: str, node: str | None = None, bridge: str | None = None) -> str:
         """A new token, made by the controller's own command."""
         argv = ["token", "--tokens", str(self.home / "tokens.yaml"), "--role", role]
         argv += ["--node", node] if node else []
+        argv += ["--bridge", bridge] if bridge else []
         said = self.command(*argv).need().out.strip()
         return said.splitlines()[-1].strip()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from policies.model import Attempt
+from policies.model import Attempt, Role
 from policies.wire import AttemptStatus, BridgeRealisation, BridgeStatus, Counters
+from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import BridgeState, FabricError
 from ryu_apps.life.checks import attempt_of
 from ryu_apps.life.present import Present
@@ -24,10 +25,11 @@ LOG = logging.getLogger("lark.controller")
 class Statuses:
     """Builds the messages that answers consist of."""
 
-    def __init__(self, present: Present, telling: Telling, records: Records) -> None:
+    def __init__(self, present: Present, telling: Telling, records: Records, borders: Borders) -> None:
         self._present = present
         self._telling = telling
         self._records = records
+        self._borders = borders
 
     def attempt(self, id: str) -> AttemptStatus:
         """An attempt with its counters. Raises Refused."""
@@ -51,7 +53,8 @@ class Statuses:
 
     def bridges(self) -> list[BridgeStatus]:
         """Every bridge as the fabric sees it."""
-        site = self._present.world.site
+        world = self._present.world
+        site = world.site
         return [
             BridgeStatus(
                 bridge=state.bridge,
@@ -62,6 +65,9 @@ class Statuses:
                 flows=state.flows,
                 ports=dict(state.ports),
                 detail=state.detail,
+                queues=self._borders.status(state.bridge, queue_wish(world.policy, site, state.bridge))
+                if Role.BORDER in site.bridges[state.bridge].roles
+                else None,
             )
             for state in self._telling.switches().bridges()
         ]

@@ -38,6 +38,9 @@ from policies.wire import (
     NodeStatus,
     PhaseChange,
     PolicyStatus,
+    QueueReport,
+    QueueStatus,
+    QueueWish,
 )
 from ryu_apps.controller import Controller
 from ryu_apps.doorway import WELCOME
@@ -49,8 +52,10 @@ from ryu_apps.tls import PEER
 
 LOG = logging.getLogger("lark.api")
 _AGENT, _VIEWER, _ADMIN = TokenRole.AGENT, TokenRole.VIEWER, TokenRole.ADMIN
-_EVERYONE = frozenset(TokenRole)
+_EVERYONE = frozenset({_AGENT, _VIEWER, _ADMIN})
+"""But a border's agent, which has no business with jobs."""
 _PEOPLE = frozenset({_VIEWER, _ADMIN})
+_BORDER = TokenRole.BORDER
 _JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
 MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024
 """A heartbeat may name all attempts of a node; every other body is a few kilobytes."""
@@ -71,11 +76,13 @@ class Call:
 class Answer:
     status: int
     body: BaseModel
+    etag: str | None = None
+    """Whoever has this already is answered 304."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One call of the API. `path` has at most one variable part, `{id}` or `{node}`."""
+    """One call of the API. `path` has at most one variable part, `{id}`, `{node}` or `{bridge}`."""
 
     method: str
     path: str
@@ -83,7 +90,7 @@ class Route:
     handler: str
     summary: str
     request: type[BaseModel] | None
-    responses: Mapping[int, type[BaseModel]]
+    responses: Mapping[int, type[BaseModel] | None]
     query: tuple[str, ...] = ()
 
 
@@ -114,6 +121,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("DELETE", "/v1/attempts/{id}", _BY_AGENTS, "delete_attempt", "End an attempt", None, {200: Deleted}),
     Route("GET", "/v1/bridges", _PEOPLE, "get_bridges", "Bridges as the controller sees them", None, {200: BridgeList}),
+    Route(
+        "GET", "/v1/bridges/{bridge}/queues", _PEOPLE | {_BORDER}, "get_queues",
+        "The queues that a border's ports are to have", None, {200: QueueWish, 304: None},
+    ),
+    Route(
+        "PUT", "/v1/bridges/{bridge}/queues/report", frozenset({_BORDER}), "put_report",
+        "A border's agent says what its queues are and carry", QueueReport, {200: QueueStatus},
+    ),
     Route("GET", "/v1/policy", _PEOPLE, "get_policy", "The policy in force", None, {200: PolicyStatus}),
 )  # fmt: skip
 
@@ -130,11 +145,19 @@ def _openapi() -> bytes:
 
 
 class Api:
-    """The WSGI application. `tokens` may be replaced while it serves; `agents`: nodes by the name in a certificate."""
+    """The WSGI application. `tokens` may be replaced while it serves; `agents`: nodes by the name in a certificate;
+    `borders`: bridges of role border by theirs."""
 
-    def __init__(self, controller: Controller, tokens: Tokens, agents: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        tokens: Tokens,
+        agents: Mapping[str, str] | None = None,
+        borders: Mapping[str, str] | None = None,
+    ) -> None:
         self.tokens = tokens
         self._agents = dict(agents or {})
+        self._borders = dict(borders or {})
         self._controller = controller
         self._routes = [(_pattern(route.path), route) for route in ROUTES]
         self._openapi = _openapi()
@@ -168,7 +191,8 @@ class Api:
             public = self._public(request.method, path)
             if public is not None:
                 return public, None
-            who = caller(self.tokens, self._agents, request.headers.get("Authorization"), request.environ.get(PEER))
+            shown = request.headers.get("Authorization")
+            who = caller(self.tokens, self._agents, shown, request.environ.get(PEER), self._borders)
             request.environ.get(WELCOME, _nobody_minds)()
             route, name = self._find(request.method, path)
             if who.role not in route.roles:
@@ -176,7 +200,7 @@ class Api:
                 raise Refused(Slug.FORBIDDEN, f"{route.method} {route.path} is for {allowed}, not for {who}")
             call = Call(who, name, _query(request, route), lambda limit: _read(request, limit))
             answer: Answer = getattr(self, f"_{route.handler}")(call)
-            return _reply(answer.status, answer.body.model_dump_json().encode()), who
+            return _known(request, answer) or _reply(answer.status, answer.body.model_dump_json().encode(), answer), who
         except Refused as refused:
             return _problem(refused), who
         except StoreError as problem:
@@ -211,6 +235,8 @@ class Api:
                     )
                 if "{node}" in route.path and not re.fullmatch(NAME_PATTERN, name):
                     raise Refused(Slug.NO_SUCH_NODE, f"{name[:60]!r} cannot be a node's name")
+                if "{bridge}" in route.path and not re.fullmatch(NAME_PATTERN, name):
+                    raise Refused(Slug.NO_SUCH_BRIDGE, f"{name[:60]!r} cannot be a bridge's name")
                 return route, name
         if methods:
             raise Refused(Slug.METHOD, f"{path[:200]} understands {', '.join(methods)}, not {method[:20]}")
@@ -270,6 +296,16 @@ class Api:
     def _get_bridges(self, call: Call) -> Answer:
         return Answer(200, BridgeList(bridges=self._controller.bridges()))
 
+    def _get_queues(self, call: Call) -> Answer:
+        _own_border(call.principal, call.name)
+        wish = self._controller.queues(call.name)
+        return Answer(200, wish, wish.digest)
+
+    def _put_report(self, call: Call) -> Answer:
+        _own_border(call.principal, call.name)
+        report = _parse(QueueReport, call.read(MAX_BODY_BYTES))
+        return Answer(200, self._controller.report_queues(call.name, report))
+
     def _get_policy(self, call: Call) -> Answer:
         return Answer(200, self._controller.policy())
 
@@ -288,6 +324,22 @@ def _own(principal: Principal, node: str) -> None:
     if principal.role is TokenRole.AGENT and principal.node != node:
         LOG.warning("agent of node=%s tried to act for node=%s", principal.node, node)
         raise Refused(Slug.FORBIDDEN, f"the agent of {principal.node} may not act for {node}")
+
+
+def _own_border(principal: Principal, bridge: str) -> None:
+    if principal.role is TokenRole.BORDER and principal.bridge != bridge:
+        LOG.warning("border of bridge=%s tried to act for bridge=%s", principal.bridge, bridge)
+        raise Refused(Slug.FORBIDDEN, f"the agent of border {principal.bridge} may not act for {bridge}")
+
+
+def _known(request: webob.Request, answer: Answer) -> webob.Response | None:
+    """304 for one who has the answer already."""
+    asked = request.headers.get("If-None-Match", "")
+    if answer.etag is None or f'"{answer.etag}"' not in [tag.strip() for tag in asked[:4096].split(",")]:
+        return None
+    response = webob.Response(status=304)
+    response.headers["ETag"] = f'"{answer.etag}"'
+    return response
 
 
 def _query(request: webob.Request, route: Route) -> dict[str, str]:
@@ -340,8 +392,10 @@ def _parse(model: type[Body], body: bytes) -> Body:
         raise Refused(Slug.MALFORMED, f"{said}{more}") from None
 
 
-def _reply(status: int, body: bytes, kind: str = "application/json") -> webob.Response:
+def _reply(status: int, body: bytes, answer: Answer | None = None, kind: str = "application/json") -> webob.Response:
     response = webob.Response(body=body, status=status, content_type=kind)
+    if answer is not None and answer.etag is not None:
+        response.headers["ETag"] = f'"{answer.etag}"'
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
@@ -357,7 +411,7 @@ def _reason(response: webob.Response) -> str:
 
 def _problem(refused: Refused) -> webob.Response:
     status = status_of(refused)
-    response = _reply(status, document(refused), PROBLEM_TYPE)
+    response = _reply(status, document(refused), kind=PROBLEM_TYPE)
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="lark"'
     if refused.slug in (Slug.TOO_LARGE, Slug.UNAUTHORISED, Slug.UNSUPPORTED):

@@ -2,8 +2,9 @@
 
 The tokens file keeps only SHA-256 hashes; a token has 256 random bits, so a plain hash is as good as a slow one.
 Invariants: an unknown, malformed or missing token is nobody; tokens themselves are never compared, only their hashes; a
-token of role `agent` belongs to exactly one node. A certificate of the CA makes its holder the agent of the node that
-it names, and nothing else; who shows a certificate and a token must be the same by both.
+token of role `agent` belongs to exactly one node, one of role `border` to exactly one bridge. A certificate of the CA
+makes its holder the agent of the node, or of the border, that it names, and nothing else; who shows a certificate and a
+token must be the same by both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -32,19 +34,22 @@ TOKEN_PREFIX = "lark_"
 
 class TokenRole(enum.StrEnum):
     AGENT = "agent"
+    BORDER = "border"
     VIEWER = "viewer"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `node` is set for agents only."""
+    """Who calls. `node` is set for agents only, `bridge` for borders only."""
 
     role: TokenRole
     node: str | None = None
+    bridge: str | None = None
 
     def __str__(self) -> str:
-        return self.role.value if self.node is None else f"{self.role.value}:{self.node}"
+        name = self.node or self.bridge
+        return self.role.value if name is None else f"{self.role.value}:{name}"
 
 
 class _TokenEntry(BaseModel):
@@ -52,6 +57,7 @@ class _TokenEntry(BaseModel):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     role: Annotated[TokenRole, Field(strict=False)]
     node: Name | None = None
+    bridge: Name | None = None
 
 
 class _TokensFile(BaseModel):
@@ -72,6 +78,10 @@ class Tokens:
     def nodes(self) -> frozenset[str]:
         return frozenset(p.node for p in self._principals.values() if p.node is not None)
 
+    @property
+    def bridges(self) -> frozenset[str]:
+        return frozenset(p.bridge for p in self._principals.values() if p.bridge is not None)
+
     def who(self, authorization: str | None) -> Principal | None:
         """The caller behind an `Authorization` header, or None."""
         scheme, _, token = (authorization or "").partition(" ")
@@ -82,8 +92,15 @@ class Tokens:
         return self._principals.get(hash_token(token.strip()))
 
 
-def caller(tokens: Tokens, agents: Mapping[str, str], authorization: str | None, peer: Peer | None) -> Principal:
-    """Who calls, by token, by certificate, or by both alike. `agents`: nodes by the name in a certificate.
+def caller(
+    tokens: Tokens,
+    agents: Mapping[str, str],
+    authorization: str | None,
+    peer: Peer | None,
+    borders: Mapping[str, str] = MappingProxyType({}),
+) -> Principal:
+    """Who calls, by token, by certificate, or by both alike. `agents`: nodes by the name in a certificate; `borders`:
+    bridges of role border likewise.
 
     Raises Refused.
     """
@@ -95,14 +112,16 @@ def caller(tokens: Tokens, agents: Mapping[str, str], authorization: str | None,
         )
     by_certificate = None
     if peer is not None:
-        nodes = sorted({agents[name] for name in peer.names if name in agents})
-        if len(nodes) > 1:
+        found = {Principal(TokenRole.AGENT, agents[name]) for name in peer.names if name in agents}
+        found |= {Principal(TokenRole.BORDER, bridge=borders[name]) for name in peer.names if name in borders}
+        if len(found) > 1:
+            several = ", ".join(sorted(p.node or str(p) for p in found))
             raise Refused(
                 Slug.UNAUTHORISED,
-                f"the client certificate stands for several nodes ({', '.join(nodes)}); give each agent its own",
+                f"the client certificate stands for several nodes ({several}); give each agent its own",
             )
-        if nodes:
-            by_certificate = Principal(TokenRole.AGENT, nodes[0])
+        if found:
+            (by_certificate,) = found
         elif by_token is None:
             raise Refused(
                 Slug.UNAUTHORISED,
@@ -114,14 +133,14 @@ def caller(tokens: Tokens, agents: Mapping[str, str], authorization: str | None,
             Slug.UNAUTHORISED,
             f"the token says {by_token} and the client certificate {by_certificate}; send one, or two that agree",
         )
-    found = by_token or by_certificate
-    if found is None:
+    one = by_token or by_certificate
+    if one is None:
         raise Refused(
             Slug.UNAUTHORISED,
             "send `Authorization: Bearer TOKEN` with a token that `lark-controller token` made, or (over TLS) a client "
             "certificate that `lark-controller pki agent` made",
         )
-    return found
+    return one
 
 
 def hash_token(token: str) -> str:
@@ -141,13 +160,15 @@ def load_tokens(path: Path) -> Tokens:
         where = f"{path.name}:{line_of(lines, ('tokens', position))}"
         if (entry.role is TokenRole.AGENT) != (entry.node is not None):
             raise ConfigError(f"{where}: a token of role agent needs a node, and no other role has one")
+        if (entry.role is TokenRole.BORDER) != (entry.bridge is not None):
+            raise ConfigError(f"{where}: a token of role border needs a bridge, and no other role has one")
         if entry.sha256 in principals:
             raise ConfigError(f"{where}: this token stands here twice; remove one")
-        principals[entry.sha256] = Principal(entry.role, entry.node)
+        principals[entry.sha256] = Principal(entry.role, entry.node, entry.bridge)
     return Tokens(principals)
 
 
-def new_token(path: Path, role: TokenRole, node: str | None) -> str:
+def new_token(path: Path, role: TokenRole, node: str | None, bridge: str | None = None) -> str:
     """Make a token, add its hash to the tokens file (made if it is not there), return the token. Raises ConfigError."""
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +181,8 @@ def new_token(path: Path, role: TokenRole, node: str | None) -> str:
             load_tokens(path)  # never add to a file that would be refused
             data = read_yaml(path)[0]
         entry = {"sha256": hash_token(token), "role": role.value}
-        data["tokens"].append(entry | ({"node": node} if node is not None else {}))
+        whose = {"node": node, "bridge": bridge}
+        data["tokens"].append(entry | {key: name for key, name in whose.items() if name is not None})
         new = path.with_name(f".{path.name}.new")
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:

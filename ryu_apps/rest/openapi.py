@@ -42,6 +42,8 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
             + [{"name": name, "in": "query", "schema": {"type": "string"}} for name in route.query],
             "responses": {
                 str(status): {"description": "done", "content": content(model)}
+                if model is not None
+                else {"description": "as the caller has it already (If-None-Match)"}
                 for status, model in route.responses.items()
             }
             | {"default": {"description": "not done", "content": content(Problem, PROBLEM_TYPE)}},

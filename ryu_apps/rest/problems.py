@@ -19,6 +19,7 @@ KINDS: Mapping[Slug, tuple[int, str]] = {
     Slug.NOT_FOUND: (404, "There is nothing here"),
     Slug.NO_SUCH_ATTEMPT: (404, "There is no such attempt"),
     Slug.NO_SUCH_NODE: (404, "There is no such node"),
+    Slug.NO_SUCH_BRIDGE: (404, "There is no such border"),
     Slug.METHOD: (405, "This method is not for this resource"),
     Slug.CONFLICT: (409, "This conflicts with what is there"),
     Slug.PHASE: (409, "Phases only advance"),

@@ -62,6 +62,7 @@ def test_every_key_says_what_it_is(name: str) -> None:
     [
         ("lark-agent", "lark-agent run --config /etc/lark/agent.yaml"),
         ("lark-controller", "lark-controller run --config /etc/lark/controller.yaml"),
+        ("lark-border", "lark-agent border --config /etc/lark/border.yaml"),
         # %I would make a directory's separator of the dash in gate-br.
         ("lark-bridge@", "lark-agent keep-bridge --bridge %i"),
     ],

@@ -128,7 +128,7 @@ def test_an_agent_reaches_its_own_node_only(call: Caller) -> None:
 @pytest.mark.parametrize("who", ["viewer", "admin", None, "stranger"])
 def test_only_agents_change_things(call: Caller, who: str | None) -> None:
     for route in ROUTES:
-        path = route.path.replace("{id}", aid()).replace("{node}", "wn1")
+        path = route.path.replace("{id}", aid()).replace("{node}", "wn1").replace("{bridge}", "br1")
         answer = call(route.method, path, {} if route.request else None, who=who)
         if who in ("viewer", "admin"):
             if route.method == "GET":

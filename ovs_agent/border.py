@@ -1,0 +1,368 @@
+"""The daemon on a border: it keeps the queues of the bridge's ports as the controller wishes them, and says how it is.
+
+    controller: GET queues (every 2 s, 304 while nothing changed) ──▶ wish, kept on disk ──▶ plan ──▶ kernel
+                PUT report  ◀── faults and counters of each class ◀────────────────── every 2 s ──────┘
+
+Invariants: what was wished last is in force from the start and for as long as no controller answers; a wish that cannot
+be is refused as a whole, and the one before stays; a fault at one port keeps none of the others waiting. Only ports of
+the bridge are touched. A port is written down before it is changed, so whatever ends this process, the next one (or
+`border-cleanup`) knows what to give back. When the daemon ends, the queues stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ovs_agent import command, qos, queues
+from ovs_agent.config import BorderConfig, read_token
+from ovs_agent.controller_client import ControllerClient
+from ovs_agent.controller_tls import ControllerTls
+from ovs_agent.errors import AgentError
+from ovs_agent.netlink import in_thread
+from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.queues import Traffic
+from ovs_agent.version import version
+from policies.wire import ClassReport, PortReport, QueueReport, QueueWish
+
+log = logging.getLogger(__name__)
+PERIOD = 2.0
+MAX_FAULTS, MAX_FAULT = 64, 500
+
+
+class State(BaseModel):
+    """What outlives the process. `owned`: ports whose queues are ours, with the offloads that we switched off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    wish: QueueWish | None = None
+    owned: dict[str, dict[str, int]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    traffic: Mapping[int, Traffic]
+
+
+class Border:
+    """`run` serves; `clean_up` takes everything away. One process at a time uses a state directory."""
+
+    def __init__(self, config: BorderConfig) -> None:
+        self._config = config
+        self._db = Ovsdb(config.ovsdb, config.rundir, timeout=5)
+        self._state = State()
+        self._samples: dict[str, _Sample] = {}
+        self._shielded: set[str] = set()
+        self._refused = ""
+        """Why the newest wish is not followed; empty: it is."""
+        self._seen: str | None = None
+        """Digest of the newest wish, followed or not."""
+        self._report: QueueReport | None = None
+        self._told: frozenset[str] = frozenset()
+        self._unanswered = ""
+        self._changed = asyncio.Event()
+        self._socket_memory: int | None = None
+        self._lock = -1
+
+    async def run(self, ready: Callable[[str], None]) -> None:
+        """Until SIGTERM or SIGINT."""
+        config = self._config
+        self._take_lock()
+        self._load()
+        tls = ControllerTls(config.controller)
+        token = None if config.controller.token_file is None else read_token(config.controller.token_file)
+        client = ControllerClient(config.bridge, config.controller.urls, token, tls.context)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, functools.partial(_renew, tls))
+        await self._settle()
+        ready(f"lark-agent border: keeping the queues of bridge {config.bridge}")
+        work = [asyncio.create_task(self._keep()), asyncio.create_task(self._follow(client))]
+        ended = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([*work, ended], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ended}:
+                task.result()  # a defect ends the daemon with its traceback; the queues stay
+        finally:
+            for task in (*work, ended):
+                task.cancel()
+            await asyncio.gather(*work, ended, return_exceptions=True)
+            await client.close()
+        log.info("ending; the queues stay as they are")
+
+    async def clean_up(self) -> list[str]:
+        """Give every port back. Returns what was done, in words."""
+        self._take_lock()
+        self._load()
+        try:
+            ports = await self._db.plugged(self._config.bridge)
+        except AgentError:
+            ports = frozenset()
+        done = []
+        for port in sorted(ports | self._state.owned.keys()):
+            if await in_thread(functools.partial(queues.clear, port)):
+                done.append(f"removed the queues of {port}")
+            if self._state.owned.get(port):
+                await in_thread(functools.partial(queues.restore_frames, port, self._state.owned[port]))
+                done.append(f"switched {', '.join(self._state.owned[port])} of {port} on again")
+            with contextlib.suppress(AgentError):
+                await self._db.unshield(port)
+        self._path.unlink(missing_ok=True)
+        return done
+
+    # --- the controller ---------------------------------------------------------------------------------------------
+
+    async def _follow(self, client: ControllerClient) -> None:
+        while True:
+            try:
+                wish = await client.queues(self._config.bridge, self._seen)
+                if wish is not None:
+                    self._take(wish)
+                if self._report is not None:
+                    await client.report_queues(self._config.bridge, self._report)
+                if self._unanswered:
+                    log.info("the controller answers again")
+                self._unanswered = ""
+            except AgentError as e:
+                if not self._unanswered:
+                    log.warning("%s; the queues stay as they were wished last", e)
+                self._unanswered = str(e)
+            await asyncio.sleep(PERIOD)
+
+    def _take(self, wish: QueueWish) -> None:
+        """Follow a new wish from now on, or say why not."""
+        self._seen = wish.digest
+        try:
+            qos.plan(wish, dict.fromkeys(wish.ports, 1500), None)
+        except qos.BadWish as e:
+            self._refused = f"the queues that the controller wishes cannot be, and those before stay: {e}"
+            log.error("%s", self._refused)
+            return
+        self._refused = ""
+        if self._state.wish is None or wish.digest != self._state.wish.digest:
+            log.info("new queues are wished for: %s", ", ".join(wish.ports))
+        self._save(State(wish=wish, owned=self._state.owned))
+        self._changed.set()
+
+    # --- the kernel -------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            self._changed.clear()
+            await self._settle()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), PERIOD)
+
+    async def _settle(self) -> None:
+        """Make the ports what is wished, give back those that are not, and look at what they carry."""
+        wish = self._state.wish
+        faults = [self._refused] if self._refused else []
+        ports: dict[str, PortReport] = {}
+        if wish is not None:
+            there, trouble = await self._there(wish)
+            faults += trouble
+            plans = qos.plan(wish, there, await self._memory())
+            faults += plans.remarks
+            for name, plan in plans.ports.items():
+                try:
+                    ports[name] = await self._settle_port(name, plan, faults)
+                except AgentError as e:
+                    faults.append(str(e))
+            await self._give_back(faults)
+        self._report = QueueReport(
+            digest=None if wish is None else wish.digest,
+            agent_version=version(),
+            faults=[fault[:MAX_FAULT] for fault in faults[:MAX_FAULTS]],
+            ports=ports,
+        )
+        self._tell(faults)
+
+    async def _there(self, wish: QueueWish) -> tuple[dict[str, int], list[str]]:
+        """MTU of each wished port that is there, and what is wrong with the others."""
+        faults: list[str] = []
+        bridge = self._config.bridge
+        try:
+            plugged = await self._db.plugged(bridge)
+        except AgentError as e:
+            # A switch that is down does not make the queues wrong: those that were made stay in our care.
+            faults.append(f"the ports of bridge {bridge} cannot be looked at: {e}")
+            plugged = frozenset(self._state.owned)
+        found: dict[str, int] = {}
+        for name in wish.ports:
+            try:
+                mtu = await in_thread(functools.partial(queues.mtu, name))
+            except queues.PortMissing:
+                faults.append(f"port {name} of bridge {bridge} is missing: there is no such device")
+                continue
+            except AgentError as e:
+                faults.append(str(e))
+                continue
+            if name in plugged:
+                found[name] = mtu
+            else:
+                faults.append(f"port {name} is not plugged into bridge {bridge}: it has no queues")
+        return found, faults
+
+    async def _settle_port(self, name: str, plan: qos.PortPlan, faults: list[str]) -> PortReport:
+        if name not in self._state.owned:
+            self._save(State(wish=self._state.wish, owned={**self._state.owned, name: {}}))
+        if name not in self._shielded:
+            try:
+                await self._db.shield(name)
+                self._shielded.add(name)
+            except AgentError as e:
+                faults.append(f"a restart of ovs-vswitchd would remove the queues of {name}: {e}")
+        for line in await in_thread(functools.partial(queues.apply, name, plan)):
+            log.info("port=%s %s", name, line)
+            if line == queues.MADE:
+                self._shielded.discard(name)  # perhaps somebody took the shield away: look again
+        if plan.rate < queues.UNSHAPED:
+            try:
+                was_on = await in_thread(functools.partial(queues.split_frames, name))
+            except AgentError as e:
+                faults.append(f"{e}: one frame in the queue can be 64 KB, and the classes wait for it")
+            else:
+                if was_on:
+                    log.info("port=%s switched off %s", name, ", ".join(was_on))
+                    mine = {**self._state.owned[name], **was_on}
+                    self._save(State(wish=self._state.wish, owned={**self._state.owned, name: mine}))
+        speed = await in_thread(functools.partial(queues.speed, name))
+        if speed is not None and speed < plan.rate:
+            faults.append(
+                f"port {name}: its link runs at {speed / 1e6:g} Mbit/s, below the {plan.rate / 1e6:g} Mbit/s of "
+                "site.yaml, so frames wait in the device and not in their classes; mend the link, or site.yaml"
+            )
+        seen = await in_thread(functools.partial(queues.traffic, name))
+        before = self._samples.get(name)
+        now = _Sample(time.monotonic(), seen)
+        self._samples[name] = now
+        return PortReport(
+            rate=plan.rate,
+            speed=speed,
+            classes={leaf.name: _class_report(leaf.minor, now, before) for leaf in plan.leaves if leaf.name},
+            plumbing=_class_report(qos.PLUMBING_MINOR, now, before),
+        )
+
+    async def _give_back(self, faults: list[str]) -> None:
+        assert self._state.wish is not None
+        for name in self._state.owned.keys() - self._state.wish.ports.keys():
+            try:
+                if await in_thread(functools.partial(queues.clear, name)):
+                    log.info("port=%s has no queues any more", name)
+                await in_thread(functools.partial(queues.restore_frames, name, self._state.owned[name]))
+                await self._db.unshield(name)
+            except AgentError as e:
+                faults.append(str(e))
+                continue
+            self._samples.pop(name, None)
+            self._shielded.discard(name)
+            left = {port: was for port, was in self._state.owned.items() if port != name}
+            self._save(State(wish=self._state.wish, owned=left))
+
+    async def _memory(self) -> int | None:
+        """Bytes of the socket through which a userspace datapath sends; None for the kernel's datapath."""
+        with contextlib.suppress(AgentError):  # a database that is down has been told; what was known holds on
+            row = await self._db.bridge(self._config.bridge)
+            userspace = row is not None and row["datapath_type"] == "netdev"
+            self._socket_memory = await _sending_memory(self._config.rundir) if userspace else None
+        return self._socket_memory
+
+    def _tell(self, faults: list[str]) -> None:
+        """Log what is new among the faults, and what has gone."""
+        for fault in dict.fromkeys(faults):
+            if fault not in self._told:
+                log.error("%s", fault)
+        for fault in sorted(self._told - set(faults)):
+            log.info("mended: %s", fault)
+        self._told = frozenset(faults)
+
+    # --- what outlives the process ----------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> Path:
+        return self._config.state_dir / "border.json"
+
+    def _take_lock(self) -> None:
+        directory = self._config.state_dir
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AgentError(
+                "another lark-agent border uses this state directory; stop it first", str(directory)
+            ) from None
+        except OSError as e:
+            raise AgentError(f"cannot be used: {e.strerror}", str(directory)) from None
+
+    def _load(self) -> None:
+        try:
+            self._state = State.model_validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValidationError) as e:
+            # The controller says it again; what is on the ports is recognised by its handle.
+            log.error("%s cannot be read (%s): waiting for the controller", self._path, str(e).splitlines()[0])
+        if self._state.wish is not None:
+            self._seen = self._state.wish.digest
+
+    def _save(self, state: State) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        new = self._path.with_suffix(".new")
+        try:
+            with new.open("w", encoding="utf-8") as out:
+                out.write(state.model_dump_json())
+                out.flush()
+                os.fsync(out.fileno())
+            new.replace(self._path)
+        except OSError as e:
+            log.error("%s cannot be written (%s): after a restart the queues wait for the controller", new, e.strerror)
+
+
+def _renew(tls: ControllerTls) -> None:
+    try:
+        tls.renew()
+        log.info("client certificate read again")
+    except AgentError as e:
+        log.error("%s; the one before stays", e)
+
+
+def _class_report(minor: int, now: _Sample, before: _Sample | None) -> ClassReport:
+    seen = now.traffic.get(minor, Traffic(0, 0, 0, 0))
+    rate = 0
+    if before is not None and minor in before.traffic and now.at > before.at:
+        rate = max(0, int((seen.bytes - before.traffic[minor].bytes) * 8 / (now.at - before.at)))
+    return ClassReport(bytes=seen.bytes, packets=seen.packets, drops=seen.drops, backlog=seen.backlog, rate=rate)
+
+
+async def _sending_memory(rundir: Path) -> int:
+    """Of the one packet socket of ovs-vswitchd that is bound to no device. Before it has sent: what it will get."""
+    try:
+        pid = int((rundir / "ovs-vswitchd.pid").read_text())
+        text = await command.run(["ss", "--packet", "--memory", "--processes", "--no-header", "--oneline"], timeout=5)
+        for line in text.splitlines():
+            if f'("ovs-vswitchd",pid={pid},' in line and (found := SENDING.search(line)):
+                return int(found[1])
+    except (OSError, ValueError, AgentError):
+        pass
+    return int(Path("/proc/sys/net/core/wmem_default").read_text())
+
+
+SENDING = re.compile(r"\s\[0\]:\*\s.*\btb([0-9]+),")
+"""Protocol 0, no device; `tb`: the most that may wait in it."""
