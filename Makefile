@@ -35,7 +35,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
 SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libcap2-bin xrootd-server xrootd-client \
-                 util-linux procps tcpdump busybox-static mininet
+                 util-linux procps tcpdump busybox-static mininet openssh-client
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
@@ -72,6 +72,11 @@ python: base-packages
 condor: packages python
 	@$(PYTHON) -m condor_bridge.prefix install --version 23 --prefix $(LARK_CACHE)/condor-23
 
+# For condor_ssh_to_job in the tests.
+.PHONY: sshd
+sshd: packages
+	@$(ROOT)/scripts/fetch-sshd $(LARK_CACHE)/sshd
+
 .PHONY: condor-25
 condor-25: packages python
 	@$(PYTHON) -m condor_bridge.prefix install --version 25 --prefix $(LARK_CACHE)/condor-25
@@ -80,7 +85,7 @@ condor-25: packages python
 apptainer: packages python
 	@$(PYTHON) -m mininet_tests.site.apptainer >/dev/null
 
-install-deps: packages python condor condor-25 apptainer
+install-deps: packages python condor condor-25 apptainer sshd
 	@echo 'everything is there: $(LARK_CACHE)'
 
 # --- what people run ------------------------------------------------------------------------------------------------
@@ -98,7 +103,7 @@ check: python
 	echo '==> unit tests' && \
 	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal tests
 
-test: need-root packages python condor condor-25 apptainer
+test: need-root packages python condor condor-25 apptainer sshd
 	@echo '==> property tests in full; meaning of policies and compiled flows, 10,000 random pairs of world and packet (seed '$${LARK_SEED:-2015}')'
 	@LARK_TEST_MORE=1 LARK_JUDGED_PAIRS=10000 $(MAKE) check
 	@mkdir -p $(REPORTS)
@@ -108,7 +113,7 @@ test: need-root packages python condor condor-25 apptainer
 	@cd $(ROOT) && LARK_TEST_ENGINE=ryu $(call system-tests,ryu) --durations=5 -m engine mininet_tests $(ARGS) \
 	    $(if $(strip $(ARGS)),|| [ $$? -eq 5 ])
 
-test-full: need-root packages python condor condor-25 apptainer
+test-full: need-root packages python condor condor-25 apptainer sshd
 	@LARK_TEST_FULL=1 $(MAKE) check
 	@mkdir -p $(REPORTS)
 	@for engine in os-ken ryu; do \
@@ -157,4 +162,4 @@ clean:
 	    -o -name .ruff_cache -o -name .hypothesis -o -name .import_linter_cache \) -prune -exec rm -rf {} +
 
 clean-cache: clean
-	rm -rf $(LARK_CACHE)/venv-* $(LARK_CACHE)/condor-* $(LARK_CACHE)/apptainer
+	rm -rf $(LARK_CACHE)/venv-* $(LARK_CACHE)/condor-* $(LARK_CACHE)/apptainer $(LARK_CACHE)/sshd

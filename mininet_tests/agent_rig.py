@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mininet_tests.site.lark import ENVIRONMENT, REPOSITORY, python_command
+from mininet_tests.site.lark import ENVIRONMENT, REPOSITORY, python_command, restricted
 from mininet_tests.site.namespaces import Daemon, Machine, wait_until
 from mininet_tests.site.openvswitch import OpenVSwitch
 
@@ -202,7 +202,11 @@ class Rig:
 
     def launch_agent(self) -> None:
         """Start it, and wait for nothing."""
-        argv = [*python_command("mininet_tests.agent_fakes", "agent", str(self.home / "slots"), "--"), "run"]
+        argv = [
+            *restricted(),
+            *python_command("mininet_tests.agent_fakes", "agent", str(self.home / "slots"), "--"),
+            "run",
+        ]
         log = self.home / "log" / "agent.log"
         if log.exists():
             log.rename(log.with_name(f"agent.{len(list(log.parent.glob('agent*')))}.log"))

@@ -291,6 +291,8 @@ def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: St
     starter.begin()
     job = starter.job("/bin/sleep", "60")
     wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    # The controller knows before the helper does.
+    wait_until("the job runs", lambda: rig.machine.need("cat", f"/proc/{job}/comm").strip() == "sleep", 5)
     rig.kill_agent()
     rig.start_agent()
     starter.stage_out()

@@ -168,16 +168,28 @@ async def assert_table0(db: Ovsdb, rundir: Path, bridge: str, uplink: str | None
     sent."""
     wanted = await wanted_table0(db, bridge, uplink)
     have = await dump_table0(rundir, bridge)
-    mark = f"cookie={plan.HOST_LANE_COOKIE:#x}"
-    ours = sum(mark in flow for flow in have)
-    if ours == len(wanted) and {_shape(f) for f in have if mark in f} == {_shape(f) for f in wanted}:
+    if same_lane(have, wanted):
         return 0
     if dry:
         return len(wanted)
     # One bundle: the old lane goes and the new one comes in one step.
-    text = f"delete {mark}/-1,table=0\n" + "".join(f"add {flow}\n" for flow in wanted)
+    text = f"delete {_MARK}/-1,table=0\n" + "".join(f"add {flow}\n" for flow in wanted)
     await _ofctl(["--bundle", "add-flows", _target(rundir, bridge), "-"], stdin=text)
     return len(wanted)
+
+
+_MARK = f"cookie={plan.HOST_LANE_COOKIE:#x}"
+
+
+def is_lane(flow: str) -> bool:
+    """Whether a dumped flow of table 0 is the agent's."""
+    return _MARK in flow
+
+
+def same_lane(have: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether table 0 holds the host's lane, the whole of it, and no other flow with its mark."""
+    ours = [flow for flow in have if is_lane(flow)]
+    return len(ours) == len(wanted) and {_shape(f) for f in ours} == {_shape(f) for f in wanted}
 
 
 def _shape(flow: str) -> tuple[str, ...]:

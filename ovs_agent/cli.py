@@ -7,7 +7,6 @@ import ipaddress
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Coroutine
@@ -314,15 +313,38 @@ def _runs(loaded: AgentConfig) -> bool:
     return _ping(loaded.socket).partition(" ")[0] in ("ok", "hold")
 
 
+@main.command("doctor")
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--only", multiple=True, metavar="SECTION", help="Only this section; repeat it.")
+def doctor_command(config_file: Path, as_json: bool, only: tuple[str, ...]) -> None:
+    """What is wrong with this node, why it matters, and what mends it. Changes nothing.
+
+    Exit status 0: nothing; 1: warnings; 2: faults (jobs cannot run here, or something is open, lost or leaked).
+    """
+    from ovs_agent import doctor, findings  # slow imports: not for --help
+
+    _need_root()
+    if unknown := sorted(set(only) - set(doctor.SECTIONS)):
+        raise click.UsageError(f"no section {', '.join(unknown)}; there are {', '.join(doctor.SECTIONS)}")
+    try:
+        loaded = config.load(config_file)
+    except AgentError as e:
+        click.echo(json.dumps({"node": None, "status": 2, "error": str(e)}) if as_json else f"fault: config: {e}")
+        raise SystemExit(2) from None
+    found = asyncio.run(doctor.examine(loaded, only))
+    if as_json:
+        click.echo(json.dumps(doctor.document(loaded, found), indent=2))
+    else:
+        for line in findings.lines(found) or [f"node {loaded.node}: nothing is wrong"]:
+            click.echo(line)
+    raise SystemExit(findings.exit_status(found))
+
+
 def _ping(path: Path) -> str:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
-        s.settimeout(5)
-        try:
-            s.connect(str(path))
-            s.send(b"LARK1 ping")
-            return s.recv(1024).decode(errors="replace") or "the agent closed the connection"
-        except OSError as e:
-            return f"the agent does not answer on {path}: {e.strerror or e}"
+    from ovs_agent.doctor_controller import ping  # slow imports: not for --help
+
+    return ping(path)
 
 
 @main.command("cleanup")

@@ -25,6 +25,7 @@ from policies.wire import (
     OLDEST_PROTOCOL,
     PROTOCOL,
     PROTOCOL_HEADER,
+    AttemptList,
     AttemptSpec,
     AttemptStatus,
     Deleted,
@@ -126,6 +127,10 @@ class ControllerClient:
 
     async def get_attempt(self, attempt: str) -> AttemptStatus:
         return await self._call("GET", f"/v1/attempts/{quote(attempt)}", AttemptStatus, None)
+
+    async def attempts(self) -> list[AttemptStatus]:
+        """Those of this node."""
+        return (await self._call("GET", f"/v1/attempts?node={quote(self._node)}", AttemptList, None)).attempts
 
     async def patch_phase(self, attempt: str, phase: Phase) -> AttemptStatus:
         try:

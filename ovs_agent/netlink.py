@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,10 +38,10 @@ KILL_LATER_PAUSE = 0.5
 CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 4096, 16384, 1 << 20, 2
 SIOCETHTOOL = 0x8946
-ETHTOOL_STXCSUM, ETHTOOL_SGRO = 0x17, 0x2C
+ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM, ETHTOOL_GTSO, ETHTOOL_GGRO, ETHTOOL_SGRO = 0x16, 0x17, 0x1E, 0x2B, 0x2C
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 RTNH_F_ONLINK = 4
-IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
 
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
@@ -205,7 +206,7 @@ def kill_strays(uid: int, prefix: str, still: Callable[[], bool]) -> list[int]:
         if not still():
             return
         known = {os.stat("/proc/self/ns/net").st_ino, *(namespace_inode(name) for name in namespaces(prefix))}
-        for pid, inode in _networks():
+        for pid, inode in networks():
             if inode not in known and _has_uid(pid, uid):
                 yield pid
 
@@ -243,10 +244,10 @@ def _kill_on(name: str, inode: int, fd: int) -> None:
 
 def pids_in(inode: int) -> Iterator[int]:
     """Living processes whose network is the namespace of this inode."""
-    return (pid for pid, network in _networks() if network == inode)
+    return (pid for pid, network in networks() if network == inode)
 
 
-def _networks() -> Iterator[tuple[int, int]]:
+def networks() -> Iterator[tuple[int, int]]:
     """Living processes, each with the inode of its network namespace."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
@@ -454,6 +455,54 @@ def device_mac(name: str) -> str | None:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=name)
         return str(ip.get_links(index[0])[0].get_attr("IFLA_ADDRESS")) if index else None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    up: bool
+    arp: bool
+    addresses: tuple[str, ...]
+    """Without link-local ones."""
+
+
+def device_state(name: str) -> DeviceState | None:
+    """A device of the calling thread's network, or None if there is none of this name."""
+    with IPRoute() as ip:
+        found = ip.link_lookup(ifname=name)
+        if not found:
+            return None
+        flags = int(ip.get_links(found[0])[0]["flags"])
+        texts = [m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in ip.get_addr(index=found[0])]
+    addresses = tuple(sorted(text for text in texts if text and not text.startswith("fe80:")))
+    return DeviceState(bool(flags & IFF_UP), not flags & IFF_NOARP, addresses)
+
+
+def try_out(name: str) -> str:
+    """What of a lane the kernel would not make, in words; empty if it makes everything. Leaves nothing behind."""
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            _check(_libc.unshare(CLONE_NEWNET), "a network namespace")
+            with IPRoute() as ip:
+                ip.link("add", ifname=name, kind="veth", peer={"ifname": INNER_DEVICE})
+            _ethtool(INNER_DEVICE, ETHTOOL_STXCSUM, 0)
+        except (OSError, NetlinkError) as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=body, name="try-out", daemon=True)
+    thread.start()
+    thread.join()
+    return f"the kernel does not make a veth pair in a network namespace: {errors[0]}" if errors else ""
+
+
+def offload(device: str, request: int) -> bool:
+    """Whether an offload of a device of the calling thread's network is on."""
+    argument = ctypes.create_string_buffer(struct.pack("II", request, 0))
+    call = struct.pack("16sP", device.encode(), ctypes.addressof(argument))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        fcntl.ioctl(s, SIOCETHTOOL, call)
+    return bool(struct.unpack("II", argument.raw[:8])[1])
 
 
 def host_addresses() -> list[str]:

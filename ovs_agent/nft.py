@@ -43,3 +43,17 @@ async def counters() -> dict[str, int]:
         return {}
     found = (entry["counter"] for entry in json.loads(text)["nftables"] if "counter" in entry)
     return {c["name"]: int(c["packets"]) for c in found}
+
+
+TABLES = (("inet", plan.NFT_TABLE), ("arp", plan.NFT_TABLE))
+
+
+async def in_force() -> str:
+    """Our tables as the kernel has them, without counts."""
+    return "".join([await command.run(["nft", "-s", "list", "table", *table]) for table in TABLES])
+
+
+async def canonical(rules: str) -> str:
+    """What `in_force` would say of these rules: they are put in force in a network namespace that nobody sees."""
+    script = "nft -f - && " + " && ".join(f"nft -s list table {family} {name}" for family, name in TABLES)
+    return await command.run(["unshare", "--net", "sh", "-c", script], stdin=rules)

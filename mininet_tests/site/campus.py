@@ -105,6 +105,10 @@ class Site:
     """Text of another `site.yaml` than the demo's: for example with a gate that guards other services."""
     guard: bool = True
     """Whether the agent keeps the owners' processes out of the node's network (a test proves that it matters)."""
+    access_more: str = ""
+    """Further HTCondor configuration of the access point."""
+    execute_more: str = ""
+    """The same of the execution point."""
     say: Callable[[str], None] = lambda text: None
     root: Path = Path()
     machines: dict[str, Machine] = field(default_factory=dict)
@@ -312,7 +316,8 @@ class Site:
         execute = self._run_ours(self.worker, render, "execute", "--libexec", str(LIBEXEC), "--ping", "5", *plugin)
         access = self._run_ours(self.worker, render, "access", "--map", GROUP_MAP, "--release-wait", "2")
         self.pool.configure(
-            {"50-lark-access.config": access, "90-demo.config": FASTER}, {"50-lark-execute.config": execute}
+            {"50-lark-access.config": access, "90-demo.config": FASTER + self.access_more},
+            {"50-lark-execute.config": execute, "90-more.config": self.execute_more},
         )
 
     def _prepare_bridge(self, machine: str, bridge: str, role: str, datapath: str, ports: list[str]) -> None:

@@ -26,6 +26,18 @@ def python_command(module: str, *argv: str) -> list[str]:
     return [this_python(), "-P", "-m", module, *argv]
 
 
+UNIT = REPOSITORY / "systemd" / "lark-agent.service"
+
+
+def restricted() -> list[str]:
+    """What the agent's systemd unit takes away from it: prefixed to its command, so that tests of it try the unit."""
+    text = UNIT.read_text(encoding="utf-8")
+    (kept,) = re.findall(r"^CapabilityBoundingSet=(.+)$", text, re.MULTILINE)
+    words = ["setpriv", "--inh-caps=-all"]
+    words.append("--bounding-set=-all," + ",".join(f"+{name.lower().removeprefix('cap_')}" for name in kept.split()))
+    return [*words, *(["--no-new-privs"] if "\nNoNewPrivileges=yes\n" in text else []), "--"]
+
+
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -154,7 +166,8 @@ class Agent:
 
     def start(self) -> None:
         argv = ["run", "--config", str(self.config)]
-        self.daemon = self.machine.spawn("lark-agent", python_command("ovs_agent.cli", *argv), env=ENVIRONMENT)
+        words = [*restricted(), *python_command("ovs_agent.cli", *argv)]
+        self.daemon = self.machine.spawn("lark-agent", words, env=ENVIRONMENT)
         self.ready_line = self.daemon.wait_for_line(READY, 30)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from ovs_agent.config import load
+from ovs_agent.config import AgentConfig, load
 from policies.language import check_together, load_policy, load_site
 from policies.lint import lint
 from policies.model import PortKind
@@ -43,6 +45,45 @@ def test_the_lines_that_are_commented_out_load_too(tmp_path: Path) -> None:
     guard = load(path).guard
     assert (guard.uids, guard.loopback, guard.pool) == ([(20000, 29999)], [("tcp", 9618)], [("10.20.0.9", 9618)])
     assert load(EXAMPLES / "agent.yaml").guard.uids == []
+
+
+NOT_A_DEFAULT = {
+    ("node",), ("controller", "urls"), ("controller", "token-file"), ("controller", "ca-file"),
+    ("controller", "certificate-file"), ("controller", "private-key-file"), ("bridge", "name"), ("bridge", "uplink"),
+    ("bridge", "datapath-type"), ("guard", "uids"), ("guard", "loopback"), ("guard", "pool"),
+}  # fmt: skip
+"""Keys of agent.yaml that have no default, or one that cannot be written down."""
+
+
+def places(document: Mapping[str, object]) -> Iterator[tuple[str, ...]]:
+    """The keys of a document, and those of its sections."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from ((key, inner) for inner in value)
+        else:
+            yield (key,)
+
+
+def test_the_agents_example_shows_every_key_and_its_default() -> None:
+    text = (EXAMPLES / "agent.yaml").read_text()
+    whole = re.sub(r"^# ((?:guard|fallback):|  [a-z-]+:)", r"\1", text, flags=re.MULTILINE)
+    whole = re.sub(r"^  # ([a-z-]+:)", r"  \1", whole, flags=re.MULTILINE)
+    shown = YAML(typ="safe").load(whole)
+    told = set(places(shown))
+    defaults = AgentConfig.model_validate(
+        {
+            "node": "x",
+            "controller": {"urls": ["https://c"], "token-file": "t"},
+            "bridge": {"name": "b"},
+            "file": "f",
+        }
+    ).model_dump(by_alias=True, mode="json")
+    assert told == set(places(defaults))
+    for place in told - NOT_A_DEFAULT:
+        value, default = shown, defaults
+        for step in place:
+            value, default = value[step], default[step]
+        assert value == default, place
 
 
 @pytest.mark.parametrize("name", ["controller.yaml", "agent.yaml"])
