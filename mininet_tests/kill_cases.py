@@ -34,10 +34,12 @@ class Case:
     scenario: Scenario
     step: Step
     nth: int = 1
+    orphan: bool = False
+    """The starter ends while there is no agent."""
 
     @property
     def id(self) -> str:
-        return f"{self.scenario.name}-{self.step.name}-{self.nth}"
+        return f"{self.scenario.name}-{self.step.name}-{self.nth}" + ("-orphan" if self.orphan else "")
 
 
 S = Step
@@ -79,13 +81,18 @@ _STEPS: dict[Scenario, tuple[Step | tuple[Step, int], ...]] = {
     ),
     Scenario.ATTACHED_END: (S.END_SEEN, *_DEMOLITION, S.END_UNPLUGGED, S.END_TORN, S.END_DELETED, S.END_STRUCK),
 }
+LIVES_ON = (Scenario.BEGIN, Scenario.SEALED, Scenario.RUN, Scenario.STAGE_OUT, Scenario.ATTACH)
+"""Here the starter may outlive the agent, or not."""
 BRINGS_ITS_NETWORK = {Scenario.ATTACH, Scenario.ATTACHED_END}
 
 
 def _cases() -> Iterator[Case]:
     for scenario, steps in _STEPS.items():
         for step in steps:
-            yield Case(scenario, *step) if isinstance(step, tuple) else Case(scenario, step)
+            which, nth = step if isinstance(step, tuple) else (step, 1)
+            yield Case(scenario, which, nth)
+            if scenario in LIVES_ON:
+                yield Case(scenario, which, nth, orphan=True)
 
 
 CASES = tuple(_cases())

@@ -68,7 +68,9 @@ class Ledger:
     def save(self, record: Record) -> None:
         if not re.fullmatch(ATTEMPT_ID_PATTERN, record.id) or record.id.startswith("."):
             raise LedgerError(f"{record.id!r} is no attempt id")
-        self._write(self._dir / f"{record.id}.json", record.model_dump_json().encode(), Step.RECORD_BESIDE)
+        # No defaults: an agent that is put back to the version before knows no fields that were added since.
+        text = record.model_dump_json(exclude_defaults=True)
+        self._write(self._dir / f"{record.id}.json", text.encode(), Step.RECORD_BESIDE)
         reached(Step.RECORD_IN_PLACE)
 
     def forget(self, attempt: str) -> None:

@@ -107,7 +107,7 @@ def _attempt_columns(row: AttemptRow) -> Columns:
 
 
 def _node_columns(row: NodeRow) -> Columns:
-    return {"name": row.name, "spec": row.spec.model_dump_json(), "controller": row.controller}
+    return {"name": row.name, "spec": row.spec.model_dump_json(exclude_defaults=True), "controller": row.controller}
 
 
 def _master_columns(row: MasterRow) -> Columns:

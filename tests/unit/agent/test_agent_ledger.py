@@ -102,3 +102,18 @@ def test_grant(tmp_path: Path) -> None:
     grant = NodeGrant(node="wn1", ipv4_range="10.0.0.0/24", ipv4_prefix_length=16, lease=60, attributes=["User"])
     ledger.save_grant(grant)
     assert ledger.load_grant() == grant
+
+
+def test_a_field_that_was_added_later_is_not_written_unless_it_says_something(tmp_path: Path) -> None:
+    """An agent that is put back to the version before can read what the newer one wrote."""
+
+    class Newer(Record):
+        added: int = 0
+
+    ledger = Ledger(tmp_path)
+    fields = record().model_dump()
+    ledger.save(Newer(**fields))
+    assert ledger.load() == [record()]
+    ledger.save(Newer(**fields, added=1))
+    with pytest.raises(LedgerError, match="cannot be understood"):
+        ledger.load()
