@@ -121,14 +121,15 @@ test-full: need-root packages python condor condor-25 apptainer sshd
 	    (cd $(ROOT) && LARK_TEST_FULL=1 LARK_TEST_ENGINE=$$engine $(call system-tests,full-$$engine) mininet_tests $(ARGS)) || exit 1; \
 	done
 
-bench: need-root packages python
+bench: need-root packages python condor
 	@mkdir -p $(REPORTS)
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.resync --engine $(ENGINE) --json $(REPORTS)/bench-resync.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.pool --json $(REPORTS)/bench-pool.json
 	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
 	@echo '  - bursts of registrations; churn; memory for each attempt'
-	@echo '  - job network set-up against the CNI bridge plugin; HTCondor jobs per second with and without Lark'
+	@echo '  - job network set-up against the CNI bridge plugin'
 	@echo '  - packets through the pipeline against actions=NORMAL; border shares; rates; accounting'
 
 # --- a real installation --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,10 +100,20 @@ class Attempt:
     """Nothing of it is left anywhere, and its number may be used again."""
     work: asyncio.Task[None] | None = None
     """Its tear-down."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """How long each part of its beginning took, in seconds: for the log."""
 
     @property
     def id(self) -> str:
         return self.record.id
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[name] = self.parts.get(name, 0.0) + time.monotonic() - began
 
 
 class Attempts:
@@ -323,13 +333,14 @@ class Attempts:
             if reply is OK:
                 spent = (time.monotonic() - began) * 1000
                 log.info(
-                    "begin: attempt=%s job=%s uid=%d node=%s bridge=%s port=%s ipv4=%s sealed=%s ms=%.0f",
+                    "begin: attempt=%s job=%s uid=%d node=%s bridge=%s port=%s ipv4=%s sealed=%s ms=%.0f (%s)",
                     *(attempt.id, attempt.label, attempt.record.uid, self._config.node, self._config.bridge.name),
                     *(
                         attempt.record.port,
                         attempt.record.spec and attempt.record.spec.ipv4,
                         attempt.record.sealed,
                         spent,
+                        ", ".join(f"{part} {took * 1000:.1f}" for part, took in attempt.parts.items()),
                     ),
                 )
                 return reply
@@ -339,9 +350,10 @@ class Attempts:
 
     async def _try_register(self, attempt: Attempt, startd: str) -> Reply:
         began = time.monotonic()
-        found = await self._startd.job_on(
-            attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
-        )
+        with attempt.part("startd"):
+            found = await self._startd.job_on(
+                attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
+            )
         attempt.label = found.job or "?"
         reached(Step.BEGIN_READ)
         wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL - LANE_WAIT - (time.monotonic() - began))
@@ -358,7 +370,8 @@ class Attempts:
             wait = max(1.0, wait_until - time.monotonic())
         if blind := self._standing.blind():  # known only now, where the controller was awaited
             return hold(HOLD_NETWORK, blind)
-        lane = await self._pool.acquire(LANE_WAIT)
+        with attempt.part("lane"):
+            lane = await self._pool.acquire(LANE_WAIT)
         reached(Step.BEGIN_LANE)
         if attempt.ending:
             await self._pool.give_back(lane)
@@ -384,10 +397,12 @@ class Attempts:
                 "spec": spec,
             }
         )
-        await self._save(attempt)
+        with attempt.part("ledger"):
+            await self._save(attempt)
         reached(Step.BEGIN_NOTED)
         attempt.told = True
-        status = await insist(lambda: self._controller.put_attempt(attempt.id, spec), wait, lambda: attempt.ending)
+        with attempt.part("controller"):
+            status = await insist(lambda: self._controller.put_attempt(attempt.id, spec), wait, lambda: attempt.ending)
         reached(Step.BEGIN_TOLD)
         self._check(attempt, status)
         if attempt.ending:
@@ -395,7 +410,8 @@ class Attempts:
         if status.decision.sealed:
             await self._seal(attempt)
         self._set_state(attempt, State.STAGE_IN)
-        await self._save(attempt)
+        with attempt.part("ledger"):
+            await self._save(attempt)
         reached(Step.BEGIN_IN_FORCE)
         self._spawn(self._label(attempt))
         return OK

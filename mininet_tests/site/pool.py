@@ -214,20 +214,31 @@ class Pool:
         member.machine.run(["condor_reconfig"], env=self.environment).need()
 
     def submit(
-        self, user: str, lines: Mapping[str, str], files: Mapping[str, str] | None = None, name: str = "job"
+        self,
+        user: str,
+        lines: Mapping[str, str],
+        files: Mapping[str, str] | None = None,
+        name: str = "job",
+        count: int = 1,
     ) -> Job:
         """Write a submit file (and further files) into a directory of the user's; `condor_submit` it as the user.
 
-        `@HERE@` in the files stands for that directory: jobs use it to talk to the story while they run.
+        `@HERE@` in the files stands for that directory: jobs use it to talk to the story while they run. Of several
+        jobs (`count`) it is the first that is returned.
         """
-        said, directory = self.try_submit(user, lines, files, name)
+        said, directory = self.try_submit(user, lines, files, name, count)
         first = re.match(r"(\d+\.\d+)", said.need().out)
         if first is None:
             raise SiteError(f"condor_submit said {said.text!r}")
         return Job(self, first.group(1), user, directory)
 
     def try_submit(
-        self, user: str, lines: Mapping[str, str], files: Mapping[str, str] | None = None, name: str = "job"
+        self,
+        user: str,
+        lines: Mapping[str, str],
+        files: Mapping[str, str] | None = None,
+        name: str = "job",
+        count: int = 1,
     ) -> tuple[Output, Path]:
         """The same, when a refusal is expected: what condor_submit said, and the directory."""
         account = self.owners[user]
@@ -248,7 +259,7 @@ class Pool:
             "request_memory": "64",
             "request_disk": "16384",
         }
-        text = "\n".join(f"{key} = {value}" for key, value in (defaults | dict(lines)).items()) + "\nqueue\n"
+        text = "\n".join(f"{key} = {value}" for key, value in (defaults | dict(lines)).items()) + f"\nqueue {count}\n"
         for file, content in {"submit": text, **(files or {})}.items():
             path = outside / file
             path.write_text(content.replace("@HERE@", str(inside)), encoding="utf-8")
