@@ -105,7 +105,7 @@ def _is_controller(text: str) -> bool:
 
 @main.command("prepare-bridge")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Take bridge, uplink, ovsdb from here.")
-@click.option("--role", type=click.Choice(["worker", "gate"]), default="worker", show_default=True)
+@click.option("--role", type=click.Choice(["worker", "gate", "border"]), default="worker", show_default=True)
 @click.option("--bridge", "name", help="Name of the bridge.")
 @click.option(
     "--uplink", "uplinks", multiple=True, help="Device to plug in; repeat it. On a worker the first is the uplink."
@@ -135,7 +135,7 @@ def prepare_bridge(
     """Create a bridge that is closed from its first moment, or mend one. Idempotent.
 
     fail_mode=secure, no in-band control, datapath id and MAC are set in the creating transaction; then table 0 is
-    written: on a worker the host lane, on a gate one flow that hands everything to the controller's tables.
+    written: on a worker the host lane, elsewhere one flow that hands everything to the controller's tables.
 
     Later changes by others are put right by the agent on a worker, and by `keep-bridge` on a gate or a border.
     """

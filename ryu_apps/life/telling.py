@@ -105,7 +105,7 @@ class Telling:
             missing = sorted(set(site.bridges[bridge].ports) - set(declared))
             if missing:
                 LOG.error(
-                    "bridge=%s has no port %s, which site.yaml declares: jobs there stay cut off",
+                    "bridge=%s has no port %s, which site.yaml declares: nothing passes by it",
                     bridge,
                     ", ".join(missing),
                 )
