@@ -126,9 +126,9 @@ bench: need-root packages python condor
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.resync --engine $(ENGINE) --json $(REPORTS)/bench-resync.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.pool --json $(REPORTS)/bench-pool.json
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.churn --engine $(ENGINE) --json $(REPORTS)/bench-churn.json
 	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
-	@echo '  - bursts of registrations; churn; memory for each attempt'
 	@echo '  - job network set-up against the CNI bridge plugin'
 	@echo '  - packets through the pipeline against actions=NORMAL; border shares; rates; accounting'
 

@@ -24,6 +24,7 @@ from types import FrameType
 from policies.certificates import bridge_certificate_name, node_certificate_name
 from policies.model import Role
 from ryu_apps.app import SwitchApp
+from ryu_apps.collector import Collector
 from ryu_apps.config import ConfigError
 from ryu_apps.controller import Controller
 from ryu_apps.files import Files, read_files
@@ -81,7 +82,10 @@ def serve(files: Files) -> None:
                 "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
                 _address(wsgi.address),
             )
-        ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi))
+        collector = Collector()
+        collector.start(time.monotonic())
+        last.callback(collector.stop)
+        ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi, collector))
         last.callback(ticker.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
@@ -148,8 +152,11 @@ def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None
     LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
 
 
-def _housekeeping(controller: Controller, ensure_server: Callable[[], None], wsgi: engine.WsgiServer) -> None:
+def _housekeeping(
+    controller: Controller, ensure_server: Callable[[], None], wsgi: engine.WsgiServer, collector: Collector
+) -> None:
     ensure_server()
+    collector.tick(time.monotonic())
     controller.tick(wsgi.turned_away_at)
     _report_crowd(wsgi)
 
