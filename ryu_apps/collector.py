@@ -1,8 +1,8 @@
 """Python's collector of reference cycles, kept from looking at everything again and again.
 
-By itself it looks at every object there is whenever their number has grown by a quarter. With a thousand bridges that is
-over a million objects and 0.4 s or more in which nobody is answered, again and again under load. Here, what has survived
-one full look is set aside (`gc.freeze`) and not looked at again until `EVERY` seconds later.
+By itself it looks at every object there is whenever their number has grown by a quarter. With a thousand bridges that
+is over a million objects and 0.4 s or more in which nobody is answered, again and again under load. Here, what has
+survived one full look is set aside (`gc.freeze`) and not looked at again until `EVERY` seconds later.
 
 Invariant: nothing is kept for ever: what became garbage while it was set aside goes at the next complete look. (What is
 in no cycle goes at once, as always.)
