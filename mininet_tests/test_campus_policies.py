@@ -137,6 +137,40 @@ def test_a_sealed_job_reaches_nobody_and_nobody_reaches_it() -> None:
             campus.start_job("wn1", {"LarkNetwork": "nome"})
 
 
+def test_at_the_border_everything_has_its_class_both_ways_whatever_it_claims() -> None:
+    """Probes all claim DSCP 46. The policy is the lab's own."""
+    with Campus(say=print) as campus:
+        production = campus.start_job("wn1", {"LarkGroup": "cms-production"}, "production")
+        other = campus.start_job("wn2", {"LarkGroup": "physics"}, "other")
+        matrix = settled(campus, "run")
+        seen = {
+            (cell.probe.source.name, cell.probe.target.name, cell.probe.port): cell.measured.dscp
+            for cell in matrix.cells
+            if cell.measured.arrived
+        }
+        af41, af31, cs1 = 34, 26, 8
+        assert seen["production", "cern", "tcp/8080"] == af41
+        assert seen["other", "cern", "tcp/8080"] == cs1
+        assert seen["other", "cern", "tcp/1094"] == af31
+        assert seen["login", "cern", "tcp/1094"] == af31, "a service without a job"
+        assert seen["cern", "login", "tcp/1094"] == af31, "inbound"
+        assert seen["cern", "login", "udp/8080"] == cs1, "unknown and untrusted"
+        assert seen["login", "office", "udp/8080"] == 46, "what does not cross the border is nobody's to mark"
+        for job in (production, other):
+            campus.end_job(job)
+        settled(campus, "after all jobs")
+
+
+def test_a_jobs_address_from_the_wan_is_stopped_at_the_border() -> None:
+    with Campus(say=print) as campus:
+        job = campus.start_job("wn1", {"LarkGroup": "physics"}, "job")
+        cern = campus.machine("cern")
+        cern.need("ip", "address", "add", f"{job.spec.ipv4}/32", "dev", "lo")
+        cern.need("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
+        for address, arrives in (("203.0.113.9", True), (job.spec.ipv4, False)):
+            assert campus.arrives("cern", address, "login", "10.20.0.9", "udp/8080") is arrives, address
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_example_means_on_real_switches_what_it_means_on_paper(table: Path) -> None:
     """All jobs of the table beside the example run at once, on two nodes in turn."""

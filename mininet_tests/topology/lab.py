@@ -434,6 +434,17 @@ class Campus:
         number = check_port(port)
         return self._measure([(everybody[name], end, addresses, number) for end, addresses in goals], seconds)
 
+    def arrives(self, source: str, origin: str, target: str, address: str, port: str, seconds: float = SECONDS) -> bool:
+        """Whether packets that a machine or job sends from an address, be it its own or not, arrive at another one's.
+        No word about what they should do."""
+        asker, own = self._askers[source], self._askers[source].next_own()
+        protocol, _, number = check_port(port).partition("/")
+        asker.tell(do="probe", probes=[[0, protocol, origin, address, int(number or 0), own]], seconds=seconds)
+        asker.hear(seconds + 60)
+        self._askers[target].tell(do="seen")
+        keys = {tuple(key[:5]) for key in self._askers[target].hear()["seen"]}
+        return (protocol, origin, address, own, int(number or 0)) in keys
+
     def _goals(self, target: str, everybody: Mapping[str, End]) -> list[tuple[End, tuple[Address, ...]]]:
         assert self._policy is not None
         if target in everybody:
@@ -468,12 +479,12 @@ class Campus:
             raise SiteError("there is nothing to ask: no addresses of one family on both sides")
         began = time.monotonic()
         world = self.world()
-        behind = layout.behind_gate()
+        known = layout.geography()
         for asker in self._askers.values():
             asker.tell(do="seen")  # what came before is of no interest
         self._hear_all(self._askers.values())
         answered = self._probe(probes, range(len(probes)), seconds)
-        late = [n for n, probe in enumerate(probes) if n not in answered and expect(world, probe, behind).answered]
+        late = [n for n, probe in enumerate(probes) if n not in answered and expect(world, probe, known).answered]
         if late:
             # The same question again, in other packets, with more patience: what is not answered now, is not.
             for number in late:
@@ -485,7 +496,7 @@ class Campus:
             asker.tell(do="seen")
         for name, told in self._hear_all(self._askers.values()).items():
             seen[name] = {(k[0], k[1], k[2], k[3], k[4]): k[5] for k in told["seen"]}
-        return compare(world, behind, probes, answered, seen, time.monotonic() - began)
+        return compare(world, known, probes, answered, seen, time.monotonic() - began)
 
     def _probe(self, probes: Sequence[Probe], which: Iterable[int], seconds: float) -> set[int]:
         by_source: dict[str, list[list[Any]]] = {}

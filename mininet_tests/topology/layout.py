@@ -12,12 +12,19 @@ from policies.model import Address, Policy
 
 ADDRESSES = ipaddress.ip_address
 CONTROLLER = "192.0.2.1"
-MANAGEMENT = {"ctl": CONTROLLER, "wn1": "192.0.2.11", "wn2": "192.0.2.12", "gate": "192.0.2.21"}
+MANAGEMENT = {
+    "ctl": CONTROLLER,
+    "wn1": "192.0.2.11",
+    "wn2": "192.0.2.12",
+    "gate": "192.0.2.21",
+    "border": "192.0.2.31",
+}
 WORKERS = ("wn1", "wn2")
 DATAPATHS = {
     "wn1": "00000000000000a1",
     "wn2": "00000000000000a2",
     "gate": "00000000000000b1",
+    "border": "00000000000000c1",
 }
 BRIDGES = {name: f"{name}-br" for name in DATAPATHS}
 
@@ -32,6 +39,7 @@ class Place:
     gateway4: str
     gateway6: str
     behind_gate: bool = False
+    beyond_border: bool = False
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -39,6 +47,8 @@ class Place:
 
 
 SITE4, SITE6 = 16, 48
+WAN_RATE = "50 Mbit/s"
+"""What the site file says of the line; nothing in the campus makes it slower than it is."""
 _SITE = ("10.20.0.1", "2001:db8:20::1")
 _OPEN4 = tuple(f"10.20.0.{number}" for number in (9, 2, 3, 4))
 _OPEN6 = tuple(f"2001:db8:20::{number}" for number in (9, 2, 3, 4))
@@ -51,8 +61,8 @@ PLACES = (
     Place("login", _OPEN4, _OPEN6, *_SITE),
     Place("office", ("10.9.1.1",), ("2001:db8:9:1::1",), *_OFFICES),
     Place("monitor", ("10.9.3.7",), ("2001:db8:9:3::7",), *_MONITORING),
-    Place("cern", ("198.51.100.10",), ("2001:db8:100::10",), *_WORLD),
-    Place("osg", ("198.51.100.20",), ("2001:db8:100::20",), *_WORLD),
+    Place("cern", ("198.51.100.10",), ("2001:db8:100::10",), *_WORLD, beyond_border=True),
+    Place("osg", ("198.51.100.20",), ("2001:db8:100::20",), *_WORLD, beyond_border=True),
 )
 """File server, licence servers, a machine without a gate, two desks, and two machines of the wide world."""
 PREFIXES = {"office": (24, 64), "monitor": (24, 64), "cern": (24, 48), "osg": (24, 48)}
@@ -79,13 +89,24 @@ PROVIDER_WAYS_IN = {
 }
 
 
-def behind_gate() -> frozenset[Address]:
-    return frozenset(address for place in PLACES if place.behind_gate for address in place.addresses)
+@dataclass(frozen=True, slots=True)
+class Geography:
+    """What a site file does not say, and the wires know: addresses behind the gate, and those beyond the border."""
+
+    behind: frozenset[Address]
+    beyond: frozenset[Address]
+
+
+def geography() -> Geography:
+    return Geography(
+        frozenset(address for place in PLACES if place.behind_gate for address in place.addresses),
+        frozenset(address for place in PLACES if place.beyond_border for address in place.addresses),
+    )
 
 
 def guarded(policy: Policy) -> list[str]:
     """Protected services of a policy that stand behind the gate here, with all their hosts."""
-    behind = behind_gate()
+    behind = geography().behind
     return sorted(
         service.name
         for service in policy.services.values()
@@ -125,4 +146,9 @@ bridges:
     roles: [gate]
     ports: {{worker-facing: [wf0], server-facing: [sf0, sf1], uplink: [cf0]}}
     guards: [{", ".join(guarded(policy))}]
+  border-br:
+    datapath-id: "{DATAPATHS["border"]}"
+    address: {MANAGEMENT["border"]}
+    roles: [border]
+    ports: {{uplink: [lan0], wan: [{{name: wan0, rate: {WAN_RATE}}}]}}
 """

@@ -1,6 +1,6 @@
 """Who reaches whom: what the policy means for every pair, what real packets say, and where the two differ.
 
-Expected: the packet is judged at every bridge of its way (`policies.path`, `semantics.judge`, `judge_at_gate`), and so
+Expected: the packet is judged at every bridge of its way (`policies.path.judgement_at`), and so
 is its answer. Measured comes from probers in all networks at once; their sockets and processes are `lab`'s.
 
 Invariant: arrival and answer are compared apart. A packet that the policy stops must not even arrive; one whose answer
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from mininet_tests.topology.layout import Geography
+from policies.border import Direction, class_at_border, judge_at_border
 from policies.model import Address, Policy, Protocol, Role, Verdict, World
-from policies.path import answer_to, path
-from policies.semantics import Judgement, Packet, Step, Transport, class_of, judge, judge_at_gate
+from policies.path import answer_to, judgement_at, path
+from policies.semantics import Judgement, Packet, Step, Transport, class_of
 from policies.values import ports as parse_ports
 
 ALWAYS = ("tcp/8080", "udp/8080", "icmp")
@@ -87,7 +89,7 @@ class Expected:
     answered: bool
     line: str
     dscp: int | None = None
-    """Of a job's packet, when the policy has classes."""
+    """Of what a job sends and of what crosses the border, when the policy has classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,44 +220,66 @@ def pairs(ends: Sequence[End]) -> Iterable[tuple[End, End]]:
 CLOSED = "no service that the gate guards names this address: it is closed from outside"
 
 
-def expect(world: World, probe: Probe, behind: frozenset[Address]) -> Expected:
-    """What the policy means for a probe, and for its answer. `behind`: every address behind the gate."""
+def expect(world: World, probe: Probe, known: Geography) -> Expected:
+    """What the policy means for a probe, and for its answer."""
     packet = probe.packet()
     receiver = world.attempts.get(probe.target.attempt or "")
     if receiver is not None and receiver.outcome.sealed:
         # Whatever a switch let on to its port: nobody is at its other end.
         return Expected(False, False, "it is sealed, and its network is empty")
-    there = _judged(world, packet, behind)
+    there = _judged(world, packet, known)
     line = _deciding(there)
     if any(one.verdict is Verdict.DROP for _, one in there):
         return Expected(False, False, line)
-    found = class_of(world, packet) if probe.source.attempt is not None else None
-    dscp = None if found is None else found.dscp
+    dscp = _marked(world, packet, known)
     first = there[0][1] if there else Judgement(Verdict.ALLOW, None, None, "", Step.GATE)
-    back = _judged(world, answer_to(world, packet, first), behind)
+    back = _judged(world, answer_to(world, packet, first), known)
     if any(one.verdict is Verdict.DROP for _, one in back):
         return Expected(True, False, f"its answer: {_deciding(back)}", dscp)
     return Expected(True, True, line, dscp)
 
 
-def _judged(world: World, packet: Packet, behind: frozenset[Address]) -> list[tuple[str, Judgement]]:
+def _crosses(packet: Packet, known: Geography) -> Direction | None:
+    """Which way a packet crosses the border, if it does."""
+    came, goes = packet.source in known.beyond, packet.destination in known.beyond
+    if came == goes:
+        return None
+    return Direction.INWARD if came else Direction.OUTWARD
+
+
+def _marked(world: World, packet: Packet, known: Geography) -> int | None:
+    """The code point that a packet arrives with; None: the policy has no classes, or nobody marks it."""
+    crosses = _crosses(packet, known)
+    if crosses is not None:
+        found = class_at_border(world, packet, crosses)
+    else:
+        found = class_of(world, packet) if packet.sender is not None else None
+    return None if found is None else found.dscp
+
+
+def _judged(world: World, packet: Packet, known: Geography) -> list[tuple[str, Judgement]]:
     """What each bridge of the way does with a packet, in order.
 
     `policies.path` knows of the machines that services name. Which others stand behind a gate is the lab's knowledge:
-    what they send leaves the gate's servers' side, and what is for them from outside is closed (docs/policy.md).
+    what they send leaves the gate's servers' side, and what is for them from outside is closed (docs/policy.md). So is
+    who is beyond the border: offices are not, though they are on no network that the site file names.
     """
-    gate = next(bridge for bridge in world.site.bridges.values() if Role.GATE in bridge.roles)
+    bridges = world.site.bridges.values()
+    gate = next(bridge for bridge in bridges if Role.GATE in bridge.roles)
+    border = next((bridge for bridge in bridges if Role.BORDER in bridge.roles), None)
     named = {host for name in gate.guards for host in world.policy.services[name].hosts}
-    from_servers = packet.source in behind
+    from_servers = packet.source in known.behind
     told = []
     for hop in path(world, packet):
-        if hop.role is not Role.GATE:
-            told.append((hop.bridge, judge(world, hop.packet)))
-        elif not (from_servers and packet.source not in named):
-            assert hop.entered is not None
-            told.append((hop.bridge, judge_at_gate(world, world.site.bridges[hop.bridge], hop.packet, hop.entered)))
-    if packet.destination in behind - named and not from_servers:
+        unnamed = hop.role is Role.GATE and from_servers and packet.source not in named
+        if hop.role is not Role.BORDER and not unnamed:
+            told.append((hop.bridge, judgement_at(world, hop)))
+    if packet.destination in known.behind - named and not from_servers:
         told.append((gate.name, Judgement(Verdict.DROP, None, gate.place, CLOSED, Step.GATE)))
+    crosses = _crosses(packet, known)
+    if border is not None and crosses is not None:
+        at_border = (border.name, judge_at_border(world, packet, crosses))
+        told = [at_border, *told] if crosses is Direction.INWARD else [*told, at_border]
     return told
 
 
@@ -269,7 +293,7 @@ def _deciding(judged: Sequence[tuple[str, Judgement]]) -> str:
 
 def compare(
     world: World,
-    behind: frozenset[Address],
+    known: Geography,
     probes: Sequence[Probe],
     answered: set[int],
     seen: Mapping[str, Mapping[tuple[str, str, str, int, int], int]],
@@ -280,7 +304,7 @@ def compare(
     for number, probe in enumerate(probes):
         dscp = seen.get(probe.target.name, {}).get(probe.key())
         measured = Measured(dscp is not None, number in answered, dscp)
-        cells.append(Cell(probe, expect(world, probe, behind), measured))
+        cells.append(Cell(probe, expect(world, probe, known), measured))
     return Matrix(tuple(cells), seconds)
 
 

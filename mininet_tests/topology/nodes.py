@@ -280,12 +280,13 @@ class CampusTopo(Topo):  # type: ignore[misc]
             prefixes = layout.PREFIXES.get(place.name, (layout.SITE4, layout.SITE6))
             self.addHost(place.name, cls=Station, ip=f"{place.ipv4[0]}/{prefixes[0]}", prefixes=prefixes, **common)
         dpid = {name: {"dpid": number} for name, number in layout.DATAPATHS.items()}
-        for number, name in enumerate(("room", "core", "border", "isp"), 1):
+        for number, name in enumerate(("room", "core", "isp"), 1):
             self.addSwitch(name, cls=Lan, dpid=f"f{number}", **common, **LANS[name])
         self.addSwitch("gate", cls=Bridge, role="gate", uplinks=["wf0", "sf0", "sf1", "cf0"], **common, **dpid["gate"])
+        self.addSwitch("border", cls=Bridge, role="border", uplinks=["lan0", "wan0"], **common, **dpid["border"])
         for name in layout.WORKERS:
             self.addSwitch(name, cls=Worker, role="worker", uplinks=["up0"], **common, **dpid[name])
-        for name in (*layout.WORKERS, "gate"):
+        for name in (*layout.WORKERS, "gate", "border"):
             self._wire("ctl", f"to-{name}", name, "mg0")
         for name in layout.WORKERS:
             self._wire(name, "up0", "room", name)
@@ -312,7 +313,6 @@ LANS: dict[str, dict[str, Any]] = {
         "addresses": layout.CORE,
         "routes": dict.fromkeys(("default",), layout.CORE_WAY_OUT[0]) | {"::/0": layout.CORE_WAY_OUT[1]},
     },
-    "border": {"bridged": ["lan0", "wan0"]},
     "isp": {"bridged": ["cern", "osg"], "addresses": layout.PROVIDER, "routes": layout.PROVIDER_WAYS_IN},
 }
 DEFAULT_POLICY = Path(__file__).with_name("campus.yaml")
