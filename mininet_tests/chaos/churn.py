@@ -98,17 +98,17 @@ class Lane:
 
 
 class Http:
-    """One kept connection to the API, made anew when it breaks. Belongs to one thread."""
+    """One kept connection to the API, made anew when it breaks. Belongs to one thread. `ports`: of each controller."""
 
-    def __init__(self, port: int, token: str) -> None:
-        self._port = port
+    def __init__(self, ports: Sequence[int], token: str) -> None:
+        self._ports = list(ports)
         self._token = token
         self._connection: http.client.HTTPConnection | None = None
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Status and answer. Raises OSError or HTTPException when there is none."""
         if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._ports[0], timeout=20)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         try:
             self._connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -117,6 +117,12 @@ class Http:
         except (OSError, http.client.HTTPException, ValueError):
             self.close()
             raise
+
+    def turn(self) -> None:
+        """Ask the next controller from now on, as an agent does that was not served."""
+        if len(self._ports) > 1:
+            self.close()
+            self._ports.append(self._ports.pop(0))
 
     def close(self) -> None:
         if self._connection is not None:
@@ -130,7 +136,7 @@ class Agent:
     def __init__(
         self,
         machine: Machine,
-        port: int,
+        ports: Sequence[int],
         token: str,
         number: int,
         bridge: str,
@@ -159,7 +165,7 @@ class Agent:
         self._population = 0
         self._idle = threading.Event()
         self._stop = False
-        self._http = Http(port, token)
+        self._http = Http(ports, token)
         self._thread = threading.Thread(target=self._run, args=(machine,), name=self.node, daemon=True)
 
     def begin(self) -> None:
@@ -244,6 +250,7 @@ class Agent:
         try:
             status, answer = self._http.call("POST", f"/v1/nodes/{self.node}/heartbeat", beat)
         except (OSError, http.client.HTTPException, ValueError):
+            self._http.turn()
             return
         if status == 200 and not answer["agree"]:
             self.disagreements += 1
@@ -265,6 +272,7 @@ class Agent:
             if status not in (0, 503):
                 self.faults.append(f"{method} {path}: {status} {detail}")
                 return False
+            self._http.turn()
             time.sleep(AGAIN if status else 0.05)
         return False
 

@@ -13,6 +13,8 @@ OpenFlow, that cost no device. After a restart of the switch the rig writes tabl
 from __future__ import annotations
 
 import http.client
+import itertools
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import field as member
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from ryu_apps.rest.auth import TokenRole, new_token
 
 GATE, CORE = "lkch-gate", "lkch-core"
 OPENFLOW, PROXY, API = 6653, 6654, 8080
+OTHER_OPENFLOW, OTHER_API = 6655, 8081
 SERVER, SERVER_MAC = "10.20.0.5", "02:00:00:00:00:05"
 WORLD, WORLD_MAC = "198.51.100.9", "02:00:00:00:00:01"
 PHYSICS: dict[str, object] = {"User": "alice@site", "LarkGroup": "physics"}
@@ -87,6 +91,26 @@ REDUCED = Size(workers=3, attempts=90, changes=20, faults=3, window=4, partition
 FULL = Size(workers=15, attempts=1000, changes=100, faults=20, window=8, partition=60, flapping=30)
 
 
+@dataclass(slots=True)
+class Seat:
+    """One controller: where it listens, and the process of the moment."""
+
+    name: str
+    openflow: int
+    api: int
+    starts: int = 0
+    process: Daemon | None = None
+    viewer: Http | None = member(default=None, repr=False)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.running()
+
+    @property
+    def log_name(self) -> str:
+        return f"lark-controller.{self.name}.{self.starts}"
+
+
 def size() -> Size:
     return FULL if os.environ.get("LARK_TEST_FULL") else REDUCED
 
@@ -98,15 +122,29 @@ def worker(number: int) -> str:
 class Rig:
     """Use `running_rig`. Standing jobs: on workers 1 and 2 one that may reach the server and one that may not."""
 
-    def __init__(self, root: Path, engine: str, size: Size, seed: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        engine: str,
+        size: Size,
+        seed: int,
+        *,
+        servers: Sequence[str] = (),
+        controllers: int = 1,
+        probed: bool = True,
+    ) -> None:
+        """`servers`: of a cluster that is the store; else each controller has one of its own. `probed`: with a prober,
+        which takes the far ends of the standing jobs' devices."""
         root.chmod(0o755)
-        private_etc(root / "etc", [], [])
+        # xrootd ends if it does not find its own host's name.
+        private_etc(root / "etc", [], [(SERVER, "chaos")])
         self.size = size
         self.engine = engine
         self.machine = Machine("chaos", root)
         self.machine.start()
-        self._starts = 0
-        self.controller: Daemon | None = None
+        self.seats = [Seat("ctl1", OPENFLOW, API), Seat("ctl2", OTHER_OPENFLOW, OTHER_API)][:controllers]
+        self._servers = servers
+        self._probed = probed
         self._inside = Inside(self.machine)
         self.switch = OpenVSwitch(self.machine)
         self.workers = range(1, size.workers + 1)
@@ -116,10 +154,12 @@ class Rig:
         }
         self.standing = {n: [(Lane(n, 1), PHYSICS), (Lane(n, 2), PLAIN)] if n < 3 else [] for n in self.workers}
         self._write_files()
-        self._viewer = Http(API, new_token(self.home / "tokens.yaml", TokenRole.VIEWER, None))
+        viewer = new_token(self.home / "tokens.yaml", TokenRole.VIEWER, None)
+        for seat in self.seats:
+            seat.viewer = Http([seat.api], viewer)
         tokens = {n: new_token(self.home / "tokens.yaml", TokenRole.AGENT, f"wn{n}") for n in self.workers}
         self.agents = [
-            Agent(self.machine, API, tokens[n], n, worker(n), self.lanes[n], self.standing[n], seed)
+            Agent(self.machine, self._apis(n), tokens[n], n, worker(n), self.lanes[n], self.standing[n], seed)
             for n in self.workers
         ]
         self.churn = Churn(self.agents)
@@ -136,11 +176,13 @@ class Rig:
         self.switch.start()
         self._bridges()
         self.proxy = Proxy(self.machine, PROXY, ("127.0.0.1", OPENFLOW))
-        self.start_controller()
+        for seat in self.seats:
+            self.start_controller(seat)
         self.until_in_line()
         self.heed_backoff()
         self.churn.begin()
-        self.prober = Prober(self.machine, self.pairs())
+        if self._probed:
+            self.prober = Prober(self.machine, self.pairs())
 
     def stop(self) -> None:
         for agent in self.agents:
@@ -150,8 +192,9 @@ class Rig:
             self.prober.stop()
         if self.proxy is not None:
             self.proxy.stop()
-        if self.controller is not None and self.controller.running():
-            self.controller.stop(number=signal.SIGKILL)
+        for seat in self.seats:
+            if seat.alive:
+                self.kill_controller(seat)
         self.switch.stop()
         self._inside.close()
         self.machine.stop()
@@ -166,64 +209,82 @@ class Rig:
     def state(self) -> Path:
         return self.home / "state"
 
-    def start_controller(self) -> float:
+    def _apis(self, node: int) -> list[int]:
+        """Where an agent asks, in its order: half of them ask each controller first."""
+        found = [seat.api for seat in self.seats]
+        return found if node % 2 else found[::-1]
+
+    def start_controller(self, seat: Seat | None = None) -> float:
         """Start the process; gives the moment. `until_in_line` waits for what follows."""
-        self._starts += 1
-        argv = ["run", "--config", str(self.home / "controller.yaml"), "--engine", self.engine]
+        seat = seat or self.seats[0]
+        seat.starts += 1
+        argv = ["run", "--config", str(self.home / f"{seat.name}.yaml"), "--engine", self.engine]
         began = time.monotonic()
-        self.controller = self.machine.spawn(
-            f"lark-controller.{self._starts}", python_command("ryu_apps.cli", *argv), env=ENVIRONMENT
-        )
+        seat.process = self.machine.spawn(seat.log_name, python_command("ryu_apps.cli", *argv), env=ENVIRONMENT)
         return began
 
-    def kill_controller(self) -> None:
-        assert self.controller is not None
-        self.controller.stop(number=signal.SIGKILL)
+    def kill_controller(self, seat: Seat | None = None) -> None:
+        process = (seat or self.seats[0]).process
+        assert process is not None
+        process.stop(number=signal.SIGKILL)
 
     def until_in_line(self, seconds: float = 40) -> float:
-        """Until the controller that runs has told of each bridge that it is in line; gives the moment."""
-        assert self.controller is not None
+        """Until the controllers that run have told of each bridge that it is in line; gives the moment."""
 
         def all_told() -> bool:
-            assert self.controller is not None
-            if not self.controller.running():
-                raise SiteError(f"lark-controller ended:\n{self.controller.tail()}")
-            return set(self.bridges) <= set(self.sent_at_start())
+            for seat in self.seats:
+                if seat.process is not None and not seat.alive:
+                    raise SiteError(f"lark-controller {seat.name} ended:\n{seat.process.tail()}")
+            return set(self.bridges) <= {bridge for seat in self.seats for bridge in self.sent_at_start(seat)}
 
-        wait_until(f"all of {len(self.bridges)} bridges in line; {self._log()}", all_told, seconds, 0.02)
+        wait_until(f"all of {len(self.bridges)} bridges in line; {self._log(self.seats[0])}", all_told, seconds, 0.02)
         return time.monotonic()
 
-    def sent_at_start(self) -> dict[str, int]:
+    def sent_at_start(self, seat: Seat | None = None) -> dict[str, int]:
         """Flow-mods that the controller says it sent to each bridge until that was in line for the first time."""
         found: dict[str, int] = {}
-        for bridge, sent in re.findall(r"bridge=(\S+): in line with \d+ flows, (\d+) flow-mods", self.log()):
+        for bridge, sent in re.findall(r"bridge=(\S+): in line with \d+ flows, (\d+) flow-mods", self.log(seat)):
             found.setdefault(bridge, int(sent))
         return found
 
-    def _log(self) -> Path:
-        return self.machine.root / "log" / f"lark-controller.{self._starts}.log"
+    def _log(self, seat: Seat) -> Path:
+        return self.machine.root / "log" / f"{seat.log_name}.log"
 
-    def log(self) -> str:
-        """Of the controller that runs."""
-        return self._log().read_text(errors="replace")
+    def log(self, seat: Seat | None = None) -> str:
+        """Of the controller that runs, or ran last."""
+        path = self._log(seat or self.seats[0])
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def logged(self) -> str:
         paths = self.machine.root.glob("log/lark-controller.*.log")
         return "".join(path.read_text(errors="replace") for path in sorted(paths))
 
-    def ask(self, path: str) -> Any:
-        """A GET as a viewer."""
+    def ask(self, path: str, seat: Seat | None = None) -> Any:
+        """A GET as a viewer, of this controller or of one that runs."""
+        seat = seat or next(one for one in self.seats if one.alive)
+        viewer = seat.viewer
+        assert viewer is not None
         try:
-            status, answer = self._inside.call(lambda: self._viewer.call("GET", path))
+            status, answer = self._inside.call(lambda: viewer.call("GET", path))
         except (OSError, http.client.HTTPException):
             # The connection was kept from a controller that is no more.
-            status, answer = self._inside.call(lambda: self._viewer.call("GET", path))
+            status, answer = self._inside.call(lambda: viewer.call("GET", path))
         if status != 200:
             raise SiteError(f"GET {path}: {status} {answer}")
         return answer
 
     def known(self) -> set[str]:
         return {one["id"] for one in self.ask("/v1/attempts")["attempts"]}
+
+    def masters(self) -> dict[str, Seat]:
+        """Which controller has brought each bridge in line."""
+        return {
+            one["bridge"]: seat
+            for seat in self.seats
+            if seat.alive
+            for one in self.ask("/v1/bridges", seat)["bridges"]
+            if one["converged"]
+        }
 
     def bridge(self, name: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = self.ask("/v1/bridges")["bridges"]
@@ -287,6 +348,47 @@ class Rig:
                     monitor.stop()
                 counted[bridge] = len(re.findall(r"event=(?:ADDED|MODIFIED|DELETED|REMOVED)", monitor.log.read_text()))
 
+    def dropped(self) -> Counter[str]:
+        """Frames that were dropped so far before or in the switch's datapath, by where: the backlog of each device that
+        it or the prober reads, and its own counts of drops that no flow asked for. Also how long it ran and waited."""
+        found: Counter[str] = Counter()
+        lines = self.machine.need("ss", "-0", "-a", "-n", "-m", "-p").splitlines()
+        for line, after in itertools.pairwise([*lines, ""]):
+            drops = re.search(r"skmem:\(.*,d(\d+)\)", f"{line} {after}")
+            device = re.search(r"(\S+):(\S+)\s+\*", line)
+            if line.startswith("p_") and drops and device:
+                reader = re.search(r'\(\("([^"]+)"', line)
+                found[f"backlog of {device[2]} ({reader[1] if reader else '?'})"] += int(drops[1])
+        shown = self.machine.run(["ovs-appctl", "-T5", "-t", "ovs-vswitchd", "coverage/show"]).out
+        for name, total in re.findall(
+            r"^(datapath_drop_\w+|upcall_\w+|dumped_\w+\b)\s.*total: (\d+)", shown, re.MULTILINE
+        ):
+            found[name] += int(total)
+        for line in Path("/proc/net/softnet_stat").read_text().splitlines():
+            found["backlog of the kernel"] += int(line.split()[1], 16)
+        if self.switch.switch is not None and self.switch.switch.running():
+            # Its main thread is the one that moves the frames.
+            ran, waited, _ = Path(f"/proc/{self.switch.switch.pid}/schedstat").read_text().split()
+            found["ms that ovs-vswitchd ran"] += int(ran) // 1_000_000
+            found["ms that ovs-vswitchd waited for a CPU"] += int(waited) // 1_000_000
+        return found
+
+    def settle(self, namespace: str, device: str, mac: str, ipv4: str, peers: Sequence[tuple[str, str]]) -> None:
+        """Give the far end of a device to a network namespace, with an address, and neighbours (IPv4, MAC) that it
+        knows beforehand: the rig carries no ARP."""
+        enter = ["ip", "netns", "exec", namespace]
+        self.machine.need("ip", "netns", "add", namespace)
+        self.machine.need("ip", "link", "set", device, "netns", namespace)
+        self.machine.need(*enter, "ip", "link", "set", "lo", "up")
+        self.machine.need(*enter, "ip", "link", "set", device, "address", mac, "mtu", "1500", "arp", "on", "up")
+        # The userspace datapath passes on what has no checksum yet; the receiver would drop it.
+        self.machine.need(*enter, "ethtool", "-K", device, "tx", "off")
+        self.machine.need(*enter, "ip", "address", "add", f"{ipv4}/16", "dev", device)
+        for address, neighbour in peers:
+            self.machine.need(
+                *enter, "ip", "neigh", "replace", address, "lladdr", neighbour, "dev", device, "nud", "permanent"
+            )
+
     # --- building
 
     def _write_files(self) -> None:
@@ -309,10 +411,17 @@ class Rig:
             "ports: {worker-facing: [gwf], server-facing: [gsf]}}\n"
         )
         (self.home / "policy.yaml").write_text(POLICY)
-        (self.home / "controller.yaml").write_text(
-            f"site: site.yaml\npolicy: policy.yaml\nstate-dir: state\ntokens: tokens.yaml\ndeadline: {DEADLINE}\n"
-            f'openflow: {{listen: "127.0.0.1:{OPENFLOW}"}}\napi: {{listen: "127.0.0.1:{API}"}}\n'
-        )
+        for seat in self.seats[1:]:
+            (self.home / f"state-{seat.name}").mkdir()
+        for seat in self.seats:
+            store = ""
+            if self._servers:
+                store = f"store: {{mode: cluster, name: {seat.name}, servers: {json.dumps(list(self._servers))}}}\n"
+            (self.home / f"{seat.name}.yaml").write_text(
+                "site: site.yaml\npolicy: policy.yaml\ntokens: tokens.yaml\n"
+                f"state-dir: state{'' if seat is self.seats[0] else '-' + seat.name}\ndeadline: {DEADLINE}\n"
+                f'openflow: {{listen: "127.0.0.1:{seat.openflow}"}}\napi: {{listen: "127.0.0.1:{seat.api}"}}\n{store}'
+            )
 
     def _wire(self) -> None:
         """The far end of `x` is `f-x`."""
@@ -334,10 +443,14 @@ class Rig:
             self.switch.vsctl(*words)
         for bridge in self.bridges:
             # Worker 2 is the one with the bad cable.
-            port = PROXY if bridge == worker(2) else OPENFLOW
-            self.switch.vsctl(
-                "set-controller", bridge, f"tcp:127.0.0.1:{port}", "--", "set", "controller", bridge, "max_backoff=1000"
-            )
+            first = PROXY if bridge == worker(2) else OPENFLOW
+            ports = [first, *(seat.openflow for seat in self.seats[1:])]
+            words = []
+            for port in ports:
+                words += [f"--id=@c{port}", "create", "controller", f'target="tcp:127.0.0.1:{port}"']
+                words += ["max_backoff=1000", "--"]
+            targets = ",".join(f"@c{port}" for port in ports)
+            self.switch.vsctl(*words, "set", "bridge", bridge, f"controller={targets}")
         # Only now: a bridge that gets its first controller throws its flows away.
         self._table0()
 
@@ -422,8 +535,17 @@ class Rig:
 
 
 @contextmanager
-def running_rig(root: Path, engine: str, size: Size, seed: int) -> Iterator[Rig]:
-    rig = Rig(root, engine, size, seed)
+def running_rig(
+    root: Path,
+    engine: str,
+    size: Size,
+    seed: int,
+    *,
+    servers: Sequence[str] = (),
+    controllers: int = 1,
+    probed: bool = True,
+) -> Iterator[Rig]:
+    rig = Rig(root, engine, size, seed, servers=servers, controllers=controllers, probed=probed)
     try:
         rig.start()
         yield rig

@@ -10,6 +10,7 @@ import os
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -69,6 +70,20 @@ def proxy(rig: Rig) -> Proxy:
     return rig.proxy
 
 
+def begin(rig: Rig) -> Counter[str]:
+    """Begin a window; gives what was dropped before it."""
+    prober(rig).begin()
+    return rig.dropped()
+
+
+def end(rig: Rig, before: Counter[str]) -> Window:
+    """End a window; says where its frames were dropped, if an allowed one was lost."""
+    window = prober(rig).end()
+    if window.allowed_lost:
+        print(f"{window}; dropped meanwhile: {dict(rig.dropped() - before)}")
+    return window
+
+
 def undisturbed(control: Sequence[Window], faulty: Sequence[Window]) -> None:
     """No denied probe came through; of the allowed ones no more were lost than without the fault."""
     for name, windows in (("control", control), ("fault", faulty)):
@@ -125,10 +140,10 @@ def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> No
     acknowledged_then = 0
     churn(rig)
     for _ in range(SIZE.faults):
-        prober(rig).begin()
+        before_window = begin(rig)
         time.sleep(SIZE.window)
-        control.append(prober(rig).end())
-        prober(rig).begin()
+        control.append(end(rig, before_window))
+        before_window = begin(rig)
         time.sleep(random.uniform(0, SIZE.window / 4))
         rig.kill_controller()
         before = rig.churn.acknowledged()
@@ -141,7 +156,7 @@ def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> No
         acknowledged_then += len(before)
         in_line.append(rig.until_in_line() - began)
         time.sleep(max(0.0, SIZE.window - (time.monotonic() - began)))
-        killed.append(prober(rig).end())
+        killed.append(end(rig, before_window))
     rig.churn.pause()
     assert rig.drift() == []
     told(f"from process start to the last of {len(rig.bridges)} bridges in line, {len(rig.known())} attempts", in_line)
@@ -288,10 +303,10 @@ def test_a_switch_that_never_answers_barriers_delays_only_its_own_jobs(rig: Rig)
 
 def test_a_bridge_that_is_cut_off_goes_on_and_is_caught_up_with(rig: Rig) -> None:
     churn(rig)
-    prober(rig).begin()
+    before = begin(rig)
     time.sleep(SIZE.window)
-    control = prober(rig).end()
-    prober(rig).begin()
+    control = end(rig, before)
+    before = begin(rig)
     proxy(rig).cut(True)
     cut = time.monotonic()
     time.sleep(SIZE.partition)
@@ -301,7 +316,7 @@ def test_a_bridge_that_is_cut_off_goes_on_and_is_caught_up_with(rig: Rig) -> Non
     rig.churn.pause(60)
     wait_until("in line again", lambda: rig.bridge(BAD)["converged"], 30)
     print(f"cut off for {SIZE.partition} s: all requests answered and in line {time.monotonic() - healed:.2f} s after")
-    window = prober(rig).end()
+    window = end(rig, before)
     assert {one.status for one in others} <= {200, 201}
     assert len(others) > 10
     assert rig.drift() == []

@@ -21,6 +21,9 @@ SIZE = 8 * 1024 * 1024
 @dataclass(slots=True)
 class XrootdServer:
     machine: Machine
+    prefix: tuple[str, ...] = ()
+    """Put before its command and what looks for its port: enters a network namespace of the machine, for example."""
+    size: int = SIZE
     sha256: str = ""
     daemon: Daemon | None = None
 
@@ -28,7 +31,9 @@ class XrootdServer:
         home = self.machine.root / "xrootd"
         export = home / "export"
         (export / "data").mkdir(parents=True, exist_ok=True)
-        content = random.Random(seed).randbytes(SIZE)
+        # In parts: Python makes no number of more than 256 MiB.
+        made = random.Random(seed)
+        content = b"".join(made.randbytes(min(SIZE, self.size - at)) for at in range(0, self.size, SIZE))
         (export / FILE.lstrip("/")).write_bytes(content)
         self.sha256 = hashlib.sha256(content).hexdigest()
         config = home / "xrootd.cfg"
@@ -38,11 +43,11 @@ class XrootdServer:
             encoding="utf-8",
         )
         _give_to(home, "xrootd")
-        argv = ["xrootd", "-c", str(config), "-l", str(home / "xrootd.log"), "-n", "demo", "-R", "xrootd"]
+        argv = [*self.prefix, "xrootd", "-c", str(config), "-l", str(home / "xrootd.log"), "-n", "demo", "-R", "xrootd"]
         # Beside the pid file it keeps a second file; without this option that one would lie in /tmp.
         argv += ["-s", str(home / "xrootd.pid")]
         self.daemon = self.machine.spawn("xrootd", argv)
-        wait_until("xrootd listens", lambda: f":{PORT}" in self.machine.need("ss", "-Hltn"), 15)
+        wait_until("xrootd listens", lambda: f":{PORT}" in self.machine.need(*self.prefix, "ss", "-Hltn"), 15)
 
     def stop(self) -> None:
         if self.daemon is not None:
