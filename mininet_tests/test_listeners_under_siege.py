@@ -7,7 +7,6 @@ closed, and never stops: what it can reach at all, it uses up.
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import socket
 import threading
@@ -69,8 +68,7 @@ class Besieger:
                     one.sendall(self._first)
                     self._held.append(one)
                     self.opened += 1
-            # Not in step with a switch, that comes back after whole seconds: else it meets every burst, or none.
-            self._stop.wait(random.uniform(0.2, 0.8))
+            self._stop.wait(0.5)
 
     @staticmethod
     def _trickle(one: socket.socket) -> bool:
