@@ -165,7 +165,7 @@ class KillRig(Rig):
                 f'lease: {LEASE}\nopenflow: {{listen: "127.0.0.1:{OPENFLOW}"}}\napi: {{listen: "127.0.0.1:{API}"}}\n'
             )
             (home / "agent.token").write_text(new_token(home / "tokens.yaml", TokenRole.AGENT, "lkag") + "\n")
-            self._viewer = Http(API, new_token(home / "tokens.yaml", TokenRole.VIEWER, None))
+            self._viewer = Http([API], new_token(home / "tokens.yaml", TokenRole.VIEWER, None))
             self._inside = Inside(self.machine)
             self.ovs.vsctl(
                 *("set-controller", "br-lark", f"tcp:127.0.0.1:{OPENFLOW}", "--"),
