@@ -133,7 +133,7 @@ class ControllerSection(Section):
 class BridgeSection(Section):
     name: Device
     uplink: Device | None = None
-    ovsdb: Annotated[str, Field(pattern=r"^(unix:/|tcp:|ssl:)\S+$")] = "unix:/run/openvswitch/db.sock"
+    ovsdb: Annotated[str, Field(pattern=r"^(unix:/|tcp:)\S+$")] = "unix:/run/openvswitch/db.sock"
     rundir: Path = Path("/run/openvswitch")
     datapath_type: Literal["system", "netdev"] | None = None
     """Only `prepare-bridge` uses it; the running agent asks OVSDB."""
@@ -187,7 +187,7 @@ class BorderConfig(Section):
     """As in site.yaml, and as Open vSwitch has it."""
     controller: ControllerSection
     state_dir: Path = Path("/var/lib/lark/border")
-    ovsdb: Annotated[str, Field(pattern=r"^(unix:/|tcp:|ssl:)\S+$")] = "unix:/run/openvswitch/db.sock"
+    ovsdb: Annotated[str, Field(pattern=r"^(unix:/|tcp:)\S+$")] = "unix:/run/openvswitch/db.sock"
     rundir: Path = Path("/run/openvswitch")
     file: Annotated[Path, Field(exclude=True)]
 

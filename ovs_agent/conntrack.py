@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ovs_agent import command
+from ovs_agent import control_socket
 from ovs_agent.errors import AgentError
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,11 @@ class Conntrack:
             pid = (self._rundir / "ovs-vswitchd.pid").read_text().strip()
         except OSError:
             return ""  # no switch, no connections: a userspace datapath forgets them when it ends
-        call = ["ovs-appctl", "--timeout=5", "-t", str(self._rundir / f"ovs-vswitchd.{pid}.ctl"), f"dpctl/{verb}"]
+        path = self._rundir / f"ovs-vswitchd.{pid}.ctl"
         try:
             # Open vSwitch 3.1 does not understand a zone after the name of a datapath (when it flushes), so the name is
             # left out where it can be.
-            return await command.run([*call, *words], timeout=8)
-        except command.CommandError:
+            return await control_socket.ask(path, f"dpctl/{verb}", words, timeout=8)
+        except control_socket.ControlError:
             datapath = "netdev@ovs-netdev" if self.datapath_type == "netdev" else "system@ovs-system"
-            return await command.run([*call, datapath, *words], timeout=8)
+            return await control_socket.ask(path, f"dpctl/{verb}", [datapath, *words], timeout=8)

@@ -189,6 +189,7 @@ class Agent:
         finally:
             await self._startd.close()
             await self._controller.close()
+            await self._db.close()
 
     def _take_lock(self) -> None:
         path = self._config.state_dir / "lock"

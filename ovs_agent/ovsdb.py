@@ -1,12 +1,14 @@
-"""The ports and bridges of Open vSwitch, through `ovs-vsctl` (one transaction a call, always with a deadline).
+"""The ports and bridges of Open vSwitch: what is asked for every job over one kept connection (`ovsdb_wire`), the rest
+through `ovs-vsctl` (one transaction a call, always with a deadline).
 
-`ovs-vsctl` and not a client of our own: it waits until the switch has acted, so a port that was added has its OpenFlow
-number when the call returns; and it costs nothing while idle. Adding is done in batches ahead of time and deleting in
-the background, because both become slower as a bridge grows.
+Both wait until the switch has acted, so a port that was added has its OpenFlow number when the call returns, and both
+cost nothing while idle. Adding is done in batches ahead of time and deleting in the background, because both become
+slower as a bridge grows; labels that are written at the same time are one transaction.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 
 from ovs_agent import command
 from ovs_agent.errors import AgentError
+from ovs_agent.ovsdb_wire import Operation, Wire, WireError
 from ovs_agent.plan import Lane, lane_number_of_port
 
 log = logging.getLogger(__name__)
@@ -61,9 +64,19 @@ def _hint(text: str) -> str:
     """Who is not there, where that is what a failure of ovs-vsctl means."""
     if "database connection failed" in text:
         return "; is ovsdb-server running, and is bridge.ovsdb (--ovsdb) its address?"
-    if "Alarm clock" in text or "did not come back" in text:
+    if any(said in text for said in ("Alarm clock", "did not come back", "no answer within", "timed out")):
         return "; it waited in vain: is ovs-vswitchd running?"
     return ""
+
+
+def _find(table: str, name: str, *columns: str) -> Operation:
+    return {"op": "select", "table": table, "where": [["name", "==", name]], "columns": list(columns)}
+
+
+def _in_bridge(bridge: str, what: str, ports: Sequence[Sequence[str]]) -> Operation:
+    """Ports into or out of a bridge; a port that is in none is deleted by the database."""
+    changes = [["ports", what, ["set", [list(port) for port in ports]]]]
+    return {"op": "mutate", "table": "Bridge", "where": [["name", "==", bridge]], "mutations": changes}
 
 
 class Ovsdb:
@@ -73,6 +86,37 @@ class Ovsdb:
         self._base = ["ovs-vsctl", f"--timeout={timeout}", f"--db={remote}"]
         self._env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "OVS_RUNDIR": str(rundir)}
         self._timeout = timeout + 5
+        self._acted = timeout
+        self._wire = Wire(remote, self._timeout)
+        self._labels: dict[str, tuple[str, asyncio.Future[None]]] = {}
+        self._labelling: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    async def _transact(self, operations: Sequence[Operation]) -> list[dict[str, Any]]:
+        try:
+            return await self._wire.transact(operations)
+        except WireError as e:
+            raise SwitchError(e.text + _hint(e.text), e.where) from e
+
+    async def _commit(self, operations: Sequence[Operation], then: Sequence[Operation]) -> list[dict[str, Any]]:
+        """Do it, wait until the switch has acted, and ask: the results of `then`."""
+        counted: list[Operation] = [
+            {"op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [["next_cfg", "+=", 1]]},
+            {"op": "select", "table": "Open_vSwitch", "where": [], "columns": ["next_cfg"]},
+        ]
+        number = (await self._transact([*operations, *counted]))[len(operations) + 1]["rows"][0]["next_cfg"]
+        acted: Operation = {
+            "op": "wait",
+            "table": "Open_vSwitch",
+            "where": [["cur_cfg", "<", number]],
+            "columns": ["cur_cfg"],
+            "until": "==",
+            "rows": [],
+            "timeout": self._acted * 1000,
+        }
+        return (await self._transact([acted, *then]))[1:]
 
     async def vsctl(self, words: Sequence[str]) -> str:
         try:
@@ -105,14 +149,36 @@ class Ovsdb:
         """Plug lanes into the bridge in one transaction. Returns the OpenFlow number of each port that has one."""
         if not lanes:
             return {}
-        words: list[str] = []
-        for lane in lanes:
-            words += ["--", "--may-exist", "add-port", bridge, lane.port]
-            words += ["--", "set", "Interface", lane.port, f"ofport_request={lane.ofport}"]
-            words += [f"external_ids:lark-node={lane.node}", f"external_ids:lark-lane={lane.number}"]
-        await self.vsctl(words[1:])
-        wanted = {lane.port for lane in lanes}
-        return {p.name: p.ofport for p in await self.ports(bridge) if p.name in wanted and p.ofport is not None}
+        found = await self._transact(
+            [
+                {"op": "select", "table": "Bridge", "where": [["name", "==", bridge]], "columns": ["ports"]},
+                *(_find("Port", lane.port, "_uuid") for lane in lanes),
+            ]
+        )
+        if not found[0]["rows"]:
+            raise SwitchError("there is no such bridge", f"bridge {bridge}")
+        work: list[Operation] = []
+        for lane, had in zip(lanes, found[1:], strict=True):
+            ids = {"lark-node": lane.node, "lark-lane": str(lane.number)}
+            row = {"ofport_request": lane.ofport, "external_ids": ["map", [list(pair) for pair in ids.items()]]}
+            if had["rows"]:  # a killed agent plugged it
+                work.append({"op": "update", "table": "Interface", "where": [["name", "==", lane.port]], "row": row})
+                port = had["rows"][0]["_uuid"]
+            else:
+                new, port = f"i{lane.number}", ["named-uuid", f"p{lane.number}"]
+                work += [
+                    {"op": "insert", "table": "Interface", "uuid-name": new, "row": {"name": lane.port, **row}},
+                    {
+                        "op": "insert",
+                        "table": "Port",
+                        "uuid-name": port[1],
+                        "row": {"name": lane.port, "interfaces": ["named-uuid", new]},
+                    },
+                ]
+            work.append(_in_bridge(bridge, "insert", [port]))
+        rows = await self._commit(work, [_find("Interface", lane.port, "name", "ofport") for lane in lanes])
+        numbers = [(row["name"], _decode(row["ofport"])) for result in rows for row in result["rows"]]
+        return {name: number for name, number in numbers if isinstance(number, int) and number > 0}
 
     async def ports(self, bridge: str) -> list[Port]:
         """The interfaces of a bridge that carry a lane's name."""
@@ -171,15 +237,45 @@ class Ovsdb:
 
     async def label(self, port: str, attempt: str) -> None:
         """Write which attempt has the port: for people and tools that read the database."""
-        await self.vsctl(["--if-exists", "set", "Interface", port, f'external_ids:lark-attempt="{attempt}"'])
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._labels[port] = (attempt, future)
+        if self._labelling is None or self._labelling.done():
+            self._labelling = asyncio.create_task(self._write_labels())
+        await future
+
+    async def _write_labels(self) -> None:
+        """All that wait, together; then those that came meanwhile."""
+        while self._labels:
+            batch, self._labels = self._labels, {}
+            work: list[Operation] = []
+            for port, (attempt, _) in batch.items():
+                changes = [
+                    ["external_ids", "delete", ["set", ["lark-attempt"]]],
+                    ["external_ids", "insert", ["map", [["lark-attempt", attempt]]]],
+                ]
+                where = [["name", "==", port]]
+                work.append({"op": "mutate", "table": "Interface", "where": where, "mutations": changes})
+            error: AgentError | None = None
+            try:
+                await self._transact(work)
+            except AgentError as e:
+                error = e
+            for _, future in batch.values():
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
 
     async def delete_ports(self, bridge: str, names: Sequence[str]) -> None:
         """Unplug; ports that are not there are no error."""
-        if names:
-            words: list[str] = []
-            for name in names:
-                words += ["--", "--if-exists", "del-port", bridge, name]
-            await self.vsctl(words[1:])
+        if not names:
+            return
+        found = await self._transact([_find("Port", name, "_uuid") for name in names])
+        ports = [row["_uuid"] for result in found for row in result["rows"]]
+        if ports:
+            await self._commit([_in_bridge(bridge, "delete", ports)], [])
 
     async def interface(self, name: str) -> tuple[int | None, str | None]:
         """OpenFlow number and MAC of an interface."""

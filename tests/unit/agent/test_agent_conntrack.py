@@ -13,13 +13,13 @@ from ovs_agent.conntrack import Conntrack
 
 
 class Switch:
-    """What `ovs-appctl dpctl/ct-…-limits` does, slowly."""
+    """What the control socket does at `dpctl/ct-…-limits`, slowly."""
 
     def __init__(self) -> None:
         self.limits = {1001: 5, 70000: 9}
 
-    async def run(self, words: Any, **_: Any) -> str:
-        verb, rest = words[4], words[5:]
+    async def ask(self, path: Path, verb: str, rest: Any, timeout: float) -> str:
+        assert path.name == "ovs-vswitchd.1.ctl"
         if verb == "dpctl/ct-get-limits":
             return "default limit=0\n" + "".join(f"zone={z},limit={n},count=0\n" for z, n in self.limits.items())
         await asyncio.sleep(0.001)
@@ -35,7 +35,7 @@ class Switch:
 def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Switch:
     (tmp_path / "ovs-vswitchd.pid").write_text("1\n")
     made = Switch()
-    monkeypatch.setattr(module.command, "run", made.run)
+    monkeypatch.setattr(module.control_socket, "ask", made.ask)
     return made
 
 
