@@ -27,7 +27,7 @@ LOOKS = 12
 """Seconds in which the keeper has looked, on a slow machine too."""
 AWAY = 20
 """Seconds: the switch has tried again after 1, 2, 4 and 8 s then, unless it was told not to wait so long."""
-CONFINED = ["setpriv", "--no-new-privs", "--bounding-set=-all,+dac_override", "--inh-caps=-all"]
+CONFINED = ["setpriv", "--no-new-privs", "--bounding-set=-all,+dac_override,+net_admin", "--inh-caps=-all"]
 """As the unit lark-bridge@.service has it."""
 PREPARE = ["--role", "gate", "--bridge", GATE, "--datapath-type", "netdev", "--datapath-id", "b1"]
 SITE = f"""\
@@ -206,3 +206,36 @@ def test_a_gate_returns_to_its_controller_at_once_also_after_a_restart_of_the_sw
     assert alone > 2, "the control: it waits longer each time"
     assert kept < 1.6
     assert again < 1.6
+
+
+def test_nobody_reaches_the_gates_own_machine_through_its_ports(gate: Gate) -> None:
+    """The bridge has no flows at all: what gets an answer is answered by the kernel, past the switch."""
+    inside = gate.machine
+    inside.need("ip", "netns", "add", "outside")
+    inside.need("ip", "link", "set", "gx1", "netns", "outside")
+    inside.need("ip", "link", "add", "own", "type", "bridge")
+    for words in ("addr add 192.0.2.21/32 dev own", "addr add 2001:db8:ff::21/128 dev own", "link set own up"):
+        inside.need("ip", *words.split())
+    inside.need("ip", "link", "set", "gx0", "up")
+    inside.need("ip", "route", "add", "192.0.2.99/32", "dev", "gx0")
+    for words in ("addr add 192.0.2.99/24 dev gx1", "link set gx1 up"):
+        inside.need("ip", "-n", "outside", *words.split())
+    gate.prepare().need()
+
+    def reached() -> bool:
+        inside.run(["ip", "-n", "outside", "neigh", "flush", "all"])
+        said = inside.run(["ip", "netns", "exec", "outside", "ping", "-c1", "-W2", "192.0.2.21"])
+        return said.code == 0
+
+    assert reached(), "control: without the keeper the kernel answers"
+    gate.keep()
+    wait_until("the ports are guarded", lambda: "gx0" in inside.run(["nft", "list", "ruleset"]).out, LOOKS)
+    assert not reached()
+    inside.need("nft", "delete", "table", "arp", f"lark-{GATE}")
+    inside.need("nft", "delete", "table", "inet", f"lark-{GATE}")
+    wait_until("they are guarded again", lambda: "gx0" in inside.run(["nft", "list", "ruleset"]).out, LOOKS)
+    assert not reached()
+    inside.need("ip", "address", "add", "198.51.100.1/24", "dev", "gx0")
+    assert gate.keeper is not None
+    gate.keeper.wait_for_line("the host itself has an address on ports gx0", LOOKS)
+    assert reached(), "an address on the port is the administrator's, and is said"

@@ -1,9 +1,10 @@
-"""Puts the ruleset of `plan.nft_ruleset` into the kernel, whole and in one transaction, and reads its counters."""
+"""Puts the rulesets of `ovs_agent.plan` into the kernel, each whole in one transaction, and reads their counters."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 
 from ovs_agent import command, plan
 from ovs_agent.config import GuardSection
@@ -25,6 +26,24 @@ async def install(guard: GuardSection) -> None:
         ",".join(f"{p}/{n}" for p, n in guard.loopback) or "none",
         ",".join(f"{a} tcp/{n}" for a, n in guard.pool) or "none",
     )
+
+
+async def addressed() -> frozenset[str]:
+    """Devices that have an address of their own, link-local ones aside."""
+    found = json.loads(await command.run(["ip", "-j", "address", "show", "scope", "global"]) or "[]")
+    return frozenset(device["ifname"] for device in found if device.get("addr_info"))
+
+
+async def guard_ports(bridge: str, ports: Iterable[str]) -> None:
+    """Keep the host's kernel off these ports (`plan.nft_port_guard`). Raises AgentError."""
+    try:
+        await command.run(["nft", "-f", "-"], stdin=plan.nft_port_guard(bridge, ports))
+    except command.CommandError as e:
+        raise AgentError(f"the drop rules for its ports cannot be installed ({e})", f"bridge {bridge}") from e
+
+
+async def ports_guarded(bridge: str) -> bool:
+    return await command.succeeds(["nft", "list", "table", "inet", plan.nft_port_guard_table(bridge)])
 
 
 async def remove() -> None:

@@ -8,6 +8,7 @@ derivation, and nothing has to be remembered to take a lane apart.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -225,6 +226,41 @@ def nft_ruleset(
         "  }",
         "}",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def nft_port_guard_table(bridge: str) -> str:
+    """The name of the nftables tables that keep the host's kernel off the ports of a gate or a border."""
+    return f"{NFT_TABLE}-{re.sub('[^A-Za-z0-9_.-]', '_', bridge)}"
+
+
+def nft_port_guard(bridge: str, ports: Iterable[str]) -> str:
+    """Rules that drop what arrives at these devices for the host's kernel, replaced in one transaction. Idempotent.
+
+    With a userspace datapath the kernel gets a copy of every frame after Open vSwitch has taken its own. It would
+    answer ARP there for any address of the host and serve it, whatever the bridge's flows say.
+    """
+    table = nft_port_guard_table(bridge)
+    devices = ", ".join(f'"{port}"' for port in sorted(set(ports)))
+    lines = []
+    for family in ("inet", "arp"):
+        lines += [f"table {family} {table}", f"delete table {family} {table}"]
+    if devices:
+        lines += [
+            f"table inet {table} {{",
+            "  counter dropped { }",
+            "  chain ports {",
+            "    type filter hook prerouting priority raw - 50; policy accept;",
+            f"    iifname {{ {devices} }} counter name dropped drop",
+            "  }",
+            "}",
+            f"table arp {table} {{",
+            "  chain ports {",
+            "    type filter hook input priority filter; policy accept;",
+            f"    iifname {{ {devices} }} drop",
+            "  }",
+            "}",
+        ]
     return "\n".join(lines) + "\n"
 
 
