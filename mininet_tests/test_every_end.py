@@ -448,27 +448,6 @@ def test_the_jobs_of_a_dag_share_a_slice_and_leave_nothing(ends: Ends) -> None:
     assert None not in seen.values(), seen
 
 
-def test_the_nodes_of_a_parallel_job_share_a_slice(ends: Ends) -> None:
-    text = MANY.replace("arguments = $(Process)", "arguments = $(Node)")
-    text = "universe = parallel\nmachine_count = 3\n" + text + "queue\n"
-    script = "#!/bin/sh\nreadlink /proc/self/ns/net > @HERE@/node.$1\nwhile [ ! -e @HERE@/go ]; do sleep 0.1; done\n"
-    place = submit_many(ends, ALICE, text, script, "parallel")
-    ends.site.pool.command("condor_submit", "submit", user=ALICE, cwd=f"/home/{ALICE}/parallel").need()
-    try:
-        wait_until("three nodes run", lambda: len(list(place.glob("node.*"))) == 3, 120, 0.3)
-    except SiteError as error:
-        raise AssertionError(ends.site.pool.command("condor_q", "-better-analyze").text[-3000:]) from error
-    found = ends.site.larkctl.json("attempts")["attempts"]
-    assert isinstance(found, list)
-    assert len(found) == 3
-    assert len({a["decision"]["slice"] for a in found}) == 1
-    assert all(a["decision"]["slice"] for a in found)
-    assert len({path.read_text() for path in place.glob("node.*")}) == 3, "each has a network of its own"
-    with ends.ending(*ends.attempts()):
-        (place / "go").touch()
-    wait_until("it ends", lambda: queue_is_empty(ends), 60, 0.3)
-
-
 def test_a_burst_leaves_nothing(ends: Ends) -> None:
     """Twenty slots start at once, again and again."""
     jobs = 200 if FULL else 40
@@ -588,6 +567,31 @@ def test_a_sibling_of_the_same_user_cannot_enter_another_jobs_network(ends: Ends
         thief.let_go()
     victim.finish()
     thief.finish()
+
+
+# --- several nodes of one job ---------------------------------------------------------------------------------------
+
+
+def test_the_nodes_of_a_parallel_job_share_a_slice(ends: Ends) -> None:
+    # After the tests that want every slot: the dedicated scheduler keeps its claims for minutes.
+    text = MANY.replace("arguments = $(Process)", "arguments = $(Node)")
+    text = "universe = parallel\nmachine_count = 3\n" + text + "queue\n"
+    script = "#!/bin/sh\nreadlink /proc/self/ns/net > @HERE@/node.$1\nwhile [ ! -e @HERE@/go ]; do sleep 0.1; done\n"
+    place = submit_many(ends, ALICE, text, script, "parallel")
+    ends.site.pool.command("condor_submit", "submit", user=ALICE, cwd=f"/home/{ALICE}/parallel").need()
+    try:
+        wait_until("three nodes run", lambda: len(list(place.glob("node.*"))) == 3, 120, 0.3)
+    except SiteError as error:
+        raise AssertionError(ends.site.pool.command("condor_q", "-better-analyze").text[-3000:]) from error
+    found = ends.site.larkctl.json("attempts")["attempts"]
+    assert isinstance(found, list)
+    assert len(found) == 3
+    assert len({a["decision"]["slice"] for a in found}) == 1
+    assert all(a["decision"]["slice"] for a in found)
+    assert len({path.read_text() for path in place.glob("node.*")}) == 3, "each has a network of its own"
+    with ends.ending(*ends.attempts()):
+        (place / "go").touch()
+    wait_until("it ends", lambda: queue_is_empty(ends), 60, 0.3)
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
