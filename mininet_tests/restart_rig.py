@@ -26,7 +26,7 @@ from mininet_tests.store_rig import free_port
 from mininet_tests.switch_rig import LANE, ROOT, DummySwitch, RigError, wait_until
 from policies import decide as deciding
 from policies.model import Decision, Policy
-from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
+from policies.wire import AdValue, AttemptSpec, NodeSpec, Phase, PortSpec
 from ryu_apps.files import read_files
 from ryu_apps.rest.auth import TokenRole, new_token
 from ryu_apps.store.opening import OpenStore
@@ -117,7 +117,9 @@ class RestartRig:
                     f"ports: {{worker-facing: [{GATE}-wf], server-facing: [{GATE}-sf]}}}}"
                 )
                 continue
-            bridges.append(f'  {bridge}: {{datapath-id: "{dpid:016x}", roles: [worker], ports: {{uplink: [{bridge}-up]}}}}')
+            bridges.append(
+                f'  {bridge}: {{datapath-id: "{dpid:016x}", roles: [worker], ports: {{uplink: [{bridge}-up]}}}}'
+            )
             nodes.append(
                 f'  wn{number}: {{bridge: {bridge}, ipv4: {node_range(number)}, ipv6: "2001:db8:20:{number:x}::/96"}}'
             )
@@ -223,7 +225,13 @@ class RestartRig:
             for bridge in self.bridges:
                 file = self.home / f"monitor.{bridge}"
                 with file.open("wb") as out:
-                    argv = ["ovs-ofctl", "-OOpenFlow14", "monitor", f"unix:{self.switch.home}/{bridge}.mgmt", "watch:!initial"]
+                    argv = [
+                        "ovs-ofctl",
+                        "-OOpenFlow14",
+                        "monitor",
+                        f"unix:{self.switch.home}/{bridge}.mgmt",
+                        "watch:!initial",
+                    ]
                     monitors[bridge] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out), file
             time.sleep(0.5)
             yield told
@@ -243,7 +251,7 @@ class RestartRig:
 def _spec(number: int, workers: int) -> AttemptSpec:
     node, lane = 1 + number % workers, 2 + number // workers
     ipv4 = node_range(node).network_address + lane
-    ad: dict[str, object] = {"User": f"user{number % 97}@site", "Owner": f"user{number % 97}", "ClusterId": number}
+    ad: dict[str, AdValue] = {"User": f"user{number % 97}@site", "Owner": f"user{number % 97}", "ClusterId": number}
     if number % 2:
         ad["LarkGroup"] = "physics"
     if number % 10 == 3:

@@ -105,14 +105,15 @@ def _too_new(message: BaseModel, protocol: int) -> dict[str, Any]:
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Built at the first use: a program that starts does not wait for messages it never sees.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class Answer(Message):
     """What the controller says. Whoever reads it passes over keys that a newer controller has added: agents, which run
     on as they are while the controller is upgraded, would else hold every job."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, defer_build=True)
 
 
 class Phase(enum.StrEnum):

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -75,6 +76,7 @@ class Controller:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
         self._present = present = Present(site, policy, Numbers(store))
         self._telling = telling = Telling(present, site.bridges if name is None else ())
@@ -95,7 +97,7 @@ class Controller:
         records.read_again = self._hearing.read_again
 
     def start(self, fabric: Fabric, snapshot: Snapshot | None = None) -> None:
-        """Read everything back and be ready for the switches; only then may they be let in.
+        """Read everything back and be ready for the switches. Until then nothing is said to those that have come.
 
         Among several controllers `snapshot` is where the feed of changes begins. Raises StoreError when the store
         cannot be read.
@@ -109,6 +111,7 @@ class Controller:
             for row in leaving:
                 waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
                 self._departures.add(row, waits)
+        self._started.set()
 
     @property
     def world(self) -> World:
@@ -116,7 +119,11 @@ class Controller:
         return self._present.copy()
 
     def fabric_ports(self, bridge: str, ports: Mapping[str, int]) -> None:
-        """The fabric's `on_ports`: standing flows follow the numbers of a bridge's declared ports."""
+        """The fabric's `on_ports`: standing flows follow the numbers of a bridge's declared ports.
+
+        Waits until everything has been read back: what a switch shows is compared only when it is known what it should.
+        """
+        self._started.wait()
         with self._present.lock:
             self._telling.ports(bridge, ports)
             self._present.lock.notify_all()

@@ -1,10 +1,10 @@
 """The running controller: everything started in order, looked after, and ended in the reverse order.
 
-    files ─▶ store ─▶ everything read back ─▶ switches let in ─▶ API ─▶ "ready" ─▶ … SIGTERM
+    files ─▶ store ─▶ switches let in ─▶ everything read back ─▶ API ─▶ "ready" ─▶ … SIGTERM
                               └─ (with a store for several: the others are followed)
 
-Invariants: the store is read before a switch is let in, and switches are let in before the API answers; SIGTERM and
-SIGINT leave all flows where they are; a reload takes all or nothing.
+Invariants: nothing is said to a switch before the store is read; switches are let in before the API answers; SIGTERM
+and SIGINT leave all flows where they are; a reload takes all or nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from ryu_apps import engine  # isort: skip
 
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -41,6 +42,8 @@ LOG = logging.getLogger("lark")
 def serve(files: Files) -> None:
     """Everything, from the store up, until a signal. Raises EngineError or StoreError."""
     config, site = files.config, files.site
+    # Hundreds of thousands of objects come and none goes: looking for garbage would take a quarter of the start.
+    gc.disable()
     with contextlib.ExitStack() as last:
         signals = last.enter_context(Signals())
         opened = OpenStore(config.store)
@@ -60,14 +63,21 @@ def serve(files: Files) -> None:
             else {name: bridge_certificate_name(name, bridge.certificate) for name, bridge in site.bridges.items()},
         )
         if several is None:
+            last.callback(framework.stop)
+            # While everything is read back they connect and show what they have; nothing is said to them before.
+            framework.start()
             controller.start(switches)
         else:
             peers = Peers(several, controller, store, switches, list(site.bridges))
             controller.start(switches, peers.snapshot)
             peers.start()
             last.callback(peers.stop)
-        last.callback(framework.stop)
-        framework.start()
+            last.callback(framework.stop)
+            framework.start()
+        # What was read back stays: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
         borders = {
             bridge_certificate_name(name, bridge.certificate): name

@@ -42,6 +42,8 @@ if NAME not in ENGINES:
 # os-ken would otherwise use native threads, where its events never time out and kill does nothing.
 os.environ["OSKEN_HUB_TYPE"] = "eventlet"
 os.environ["RYU_HUB_TYPE"] = "eventlet"
+# No name is ever looked up here (configuration has addresses): a resolver would only make every start slower.
+os.environ["EVENTLET_NO_GREENDNS"] = "yes"
 
 with warnings.catch_warnings():
     # We know: one concurrency model under both engines is worth it (docs/engines.md). Nothing else is silenced.

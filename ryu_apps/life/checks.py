@@ -6,6 +6,8 @@ Invariant: MAC, IPv6 address and zone follow from the IPv4 address (docs/interfa
 from __future__ import annotations
 
 import ipaddress
+import socket
+import sys
 from collections.abc import Mapping
 
 from policies.model import Address, Attempt, Node, World
@@ -38,7 +40,7 @@ def check(world: World, nodes: Mapping[str, NodeRow], id: str, spec: AttemptSpec
         raise Refused(Slug.NO_SUCH_NODE, f"node {spec.node} has not registered; PUT /v1/nodes/{spec.node} first")
     if spec.port.name in site.bridges[node.bridge].ports or spec.port.name == node.bridge:
         raise Refused(Slug.NO_SUCH_PORT, f"port {spec.port.name} of bridge {node.bridge} is not a job's port")
-    ipv4 = ipaddress.IPv4Address(spec.ipv4)
+    ipv4 = _ipv4(spec.ipv4)
     edge = node.ipv4.prefixlen < 31 and ipv4 in (node.ipv4.network_address, node.ipv4.broadcast_address)
     if ipv4 not in node.ipv4 or edge:
         raise Refused(Slug.BAD_ADDRESS, f"{ipv4} is not a usable host address of {spec.node}'s range {node.ipv4}")
@@ -47,7 +49,7 @@ def check(world: World, nodes: Mapping[str, NodeRow], id: str, spec: AttemptSpec
     mac, ipv6 = compiler.lane_addresses(site, spec.node, ipv4)
     if _mac(spec.mac) != mac:
         raise Refused(Slug.BAD_ADDRESS, f"the MAC address of {ipv4} must be {_mac_text(mac)}, not {spec.mac}")
-    if (ipv6 is None) != (spec.ipv6 is None) or (spec.ipv6 is not None and ipaddress.IPv6Address(spec.ipv6) != ipv6):
+    if (ipv6 is None) != (spec.ipv6 is None) or (spec.ipv6 is not None and _ipv6(spec.ipv6) != ipv6):
         raise Refused(
             Slug.BAD_ADDRESS, f"the IPv6 address of {ipv4} must be {ipv6 or 'absent'}, not {spec.ipv6 or 'absent'}"
         )
@@ -58,13 +60,14 @@ def check(world: World, nodes: Mapping[str, NodeRow], id: str, spec: AttemptSpec
 
 def claims(spec: AttemptSpec) -> tuple[Claim, ...]:
     """What no other attempt may hold while this one lives or leaves."""
-    bridge = f"bridge {spec.port.bridge}"
+    # Interned, as every attempt of a bridge has the same words.
+    bridge, node = sys.intern(f"bridge {spec.port.bridge}"), sys.intern(f"node {spec.node}")
     # MAC, IPv6 address and zone follow from the IPv4 address, which is checked.
     return (
         ("the job network", "address", spec.ipv4),
         (bridge, "port", spec.port.name),
         (bridge, "port number", spec.port.ofport),
-        (f"node {spec.node}", "zone", spec.zone),
+        (node, "zone", spec.zone),
     )
 
 
@@ -79,8 +82,8 @@ def attempt_of(row: AttemptRow) -> Attempt:
         port_name=spec.port.name,
         ofport=spec.port.ofport,
         mac=_mac(spec.mac),
-        ipv4=ipaddress.IPv4Address(spec.ipv4),
-        ipv6=ipaddress.IPv6Address(spec.ipv6) if spec.ipv6 is not None else None,
+        ipv4=_ipv4(spec.ipv4),
+        ipv6=_ipv6(spec.ipv6) if spec.ipv6 is not None else None,
         zone=spec.zone,
         phase=spec.phase,
         outcome=row.decision.outcome,
@@ -122,6 +125,15 @@ def _of_jobs(node: Node, address: Address) -> bool:
     # A job's address is the prefix and, in the last 32 bits, its IPv4 address; the rest of the prefix is free.
     low = int(address) & 0xFFFF_FFFF
     return ipaddress.IPv4Address(low) in node.ipv4 and int(address) == int(node.ipv6.network_address) | low
+
+
+def _ipv4(text: str) -> ipaddress.IPv4Address:
+    # A start reads thousands: several times faster than to have `ipaddress` read the text.
+    return ipaddress.IPv4Address(int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big"))
+
+
+def _ipv6(text: str) -> ipaddress.IPv6Address:
+    return ipaddress.IPv6Address(int.from_bytes(socket.inet_pton(socket.AF_INET6, text), "big"))
 
 
 def _mac(text: str) -> int:

@@ -26,6 +26,7 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
 
     Raises StoreError.
     """
+    # Whatever comes meanwhile, nothing but this changes the world before it is read back.
     world, numbers = present.world, present.numbers
     if records.shared:
         records.stored = {row.id: row for row in snapshot.attempts}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from policies.model import Attempt, Outcome, PortKind, Role, World
+from policies.model import Attempt, PortKind, Role, World
 from ryu_apps.openflow import border, gate, worker
 from ryu_apps.openflow.counters import read_counters
 from ryu_apps.openflow.flows import Flow, FlowKey
@@ -49,13 +49,14 @@ def desired_flows(world: World, bridge: str, base: Iterable[Flow] | None = None)
 
 def _attempts_on(world: World, bridge: str) -> list[Attempt]:
     """The attempts that have this among `bridges_of`; each outcome is asked for once, not each attempt."""
-    known: dict[Outcome, bool] = {}
+    # By identity: attempts share their outcomes' objects, and hashing one costs more than all else here.
+    known: dict[int, bool] = {}
     here = []
     for attempt in world.attempts.values():
         if attempt.bridge != bridge:
-            concerned = known.get(attempt.outcome)
+            concerned = known.get(id(attempt.outcome))
             if concerned is None:
-                concerned = known[attempt.outcome] = bridge in bridges_of(world, attempt)
+                concerned = known[id(attempt.outcome)] = bridge in bridges_of(world, attempt)
             if not concerned:
                 continue
         here.append(attempt)

@@ -8,6 +8,7 @@ messages is `ryu_apps.openflow.encode`; the canonical text is `ryu_apps.openflow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NewType
 
 Cookie = NewType("Cookie", int)
@@ -29,6 +30,7 @@ class FieldMatch:
         return (self.field, self.value, self.mask or 0) < (other.field, other.value, other.mask or 0)
 
 
+_BY_NAME = attrgetter("field")
 Match = tuple[FieldMatch, ...]
 """Sorted by field name; build it with `match()`."""
 
@@ -41,7 +43,8 @@ def match(*fields: FieldMatch) -> Match:
     for f in fields:
         if f.mask is not None and f.value & ~f.mask:
             raise ValueError(f"{f.field}: value {f.value:#x} has bits outside mask {f.mask:#x}")
-    return tuple(sorted(fields))
+    # No name comes twice: so this is the order of the values themselves, without comparing them one by one.
+    return tuple(sorted(fields, key=_BY_NAME))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,24 @@ each pair of a set of hosts and a set of ports that belong to one service.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ryu_apps.openflow import fields
-from ryu_apps.openflow.flows import Action, ConnTrack, Cookie, FieldMatch, Flow, Goto, Move, OutputReg, SetField, match
+from ryu_apps.openflow.flows import (
+    Action,
+    ConnTrack,
+    Cookie,
+    FieldMatch,
+    Flow,
+    Goto,
+    Move,
+    Output,
+    OutputReg,
+    SetField,
+    match,
+)
 
 
 class Table(enum.IntEnum):
@@ -273,34 +286,52 @@ def entry(
     table: Table, priority: int, matches: tuple[FieldMatch, ...], actions: tuple[Action, ...], cookie: Cookie
 ) -> Flow:
     """A flow, checked against the declaration. Raises NotInPipeline."""
+    # What is checked does not depend on the values of matches, constants and ports: thousands of flows have one shape.
+    _check(
+        table,
+        tuple([m.field for m in matches]),
+        tuple(
+            [
+                (action.field, action.low, action.width)
+                if type(action) is SetField
+                else Output
+                if type(action) is Output
+                else action
+                for action in actions
+            ]
+        ),
+    )
+    return Flow(int(table), priority, match(*matches), actions, cookie)
+
+
+@functools.lru_cache(maxsize=4096)
+def _check(table: Table, matched: tuple[str, ...], actions: tuple[object, ...]) -> None:
+    """`actions`: a SetField as its field, lowest bit and width, an Output as its class. Raises NotInPipeline."""
     spec = PIPELINE[table]
     if table is Table.HOST_LANE:
         raise NotInPipeline("table 0 belongs to the agent")
-    for m in matches:
-        if m.field not in fields.FIELDS or not fields.FIELDS[m.field].matchable:
-            raise NotInPipeline(f"unknown field {m.field}")
+    for name in matched:
+        if name not in fields.FIELDS or not fields.FIELDS[name].matchable:
+            raise NotInPipeline(f"unknown field {name}")
     for position, action in enumerate(actions):
-        if isinstance(action, Goto):
-            if position != len(actions) - 1:
-                raise NotInPipeline(f"{table.name}: goto must be last")
-            if Table(action.table) not in spec.next:
-                raise NotInPipeline(f"{table.name} may not go to {Table(action.table).name}")
-            if action.table <= int(table):
-                raise NotInPipeline(f"{table.name}: goto must lead forward")
-        elif isinstance(action, ConnTrack):
-            if action.recirc_table is not None and Table(action.recirc_table) not in spec.next:
-                raise NotInPipeline(f"{table.name} may not recirculate to {Table(action.recirc_table).name}")
-        elif isinstance(action, SetField | OutputReg):
-            if action.low + action.width > fields.FIELDS[action.field].width:
-                raise NotInPipeline(f"{action.field} is too narrow for bits {action.low}+{action.width}")
-            if isinstance(action, SetField) and not fields.FIELDS[action.field].writable:
-                raise NotInPipeline(f"{action.field} cannot be written")
-        elif isinstance(action, Move):
-            if action.source_low + action.width > fields.FIELDS[action.source].width:
-                raise NotInPipeline(f"{action.source} is too narrow")
-            if (
-                action.target_low + action.width > fields.FIELDS[action.target].width
-                or not fields.FIELDS[action.target].writable
-            ):
-                raise NotInPipeline(f"{action.target} cannot take {action.width} bits at {action.target_low}")
-    return Flow(int(table), priority, match(*matches), actions, cookie)
+        match action:
+            case Goto(to):
+                if position != len(actions) - 1:
+                    raise NotInPipeline(f"{table.name}: goto must be last")
+                if Table(to) not in spec.next:
+                    raise NotInPipeline(f"{table.name} may not go to {Table(to).name}")
+                if to <= int(table):
+                    raise NotInPipeline(f"{table.name}: goto must lead forward")
+            case ConnTrack(recirc_table=to):
+                if to is not None and Table(to) not in spec.next:
+                    raise NotInPipeline(f"{table.name} may not recirculate to {Table(to).name}")
+            case (str(name), int(low), int(width)) | OutputReg(name, low, width):
+                if low + width > fields.FIELDS[name].width:
+                    raise NotInPipeline(f"{name} is too narrow for bits {low}+{width}")
+                if not isinstance(action, OutputReg) and not fields.FIELDS[name].writable:
+                    raise NotInPipeline(f"{name} cannot be written")
+            case Move(source, source_low, target, target_low, width):
+                if source_low + width > fields.FIELDS[source].width:
+                    raise NotInPipeline(f"{source} is too narrow")
+                if target_low + width > fields.FIELDS[target].width or not fields.FIELDS[target].writable:
+                    raise NotInPipeline(f"{target} cannot take {width} bits at {target_low}")

@@ -7,13 +7,17 @@ server gives them. Key columns say which row a write means.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from policies.model import Decision, Outcome
 from policies.wire import AttemptSpec, NodeSpec
 from ryu_apps.store.schema import COLUMNS
+from ryu_apps.store.specs import spec_from_text
 from ryu_apps.store.store import (
     ANY,
     AttemptRow,
@@ -114,7 +118,24 @@ def _master_columns(row: MasterRow) -> Columns:
     return {"bridge": row.bridge, "controller": row.controller, "generation": row.generation}
 
 
-def row_of(table: str, columns: Mapping[str, Any]) -> Row | None:
+class Shared:
+    """What many rows have in common is read once and kept once: thousands of jobs share a few decisions."""
+
+    def __init__(self) -> None:
+        self._decisions: dict[str, Decision] = {}
+        self._outcomes: dict[Outcome, Outcome] = {}
+
+    def decision(self, text: str) -> Decision:
+        """Raises StoreError."""
+        found = self._decisions.get(text)
+        if found is None:
+            read = decision_from_text(text)
+            found = replace(read, outcome=self._outcomes.setdefault(read.outcome, read.outcome))
+            self._decisions[text] = found
+        return found
+
+
+def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None) -> Row | None:
     """The row of these columns; None for what is the store's own affair. Raises StoreError."""
     name = "/".join(map(str, key_of(table, columns)[1:]))
     try:
@@ -125,9 +146,9 @@ def row_of(table: str, columns: Mapping[str, Any]) -> Row | None:
                     number=columns["number"],
                     identity=columns["identity"],
                     slice_number=columns["slice"],
-                    spec=AttemptSpec.model_validate_json(columns["spec"]),
-                    decision=decision_from_text(columns["decision"]),
-                    digest=columns["digest"],
+                    spec=spec_from_text(columns["spec"]) or AttemptSpec.model_validate_json(columns["spec"]),
+                    decision=(shared or Shared()).decision(columns["decision"]),
+                    digest=sys.intern(columns["digest"]),
                     registered=float(columns["registered"]),
                     leaving=tuple(sorted(members(columns["leaving"]))),
                     awaits=tuple(sorted(members(columns["awaits"]))),
@@ -149,7 +170,8 @@ def row_of(table: str, columns: Mapping[str, Any]) -> Row | None:
 
 def snapshot_of(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Snapshot:
     """Raises StoreError that names the first row that cannot be read."""
-    rows = [row_of(table, columns) for table, found in tables.items() for columns in found]
+    shared = Shared()
+    rows = [row_of(table, columns, shared) for table, found in tables.items() for columns in found]
     return Snapshot(
         attempts=tuple(row for row in rows if isinstance(row, AttemptRow)),
         nodes=tuple(row for row in rows if isinstance(row, NodeRow)),
