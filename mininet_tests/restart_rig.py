@@ -232,7 +232,14 @@ class RestartRig:
                         f"unix:{self.switch.home}/{bridge}.mgmt",
                         "watch:!initial",
                     ]
-                    monitors[bridge] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out), file
+                    monitor = subprocess.Popen(
+                        argv,
+                        env={**os.environ, "OVS_RUNDIR": str(self.switch.home)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=out,
+                    )
+                    monitors[bridge] = monitor, file
             time.sleep(0.5)
             yield told
             time.sleep(0.5)

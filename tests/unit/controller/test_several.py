@@ -377,3 +377,25 @@ def test_churn_through_both_at_once_leaves_both_the_store_and_the_switches_in_ag
     pair.a.die()
     until(lambda: pair.b.mine == set(pair.site.bridges), 6)
     assert (pair.b.fabric.flow_mods, pair.flows()) == (sent, flows)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_another_policy_on_one_and_then_on_the_other_is_in_force_everywhere_in_the_end(
+    pair: Pair, load: Callable[[str], Policy], order: str
+) -> None:
+    for n in range(2, 8):
+        one, node = (pair.a, "wn1") if n % 2 else (pair.b, "wn2")
+        one.controller.register(aid(n, node), spec(n, node, LarkGroup="physics", LarkLicence=True, User="u@x"))
+    pair.check()
+    assert all(a.outcome.services == {"files"} for a in pair.a.controller.world.attempts.values())
+    other = load(POLICY.replace("during: [stage-in, run]", "during: [run]"))
+    for name in order:
+        getattr(pair, name).controller.reload(other)
+        # Between the two a registration at either must not end in disagreement.
+        n = 20 + order.index(name)
+        getattr(pair, name).controller.register(aid(n, "wn1"), spec(n, "wn1", LarkGroup="physics"))
+    pair.check()
+    world = pair.a.controller.world
+    assert len(world.attempts) == 8
+    assert {a.outcome.services for a in world.attempts.values()} == {frozenset()}
+    assert {row.digest for row in pair.a.store.attempts.values()} == {other.digest}
