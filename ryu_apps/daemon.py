@@ -74,9 +74,6 @@ def serve(files: Files) -> None:
             last.callback(peers.stop)
             last.callback(framework.stop)
             framework.start()
-        # What was read back stays: the collector need not look through it again and again.
-        gc.collect()
-        gc.freeze()
         gc.enable()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
         borders = {
