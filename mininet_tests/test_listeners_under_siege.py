@@ -40,8 +40,8 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 class Besieger:
     """`HELD` connections to a port, each sending a byte now and then, each opened again when it is closed."""
 
-    def __init__(self, port: int, first: bytes) -> None:
-        self._port, self._first = port, first
+    def __init__(self, port: int, first: bytes, source: str = "127.0.0.1") -> None:
+        self._port, self._first, self._source = port, first, source
         self._stop = threading.Event()
         self._held: list[socket.socket] = []
         self.opened = 0
@@ -63,7 +63,7 @@ class Besieger:
             self._held = [one for one in self._held if self._trickle(one)]
             for _ in range(HELD - len(self._held)):
                 with contextlib.suppress(OSError):
-                    one = socket.create_connection(("127.0.0.1", self._port), timeout=1)
+                    one = socket.create_connection(("127.0.0.1", self._port), 1, (self._source, 0))
                     one.setblocking(False)
                     one.sendall(self._first)
                     self._held.append(one)
