@@ -134,24 +134,22 @@ class BorderRig:
         return ["chrt", "-f", str(self.hurry + more)] if self.hurry else []
 
     def widen(self, octets: int) -> None:
-        """Give the switch's sending socket a buffer as `net.core.wmem_default` would have, had it been set before.
+        """Give the switch's sockets buffers as `net.core.wmem_default` and `rmem_default` would have, had they been
+        set before.
 
-        That setting is one for all of the carrying machine, and not ours to change.
+        Those settings are one for all of the carrying machine, and not ours to change.
         """
         assert self.switch is not None
         assert self.switch.switch is not None
         pid = self.switch.switch.pid
-        inodes = {
-            line.split()[-1]
-            for line in self.border.need("cat", "/proc/net/packet").splitlines()[1:]
-            if line.split()[3:5] == ["0000", "0"]
-        }
-        fds = [f.name for f in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(f)[8:-1] in inodes]
+        packet_sockets = {line.split()[-1] for line in self.border.need("cat", "/proc/net/packet").splitlines()[1:]}
+        fds = [f.name for f in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(f)[8:-1] in packet_sockets]
         pidfd = os.pidfd_open(pid)
-        got = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, int(fds[0]), 0)  # pidfd_getfd
-        with socket.socket(fileno=got) as mine:
-            so_sndbufforce = 32
-            mine.setsockopt(socket.SOL_SOCKET, so_sndbufforce, octets // 2)
+        for fd in fds:
+            got = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, int(fd), 0)  # pidfd_getfd
+            with socket.socket(fileno=got) as mine:
+                for so_bufforce in (32, 33):  # sending, receiving
+                    mine.setsockopt(socket.SOL_SOCKET, so_bufforce, octets // 2)
         os.close(pidfd)
 
     def write_flows(self) -> None:

@@ -17,22 +17,22 @@ import fcntl
 import functools
 import logging
 import os
-import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ovs_agent import command, qos, queues
+from ovs_agent import packet_sockets, qos, queues
 from ovs_agent.config import BorderConfig, read_token
 from ovs_agent.controller_client import ControllerClient
 from ovs_agent.controller_tls import ControllerTls
 from ovs_agent.errors import AgentError
 from ovs_agent.netlink import in_thread
 from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.packet_sockets import PacketSockets
 from ovs_agent.queues import Traffic
 from ovs_agent.version import version
 from policies.wire import ClassReport, PortReport, QueueReport, QueueWish
@@ -40,6 +40,8 @@ from policies.wire import ClassReport, PortReport, QueueReport, QueueWish
 log = logging.getLogger(__name__)
 PERIOD = 2.0
 MAX_FAULTS, MAX_FAULT = 64, 500
+LOSS_SHOWN = 30.0
+"""Seconds for which lost frames stay a fault: long enough to be seen by who looks."""
 
 
 class State(BaseModel):
@@ -73,7 +75,10 @@ class Border:
         self._told: frozenset[str] = frozenset()
         self._unanswered = ""
         self._changed = asyncio.Event()
-        self._socket_memory: int | None = None
+        self._sockets: PacketSockets | None = None
+        """Of a userspace switch; None: the kernel's datapath has none."""
+        self._losses: dict[str, float] = {}
+        """What was said of lost frames, and when."""
         self._lock = -1
 
     async def run(self, ready: Callable[[str], None]) -> None:
@@ -175,8 +180,11 @@ class Border:
         if wish is not None:
             there, trouble = await self._there(wish)
             faults += trouble
-            plans = qos.plan(wish, there, await self._memory())
+            before, self._sockets = self._sockets, await self._look_at_sockets()
+            memory = None if self._sockets is None else self._sockets.sending
+            plans = qos.plan(wish, there, memory)
             faults += plans.remarks
+            faults += self._lost(before, there)
             for name, plan in plans.ports.items():
                 try:
                     ports[name] = await self._settle_port(name, plan, faults)
@@ -273,13 +281,23 @@ class Border:
             left = {port: was for port, was in self._state.owned.items() if port != name}
             self._save(State(wish=self._state.wish, owned=left))
 
-    async def _memory(self) -> int | None:
-        """Bytes of the socket through which a userspace datapath sends; None for the kernel's datapath."""
-        with contextlib.suppress(AgentError):  # a database that is down has been told; what was known holds on
+    async def _look_at_sockets(self) -> PacketSockets | None:
+        try:
             row = await self._db.bridge(self._config.bridge)
-            userspace = row is not None and row["datapath_type"] == "netdev"
-            self._socket_memory = await _sending_memory(self._config.rundir) if userspace else None
-        return self._socket_memory
+        except AgentError:  # a database that is down has been told; what was known holds on
+            return self._sockets
+        userspace = row is not None and row["datapath_type"] == "netdev"
+        return await packet_sockets.look(self._config.rundir) if userspace else None
+
+    def _lost(self, before: PacketSockets | None, ports: Iterable[str]) -> list[str]:
+        """Frames that the switch has lost of late on these ports, before they came to any queue."""
+        now, moment = self._sockets, time.monotonic()
+        if now is not None and before is not None:
+            mine = frozenset(ports)
+            fresh = PacketSockets(None, {port: one for port, one in now.receiving.items() if port in mine})
+            self._losses |= dict.fromkeys(packet_sockets.losses(fresh, before), moment)
+        self._losses = {said: at for said, at in self._losses.items() if moment - at < LOSS_SHOWN}
+        return list(self._losses)
 
     def _tell(self, faults: list[str]) -> None:
         """Log what is new among the faults, and what has gone."""
@@ -349,20 +367,3 @@ def _class_report(minor: int, now: _Sample, before: _Sample | None) -> ClassRepo
     if before is not None and minor in before.traffic and now.at > before.at:
         rate = max(0, int((seen.bytes - before.traffic[minor].bytes) * 8 / (now.at - before.at)))
     return ClassReport(bytes=seen.bytes, packets=seen.packets, drops=seen.drops, backlog=seen.backlog, rate=rate)
-
-
-async def _sending_memory(rundir: Path) -> int:
-    """Of the one packet socket of ovs-vswitchd that is bound to no device. Before it has sent: what it will get."""
-    try:
-        pid = int((rundir / "ovs-vswitchd.pid").read_text())
-        text = await command.run(["ss", "--packet", "--memory", "--processes", "--no-header", "--oneline"], timeout=5)
-        for line in text.splitlines():
-            if f'("ovs-vswitchd",pid={pid},' in line and (found := SENDING.search(line)):
-                return int(found[1])
-    except (OSError, ValueError, AgentError):
-        pass
-    return int(Path("/proc/sys/net/core/wmem_default").read_text())
-
-
-SENDING = re.compile(r"\s\[0\]:\*\s.*\btb([0-9]+),")
-"""Protocol 0, no device; `tb`: the most that may wait in it."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.tcmsg import plugins, sched_pfifo
 from pyroute2.netlink.rtnl.tcmsg.common import calc_xmittime
 
 from ovs_agent.errors import AgentError
@@ -29,10 +30,19 @@ TC_ROOT = 0xFFFFFFFF
 UNSHAPED = 2 * 10**9
 """From this rate on a frame of 64 KB is too short to matter, and splitting it too dear."""
 MADE = "queues made"
+LEAF = "pfifo_head_drop"
+"""A full queue lets its oldest frame go and takes the new one, and its sender hears of no error. With `pfifo` the new
+frame is refused, and a userspace Open vSwitch, which hands over up to 32 frames in one call, throws away all that come
+after the refused one: a flood in the lowest class would cost the highest its frames, before they are in their queue."""
+plugins.setdefault(LEAF, sched_pfifo)  # its one option is that of pfifo
 _SIOCETHTOOL, _ETHTOOL_GSET = 0x8946, 0x01
 _OFFLOADS = {"tso": (0x1E, 0x1F), "gso": (0x23, 0x24), "gro": (0x2B, 0x2C)}
 """How to get and to set each: the kernel would put up to 64 KB into the queue as one frame, 10 ms at 50 Mbit/s."""
 _LRO, _GFLAGS, _SFLAGS = 1 << 15, 0x25, 0x26
+
+
+_FORMER_LEAF = "pfifo"
+"""Replaced where it is found: what waits in it at that moment is lost, once."""
 
 
 class PortMissing(AgentError):
@@ -258,7 +268,7 @@ def _look(ip: IPRoute, port: str) -> _Now:
     for message in ip.get_qdiscs(index):
         if message["parent"] & 0xFFFF0000 == MAJOR and message["handle"] != 0:
             kind = str(message.get_attr("TCA_KIND"))
-            limit = message.get_attr("TCA_OPTIONS")["limit"] if kind == "pfifo" else None
+            limit = message.get_attr("TCA_OPTIONS")["limit"] if kind in (LEAF, _FORMER_LEAF) else None
             leaves[message["parent"] & 0xFFFF] = _Leaf(int(message["handle"]), kind, limit)
     filters: dict[tuple[int, int], tuple[int, int]] = {}
     for message in ip.get_filters(index=index, parent=MAJOR):
@@ -304,9 +314,12 @@ def _put_class(ip: IPRoute, now: _Now, wanted: HtbClass, root: HtbClass) -> list
         return said
     leaf = now.leaves.get(wanted.minor)
     if leaf is None:
-        ip.tc("add", "pfifo", now.index, 0, parent=MAJOR | wanted.minor, limit=wanted.limit)
-    elif leaf.kind == "pfifo" and leaf.limit != wanted.limit:
-        ip.tc("change", "pfifo", now.index, leaf.handle, parent=MAJOR | wanted.minor, limit=wanted.limit)
+        ip.tc("add", LEAF, now.index, 0, parent=MAJOR | wanted.minor, limit=wanted.limit)
+    elif leaf.kind == _FORMER_LEAF:
+        ip.tc("replace", LEAF, now.index, 0, parent=MAJOR | wanted.minor, limit=wanted.limit)
+        said.append(f"{_word(wanted)} drops its oldest frames now, and no longer the newest")
+    elif leaf.kind == LEAF and leaf.limit != wanted.limit:
+        ip.tc("change", LEAF, now.index, leaf.handle, parent=MAJOR | wanted.minor, limit=wanted.limit)
         said.append(f"{_word(wanted)} holds {wanted.limit} frames")
     return said
 

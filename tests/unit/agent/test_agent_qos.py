@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovs_agent import border, qos
+from ovs_agent import packet_sockets, qos
+from ovs_agent.packet_sockets import PacketSockets, Receiving
 from ovs_agent.qos import BadWish, Filter, PortPlan
 from policies.wire import PortQueues, QueueClass, QueueWish, queues_digest
 
@@ -138,10 +139,24 @@ def test_what_cannot_be_is_refused_with_its_port(classes: list[tuple[str, int, i
         plan(port(classes))
 
 
-def test_the_sending_socket_is_told_from_those_that_receive() -> None:
-    receives = 'p_raw 0 0 *:wan0 * users:(("ovs-vswitchd",pid=20,fd=38)) skmem:(r0,rb212992,t0,tb1,f0,w0,o176,bl0,d0)'
-    sends = 'p_raw 0 0 [0]:* * users:(("ovs-vswitchd",pid=20,fd=40)) skmem:(r0,rb212992,t0,tb16777216,f0,w0,o0,bl0,d0)'
-    assert border.SENDING.search(receives) is None
-    found = border.SENDING.search(sends)
-    assert found is not None
-    assert found[1] == "16777216"
+RECEIVES = 'p_raw 0 0 *:wan0 * users:(("ovs-vswitchd",pid=20,fd=38)) skmem:(r0,rb212992,t0,tb1,f0,w0,o176,bl0,d{})'
+SENDS = 'p_raw 0 0 [0]:* * users:(("ovs-vswitchd",pid=20,fd=40)) skmem:(r0,rb212992,t0,tb16777216,f0,w0,o0,bl0,d0)'
+
+
+def test_the_sending_socket_is_told_from_those_that_receive_and_from_other_switches() -> None:
+    found = packet_sockets.parse("\n".join((RECEIVES.format(7), SENDS)), 20)
+    assert found == PacketSockets(16777216, {"wan0": Receiving(212992, 7)})
+    assert packet_sockets.parse(RECEIVES.format(7), 20).sending is None
+    assert packet_sockets.parse(SENDS, 21) == PacketSockets()
+
+
+def test_frames_lost_since_the_last_look_are_told_with_the_way_out() -> None:
+    def lost(frames: int) -> PacketSockets:
+        return PacketSockets(None, {"wan0": Receiving(212992, frames)})
+
+    (said,) = packet_sockets.losses(lost(9), lost(7))
+    assert "port wan0: the switch loses frames" in said
+    assert "net.core.rmem_default" in said
+    assert packet_sockets.losses(lost(9), lost(9)) == []
+    # Another socket, after a restart of the switch.
+    assert packet_sockets.losses(lost(3), lost(9)) == packet_sockets.losses(lost(3), PacketSockets()) == []
