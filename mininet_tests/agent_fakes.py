@@ -223,7 +223,8 @@ def fail_ledger(faults: Path) -> None:
 
 
 def controller(home: str) -> None:
-    """Keeps attempts in memory. `behaviour` (JSON): status codes by method (`{"PUT": 503}`), `sealed`, `held`.
+    """Keeps attempts in memory. `behaviour` (JSON): status codes by method (`{"PUT": 503}`), `sealed`, `held`,
+    `scitags` (experiment and activity by slot).
 
     Every request is a line of `requests`; what is registered is in `attempts`.
     """
@@ -255,8 +256,11 @@ def controller(home: str) -> None:
             body = {"type": f"urn:lark:problem:{slug}", "title": slug, "status": status, "detail": slug}
             self.answer(status, body | more)
 
-        def status_of(self, name: str, sealed: bool) -> dict[str, Any]:
-            decision = wire.DecisionView(identity=1, sealed=sealed, groups=[], grants=[], trail=[])
+        def status_of(self, name: str, behaviour: dict[str, Any]) -> dict[str, Any]:
+            sealed = bool(behaviour.get("sealed"))
+            numbers = behaviour.get("scitags", {}).get(name.split("~")[2])
+            tag = None if numbers is None else wire.ScitagView(experiment=numbers[0], activity=numbers[1])
+            decision = wire.DecisionView(identity=1, sealed=sealed, groups=[], grants=[], trail=[], scitag=tag)
             done = wire.AttemptStatus(
                 id=name, spec=attempts[name], decision=decision, bridges={"br-lark": wire.BridgeRealisation.REALISED}
             )
@@ -271,6 +275,10 @@ def controller(home: str) -> None:
                 return self.problem(401, "unauthorised")
             if self.command in behaviour:
                 return self.problem(behaviour[self.command], "starting")
+            if self.command == "GET" and self.path.startswith("/v1/attempts?"):
+                with lock:
+                    all_of_them = [self.status_of(name, behaviour) for name in attempts]
+                return self.answer(200, {"attempts": all_of_them})
             kind, name, *rest = self.path.removeprefix("/v1/").split("/")
             with lock:
                 if kind == "nodes" and not rest:
@@ -288,7 +296,6 @@ def controller(home: str) -> None:
                 return self.attempt(name, body, behaviour)
 
         def attempt(self, name: str, body: bytes, behaviour: dict[str, Any]) -> None:
-            sealed = bool(behaviour.get("sealed"))
             if self.command == "PUT":
                 spec = wire.AttemptSpec.model_validate_json(body)
                 if behaviour.get("held"):
@@ -306,7 +313,7 @@ def controller(home: str) -> None:
             known.write_text(json.dumps({k: v.model_dump_json() for k, v in attempts.items()}))
             if self.command == "DELETE":
                 return self.answer(200, {"id": name, "bridges": {"br-lark": "realised"}})
-            return self.answer(200, self.status_of(name, sealed))
+            return self.answer(200, self.status_of(name, behaviour))
 
         do_GET = do_PUT = do_PATCH = do_POST = do_DELETE = do
 

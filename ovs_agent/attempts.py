@@ -34,6 +34,8 @@ from ovs_agent.conntrack import Conntrack
 from ovs_agent.controller_client import READ_TIMEOUT, ControllerClient, GivenUp, Held, Rejected, Unavailable, insist
 from ovs_agent.drain import Drain
 from ovs_agent.errors import AgentError
+from ovs_agent.fireflies import Mark
+from ovs_agent.firefly_sender import Marked
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import Request, State
 from ovs_agent.ovsdb import Ovsdb
@@ -100,6 +102,8 @@ class Attempt:
     """Nothing of it is left anywhere, and its number may be used again."""
     work: asyncio.Task[None] | None = None
     """Its tear-down."""
+    mark: Mark | None = None
+    """Of its connections, as the controller last answered. Not in the ledger: a new agent asks again."""
     parts: dict[str, float] = field(default_factory=dict)
     """How long each part of its beginning took, in seconds: for the log."""
 
@@ -158,6 +162,29 @@ class Attempts:
         """Ports and namespaces that belong to attempts."""
         ports = {a.record.port for a in self._all.values() if a.record.lane}
         return ports, {name for a in self._all.values() for name in a.record.namespaces}
+
+    def marked(self) -> list[Marked]:
+        """Attempts whose connections fireflies speak of."""
+        found = []
+        for a in self._all.values():
+            spec = a.record.spec
+            if a.mark is None or spec is None or a.ending or a.record.sealed or a.record.state not in life.PHASE_OF:
+                continue
+            addresses = frozenset(address for address in (spec.ipv4, spec.ipv6) if address is not None)
+            found.append(Marked(a.id, a.record.namespaces[-1], addresses, a.mark))
+        return found
+
+    def decided(self, status: AttemptStatus) -> None:
+        """What the controller answered of an attempt."""
+        if (attempt := self._all.get(status.id)) is not None:
+            tag = status.decision.scitag
+            attempt.mark = None if tag is None else Mark(tag.experiment, tag.activity)
+
+    async def ask_decisions(self) -> None:
+        """Learn what the controller decides by now of the attempts of this node. Raises AgentError."""
+        if self.ids():
+            for status in await self._controller.attempts():
+                self.decided(status)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -430,11 +457,11 @@ class Attempts:
             job=job,
         )
 
-    @staticmethod
-    def _check(attempt: Attempt, status: AttemptStatus) -> None:
+    def _check(self, attempt: Attempt, status: AttemptStatus) -> None:
         """The answer must be about this attempt, and say that every bridge concerned has it."""
         if status.id != attempt.id:
             raise Unavailable(f"controller answered about another attempt ({status.id})")
+        self.decided(status)
         lacking = [b for b, r in status.bridges.items() if r is not BridgeRealisation.REALISED]
         if lacking:
             raise Unavailable(f"controller could not confirm the policy on {', '.join(sorted(lacking))}")
@@ -770,12 +797,13 @@ class Attempts:
 
     async def _put_or_catch_up(self, attempt: Attempt, spec: AttemptSpec) -> None:
         try:
-            await self._controller.put_attempt(attempt.id, spec)
+            self.decided(await self._controller.put_attempt(attempt.id, spec))
         except Rejected as e:
             if e.status != 409:
                 raise
             # Killed between writing the new phase down and telling the controller.
             now = await self._controller.get_attempt(attempt.id)
+            self.decided(now)
             # What only one of us understands may differ: it was registered with an older controller, or from one.
             theirs = now.spec.model_copy(update={"phase": spec.phase})
             if words(theirs, OLDEST_PROTOCOL) != words(spec, OLDEST_PROTOCOL):

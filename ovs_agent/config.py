@@ -165,6 +165,18 @@ class FallbackSection(Section):
     """Declares that no process of a job's uid outside of its job can see the job: slot users, or PID namespaces."""
 
 
+class ScitagsSection(Section):
+    """Fireflies: what collectors are told of the connections of jobs that the policy gives a scitag."""
+
+    collector: Annotated[list[PoolDaemon], Field(max_length=8)] = []
+    """Addresses and UDP ports; none: nothing is looked at and nothing is sent."""
+    look: Annotated[float, Field(ge=0.5, le=60)] = 5.0
+    """Seconds between two looks; a connection that begins and ends between two is not spoken of."""
+    ongoing: Annotated[float, Field(ge=2, le=3600)] = 60.0
+    """Seconds between two fireflies about a connection that goes on, and between two questions to the controller
+    whether the marks of running jobs have changed."""
+
+
 class AgentConfig(Section):
     node: Annotated[str, AfterValidator(_node)]
     controller: ControllerSection
@@ -176,6 +188,7 @@ class AgentConfig(Section):
     pool: PoolSection = PoolSection()
     guard: GuardSection = GuardSection()
     fallback: FallbackSection = FallbackSection()
+    scitags: ScitagsSection = ScitagsSection()
     file: Annotated[Path, Field(exclude=True)]
     """Where this was read from (not a key of the file)."""
 

@@ -27,6 +27,7 @@ from ovs_agent.controller_client import ControllerClient, Rejected
 from ovs_agent.controller_tls import ControllerTls
 from ovs_agent.drain import Drain
 from ovs_agent.errors import AgentError
+from ovs_agent.firefly_sender import FireflySender
 from ovs_agent.host_port import HostPortKeeper
 from ovs_agent.ledger import Ledger
 from ovs_agent.ovsdb import Ovsdb
@@ -68,6 +69,7 @@ class Agent:
             self._standing,
             self._drain,
         )
+        self._fireflies = FireflySender(config.scitags, self._attempts.marked, self._attempts.ask_decisions)
         self._watch = bridge.SwitchWatch(self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink)
         self._keeper = BridgeKeeper(
             self._db, config.bridge.rundir, config.bridge.name, config.bridge.uplink, self._watch
@@ -167,6 +169,7 @@ class Agent:
                 asyncio.create_task(self._keeper.run()),
                 asyncio.create_task(self._host_port.run()),
                 asyncio.create_task(self._attempts.watch()),
+                asyncio.create_task(self._fireflies.run()),
                 asyncio.create_task(self._keep_registered()),
             ]
             self._server.start()

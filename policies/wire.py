@@ -296,7 +296,7 @@ class DecisionView(Answer):
     rate: int | None = None
     """Bits a second; None: no limit. Decided, not enforced yet."""
     scitag: ScitagView | None = None
-    """Decided, not sent yet."""
+    """What fireflies say of its connections."""
     exposes: list[ExposureView] = Field(default_factory=list)
     classes: list[ClassView] = Field(default_factory=list)
     """First match wins; empty when the policy has no classes."""

@@ -263,7 +263,10 @@ def _given(decision: DecisionView) -> Iterator[tuple[str, str]]:
         yield "rate", f"{_rate(decision.rate)} (decided, not enforced yet)"
     if decision.scitag is not None:
         tag = decision.scitag
-        yield "scitag", f"experiment {tag.experiment}, activity {tag.activity} (decided, not sent yet)"
+        yield (
+            "scitag",
+            f"experiment {tag.experiment}, activity {tag.activity} (fireflies, where the agent has a collector)",
+        )
 
 
 def _rate(bits: int) -> str:

@@ -1,5 +1,5 @@
-"""The encoding of scitags against what is published: the layout of draft-cc-v6ops-wlcg-flow-label-marking, and the value
-that CMS's own software reads back for `scitag.flow=206` (experiment 3, activity 14)."""
+"""The encoding of scitags against what is published: the layout of draft-cc-v6ops-wlcg-flow-label-marking, and the
+value that CMS's own software reads back for `scitag.flow=206` (experiment 3, activity 14)."""
 
 from __future__ import annotations
 
