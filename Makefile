@@ -39,6 +39,7 @@ SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libca
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
+	@echo 'make lab           lark-lab: a campus in Mininet and a prompt to try policies at (root; ARGS="reach --policy FILE" for another command)'
 	@echo 'make test          all tests: check, system tests on os-ken, the main ones again on Ryu (root; installs what it needs)'
 	@echo 'make test-full     the same with HTCondor 25 probes, every system test on both engines, long property tests'
 	@echo 'make check         format, lint, types, import contracts, unit tests (no root needed, under a minute on two idle cores)'
@@ -92,6 +93,10 @@ install-deps: packages python condor condor-25 apptainer sshd
 
 demo: need-root packages python condor
 	@$(PYTHON) -m mininet_tests.demo --engine $(ENGINE) $(ARGS)
+
+.PHONY: lab
+lab: need-root packages python
+	@$(PYTHON) -m mininet_tests.topology.cli $(or $(strip $(ARGS)),campus)
 
 check: python
 	@cd $(ROOT) && \
