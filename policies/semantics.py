@@ -89,7 +89,7 @@ INWARD = (Step.OWN, Step.SEAL, Step.BETWEEN_JOBS, Step.REPLY, Step.EXPOSED, Step
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict in force. `reason` is set whenever the policy says drop, also where audit mode lets the packet on.
+    """The verdict in force. `reason`: what a refusal is counted for, also where audit mode lets the packet on.
 
     `step`: which question decided; all before it (in `OUTWARD` or `INWARD`) were answered and did not decide.
     """
@@ -266,6 +266,15 @@ def _to_job(world: World, job: Attempt, packet: Packet) -> Judgement:
 
 def _between_jobs(world: World, job: Attempt, packet: Packet, far: Address) -> Judgement:
     """`job`: the one whose bridge judges; `far`: the address at the other end, in the range of a node's jobs."""
+    found = _by_slice_or_default(world, job, packet, far)
+    peer = _at(world, far)
+    if found.verdict is Verdict.ALLOW and peer is not None and peer.outcome.sealed and peer.bridge == job.bridge:
+        # Neither audit mode nor a default opens a seal. Of a job on another bridge that bridge sees to it.
+        return Judgement(Verdict.DROP, found.reason, found.place, "the job at the far end is sealed", found.step)
+    return found
+
+
+def _by_slice_or_default(world: World, job: Attempt, packet: Packet, far: Address) -> Judgement:
     defaults = world.policy.defaults
     step = Step.BETWEEN_JOBS
     text = "jobs may not talk to each other"

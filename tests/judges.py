@@ -136,7 +136,7 @@ def _worker_outputs(world: World, hop: Hop, judgement: Judgement) -> Outputs:
     to = receiver(world, hop.packet.destination)
     if to is not None and world.attempts[to].bridge == hop.bridge:
         job = world.attempts[to]
-        return frozenset() if job.outcome.sealed or to == hop.packet.sender else frozenset({job.ofport})
+        return frozenset() if to == hop.packet.sender else frozenset({job.ofport})
     node = next(n for n in world.site.nodes.values() if n.bridge == hop.bridge)
     if holds(node, hop.packet.destination):
         return frozenset()  # an address of this node's jobs that no job has

@@ -12,8 +12,9 @@ from dataclasses import replace
 from policies.model import Reason, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.compiler import desired_flows
+from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType
-from ryu_apps.openflow.flows import Action, ConnTrack, Flow, FlowKey, Goto, SetField, match
+from ryu_apps.openflow.flows import Action, ConnTrack, Flow, FlowKey, Goto, Output, SetField, match
 from ryu_apps.openflow.pipeline import Priority, Table
 from tests.cases import OTHER_WAN, WAN
 
@@ -57,6 +58,17 @@ def _missing(table: Table, wanted: Callable[[Flow], bool]) -> Compile:
 
 def _asks(flow: Flow, field: str) -> bool:
     return any(m.field == field for m in flow.match)
+
+
+def _sealed_ports_open(world: World, bridge: str) -> dict[FlowKey, Flow]:
+    found = desired_flows(world, bridge)
+    for job in world.attempts.values():
+        if job.outcome.sealed and job.bridge == bridge:
+            to = (Output(job.ofport),)
+            wanted = match(r.DESTINATION.equals(int(job.ipv4)))
+            flow = Flow(int(Table.DELIVER), Priority.OBJECT, wanted, to, cookie(Feature.ATTEMPT, job.number))
+            found[flow.key] = flow
+    return found
 
 
 def _swap_ports(flow: Flow) -> Flow:
@@ -105,6 +117,7 @@ def _commits(*tables: Table) -> Callable[[Flow, Action], bool]:
 
 MUTANTS: dict[str, Compile] = {
     "a closed host of a service is taken for an open one": _without(lambda f, a: _loads(r.CLOSED, a)),
+    "what is let on to a sealed job is delivered": _sealed_ports_open,
     "no rule is audited": _without(lambda f, a: f.table < Table.GATE_SOURCE and _loads(r.AUDIT, a)),
     "a gate does not know the mode of nodes": _without(
         lambda f, a: f.table == Table.GATE_SOURCE and _loads(r.AUDIT, a)

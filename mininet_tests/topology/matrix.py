@@ -223,10 +223,6 @@ CLOSED = "no service that the gate guards names this address: it is closed from 
 def expect(world: World, probe: Probe, known: Geography) -> Expected:
     """What the policy means for a probe, and for its answer."""
     packet = probe.packet()
-    receiver = world.attempts.get(probe.target.attempt or "")
-    if receiver is not None and receiver.outcome.sealed:
-        # Whatever a switch let on to its port: nobody is at its other end.
-        return Expected(False, False, "it is sealed, and its network is empty")
     there = _judged(world, packet, known)
     line = _deciding(there)
     if any(one.verdict is Verdict.DROP for _, one in there):

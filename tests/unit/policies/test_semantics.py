@@ -216,7 +216,7 @@ def test_answers_of_granted_tcp_are_known_by_ack_and_everything_else_by_the_conn
 def test_what_no_grant_and_no_audit_opens() -> None:
     policy = "mode: audit\n" + FILES
     sealed = {**PHYSICS, "LarkNetwork": "none"}
-    found = world(policy, PHYSICS, sealed)
+    found = world(policy, PHYSICS, sealed, BIO)
     Rows(
         found,
         """
@@ -237,10 +237,42 @@ def test_what_no_grant_and_no_audit_opens() -> None:
         job1 > fe80::5 tcp/80 => drop multicast
         job1 > 192.0.2.1 tcp/6640 => drop node
         job1 > 10.20.2.1 tcp/22 => drop node
-        job1 > job2 tcp/22 => audit between-jobs
+        job1 > job3 tcp/22 => audit between-jobs
+        job1 > job2 tcp/22 => drop between-jobs
         """,
     ).check()
     assert set(NEVER_OPENED_BY_AUDIT) == {Reason.SPOOFED, Reason.SEALED, Reason.NODE, Reason.MULTICAST}
+
+
+SIX = "2001:db8:20:1::a14:142"
+"""The address of job 2 on wn1."""
+
+
+@pytest.mark.parametrize(
+    ("way", "refused", "control"),
+    [
+        ("mode: audit", "drop between-jobs", "audit between-jobs"),
+        ("node-modes: [{nodes: [wn1], mode: audit}]", "drop between-jobs", "audit between-jobs"),
+        ("defaults: {between-jobs: audit}", "drop between-jobs", "audit between-jobs"),
+        ("defaults: {between-jobs: allow}", "drop", "pass"),
+        ("slices: [{for: asks, name: LarkSlice}]", "drop between-jobs", "pass"),
+    ],
+)
+def test_nothing_reaches_a_sealed_job_of_the_same_bridge_or_of_another(way: str, refused: str, control: str) -> None:
+    policy = f"{way}\nseal: [hermits]\n"
+    one, sealed = {**PHYSICS, "LarkSlice": "s"}, {**PHYSICS, "LarkSlice": "s", "LarkNetwork": "none"}
+    here = world(policy, one, sealed, one)
+    Rows(
+        here,
+        f"""
+        job1 > job2 tcp/22 => {refused}
+        job1 > job2 tcp/22 later => {refused}
+        job1 > {SIX} udp/53 => {refused}
+        job1 > job3 tcp/22 => {control}
+        """,
+    ).check()
+    assert judge(here, packet(here, "job1 > job3 tcp/22")).text != "the job at the far end is sealed"
+    Rows(world(policy, one, sealed, nodes="12"), "10.20.1.65 > job2 tcp/22 => drop").check()
 
 
 def test_an_address_of_this_node_s_jobs_from_outside_is_forged() -> None:
