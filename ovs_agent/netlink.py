@@ -1,4 +1,4 @@
-"""Namespaces, veth pairs, addresses and offloads. The only module that talks rtnetlink.
+"""Namespaces, veth pairs, addresses and offloads. With `rtnl`, which it drives, the only module that talks rtnetlink.
 
 Invariants: whatever needs another namespace runs in a thread of its own that dies afterwards, so that no other code can
 ever find itself in the wrong network. The host's end of a pair speaks neither IPv6 nor ARP before it is up. Functions
@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from ovs_agent import rtnl
 from ovs_agent.errors import AgentError
 from ovs_agent.plan import INNER_DEVICE, Lane, Network, lane_number_of_port
 from ovs_agent.steps import Step, reached
@@ -40,7 +41,8 @@ MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 4096, 16384, 1 << 20, 2
 SIOCETHTOOL = 0x8946
 ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM, ETHTOOL_GTSO, ETHTOOL_GGRO, ETHTOOL_SGRO = 0x16, 0x17, 0x1E, 0x2B, 0x2C
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
-RTNH_F_ONLINK = 4
+DOOMED = 0x6C6A6C6A
+"""The group of links that a batch of lanes to be deleted is put into."""
 IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -184,15 +186,33 @@ def namespaces(prefix: str) -> list[str]:
 
 def kill_inside(name: str) -> list[int]:
     """SIGKILL every process whose network is this namespace: a job must not outlive its attempt. Returns their pids."""
-    inode = namespace_inode(name)
-    if inode is None:
-        return []
-    killed, left = _kill(lambda: pids_in(inode))
-    if left:
-        log.error("namespace %s: processes outlive SIGKILL: %s; going on", name, ",".join(map(str, left)))
+    return kill_in([name]).get(name, [])
+
+
+def kill_in(names: Iterable[str]) -> dict[str, list[int]]:
+    """SIGKILL every process whose network is one of these namespaces. Returns their pids."""
+    inodes = {inode: name for name in names if (inode := namespace_inode(name)) is not None}
+    if not inodes:
+        return {}
+    of: dict[int, int] = {}
+
+    def inside() -> Iterator[int]:
+        for pid, inode in networks():
+            if inode in inodes:
+                of[pid] = inode
+                yield pid
+
+    killed, left = _kill(inside)
+    for inode in {of[pid] for pid in left}:
+        name = inodes[inode]
+        mine = ",".join(str(pid) for pid in left if of[pid] == inode)
+        log.error("namespace %s: processes outlive SIGKILL: %s; going on", name, mine)
         fd = open_namespace(name)  # as long as it is open, no other namespace gets this inode
         threading.Thread(target=_kill_on, args=(name, inode, fd), name="kill-on", daemon=True).start()
-    return killed
+    found: dict[str, list[int]] = {}
+    for pid in killed:
+        found.setdefault(inodes[of[pid]], []).append(pid)
+    return found
 
 
 def kill_strays(uid: int, prefix: str, still: Callable[[], bool]) -> list[int]:
@@ -311,21 +331,14 @@ def build_lane(lane: Lane, net: Network) -> None:
         reached(Step.LANE_NAMESPACE)
         fd = open_namespace(lane.namespace)
         try:
-            with IPRoute() as ip:
-                ip.link(
-                    "add",
-                    ifname=lane.port,
-                    kind="veth",
-                    mtu=net.mtu,
-                    peer={"ifname": INNER_DEVICE, "address": lane.mac, "mtu": net.mtu, "net_ns_fd": fd},
-                )
-                reached(Step.LANE_DEVICE)
-                index = ip.link_lookup(ifname=lane.port)[0]
-                _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
-                _ethtool(lane.port, ETHTOOL_SGRO, 0)
-                # NOARP: the host's stack must not answer for the host on a job's wire.
-                ip.link("set", index=index, arp=False, state="up")
-                reached(Step.LANE_UP)
+            rtnl.send([rtnl.veth(lane.port, INNER_DEVICE, lane.mac, fd, net.mtu)])
+            reached(Step.LANE_DEVICE)
+            index = socket.if_nametoindex(lane.port)
+            _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
+            _ethtool(lane.port, ETHTOOL_SGRO, 0)
+            # NOARP: the host's stack must not answer for the host on a job's wire.
+            rtnl.send([rtnl.flags(index, IFF_UP | IFF_NOARP)])
+            reached(Step.LANE_UP)
             call_in_namespace(fd, lambda: _configure_inside(lane, net))
             reached(Step.LANE_CONFIGURED)
         finally:
@@ -344,23 +357,16 @@ def _configure_inside(lane: Lane, net: Network) -> None:
         _write(f"{conf}/disable_ipv6", "1", missing_ok=True)
     # A userspace datapath passes on packets as they are, so checksums must be complete when they leave the job.
     _ethtool(INNER_DEVICE, ETHTOOL_STXCSUM, 0)
-    with IPRoute() as ip:
-        index = ip.link_lookup(ifname=INNER_DEVICE)[0]
-        ip.addr("add", index=index, address=str(lane.ipv4), prefixlen=net.ipv4_prefix_length)
-        if lane.ipv6 is not None:
-            ip.addr("add", index=index, address=str(lane.ipv6), prefixlen=net.ipv6_prefix_length, flags=IFA_F_NODAD)
-        ip.link("set", index=index, state="up")
-        if net.ipv4_gateway is not None:
-            ip.route("add", dst="default", gateway=str(net.ipv4_gateway), oif=index, flags=RTNH_F_ONLINK)
-        if lane.ipv6 is not None and net.ipv6_gateway is not None:
-            ip.route(
-                "add",
-                family=socket.AF_INET6,
-                dst="default",
-                gateway=str(net.ipv6_gateway),
-                oif=index,
-                flags=RTNH_F_ONLINK,
-            )
+    index = socket.if_nametoindex(INNER_DEVICE)
+    asks = [rtnl.address(index, lane.ipv4, net.ipv4_prefix_length)]
+    if lane.ipv6 is not None:
+        asks.append(rtnl.address(index, lane.ipv6, net.ipv6_prefix_length, IFA_F_NODAD))
+    asks.append(rtnl.flags(index, IFF_UP))
+    if net.ipv4_gateway is not None:
+        asks.append(rtnl.default_route(index, net.ipv4_gateway))
+    if lane.ipv6 is not None and net.ipv6_gateway is not None:
+        asks.append(rtnl.default_route(index, net.ipv6_gateway))
+    rtnl.send(asks)
 
 
 def devices_up(fd: int) -> list[str]:
@@ -417,32 +423,60 @@ def _move_inner_end(lane: Lane, fd: int) -> None:
 
 def delete_device(name: str) -> bool:
     """Delete a link of the host. False if it was not there."""
-    with IPRoute() as ip:
-        index = ip.link_lookup(ifname=name)
-        if not index:
-            return False
-        try:
-            ip.link("del", index=index[0])
-        except NetlinkError as e:
-            if e.code != errno.ENODEV:
-                raise NetworkError(f"cannot be deleted: {e}", name) from e
-            return False
+    return bool(delete_devices([name]))
+
+
+def delete_devices(names: Iterable[str]) -> list[str]:
+    """Delete links of the host, all at once. Returns those that were there."""
+    there = [name for name in names if _there(name)]
+    asks = [rtnl.no_link(name) for name in there]
+    if len(there) > 1:
+        asks = [*(rtnl.in_group(name, DOOMED) for name in there), rtnl.no_group(DOOMED)]
+    try:
+        rtnl.send(asks)
+    except OSError as e:
+        raise NetworkError(f"cannot be deleted: {e}", ",".join(there)) from e
+    return there
+
+
+def _there(device: str) -> bool:
+    try:
+        socket.if_nametoindex(device)
+    except OSError:
+        return False
     return True
+
+
+def left_of(port: str, name: str) -> bool:
+    """Whether a lane's device or the name of its namespace is there."""
+    return _there(port) or os.path.lexists(NETNS_DIR / name)
 
 
 def demolish(port: str | None, names: Iterable[str]) -> list[int]:
     """Take a lane's processes, device and namespaces away. Idempotent. Returns the pids killed."""
-    killed: list[int] = []
-    for name in names:
-        killed += kill_inside(name)
+    return demolish_all([Ruin(port, tuple(names))])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruin:
+    """What of one lane is to go. `port` None: only its namespaces."""
+
+    port: str | None
+    namespaces: tuple[str, ...]
+
+
+def demolish_all(ruins: Sequence[Ruin]) -> list[list[int]]:
+    """Take lanes away, together: one look at all processes of the node serves all, and one wait of the kernel for its
+    readers. Idempotent. Returns the pids killed of each."""
+    killed = kill_in([name for ruin in ruins for name in ruin.namespaces])
     reached(Step.DEMOLISH_KILLED)
-    if port is not None:
-        delete_device(port)
+    delete_devices([ruin.port for ruin in ruins if ruin.port is not None])
     reached(Step.DEMOLISH_DEVICE)
-    for name in names:
-        delete_namespace(name)
+    for ruin in ruins:
+        for name in ruin.namespaces:
+            delete_namespace(name)
     reached(Step.DEMOLISH_NAMESPACES)
-    return killed
+    return [[pid for name in ruin.namespaces for pid in killed.get(name, [])] for ruin in ruins]
 
 
 def job_devices() -> list[str]:

@@ -2,7 +2,8 @@
 
 Invariants: a number is ready, in use, or in quarantine, never two of these; a lane that a job had is destroyed, only
 its number comes back, after `release`, which is called when the controller has confirmed that nothing of it is left.
-Numbers are used in turn, so the one just released is the last to come back.
+Numbers are used in turn, so the one just released is the last to come back. Ready lanes are as many as configured, more
+only while jobs come faster than lanes are built (`Demand`); what is too many goes when no job has come for a while.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import collections
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,10 +26,43 @@ from ovs_agent.steps import Step, reached
 
 log = logging.getLogger(__name__)
 BATCH = 16
+HURRIED = 8
+"""Lanes built at once while a job waits for one."""
+RECENT, REMEMBERED, IDLE = 10.0, 60.0, 60.0
+"""Seconds: what counts as recent demand; how long a job that found no lane is remembered; without jobs until the pool
+shrinks."""
+MOST_AHEAD = 64
 
 
 class NoLane(AgentError):
     """The node has no free job network, or could not build one in time."""
+
+
+class Demand:
+    """How many lanes should be ready: as many as configured, and once a job had to wait for one, as many as the last
+    seconds took. Pure: who asks says what time it is."""
+
+    def __init__(self, warm: int) -> None:
+        self._warm = warm
+        self._taken: collections.deque[float] = collections.deque(maxlen=MOST_AHEAD)
+        self._dry = float("-inf")
+
+    def took(self, now: float) -> None:
+        self._taken.append(now)
+
+    def waited(self, now: float) -> None:
+        """A job found no lane ready."""
+        self._dry = now
+
+    def target(self, now: float, capacity: int) -> int:
+        if now - self._dry > REMEMBERED:
+            return self._warm
+        recent = sum(1 for at in self._taken if now - at <= RECENT)
+        # Half of a small range at most: lanes are ahead of the jobs, not in their place.
+        return max(self._warm, min(recent, capacity // 2))
+
+    def idle(self, now: float) -> bool:
+        return not self._taken or now - self._taken[-1] > IDLE
 
 
 class Pool:
@@ -35,6 +70,7 @@ class Pool:
         self._db = db
         self._conntrack = conntrack
         self._bridge = bridge
+        self._demand = Demand(warm)
         self._warm = warm
         self._net: Network | None = None
         self._ready: collections.deque[Lane] = collections.deque()
@@ -44,6 +80,8 @@ class Pool:
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._trouble = "the controller has not yet said which addresses this node has"
+        self._ruins: list[tuple[netlink.Ruin, asyncio.Future[list[int]]]] = []
+        self._demolishing: asyncio.Task[None] | None = None
         self._doomed: list[str] = []
         self._unplug_wake = asyncio.Event()
         self._unplug_waiting: list[asyncio.Future[None]] = []
@@ -85,11 +123,14 @@ class Pool:
 
     async def acquire(self, timeout: float) -> Lane:
         """A lane of one's own. Raises NoLane."""
+        if not self._ready:
+            self._demand.waited(time.monotonic())
         self._wanted += 1
         self._wake.set()
         try:
             async with self._changed, asyncio.timeout(timeout):
                 await self._changed.wait_for(lambda: bool(self._ready))
+                self._demand.took(time.monotonic())
                 return self._ready.popleft()
         except TimeoutError:
             raise NoLane(self._trouble) from None
@@ -110,9 +151,39 @@ class Pool:
 
     async def destroy(self, port: str, namespaces: Sequence[str]) -> list[int]:
         """Processes, device, namespaces and port of a lane go. Idempotent. Returns the pids killed."""
-        killed = await netlink.in_thread(functools.partial(netlink.demolish, port, namespaces))
+        killed = await self._demolish(netlink.Ruin(port, tuple(namespaces)))
         await self.unplug(port)
         return killed
+
+    async def _demolish(self, ruin: netlink.Ruin) -> list[int]:
+        """Together with others that go at the same time: they share one look at the node's processes."""
+        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._ruins.append((ruin, future))
+        if self._demolishing is None or self._demolishing.done():
+            self._demolishing = asyncio.create_task(self._demolish_all())
+        return await future
+
+    async def _demolish_all(self) -> None:
+        while self._ruins:
+            batch, self._ruins = self._ruins[:BATCH], self._ruins[BATCH:]
+            try:
+                work = functools.partial(netlink.demolish_all, [ruin for ruin, _ in batch])
+                killed = await netlink.in_thread(work)
+            except Exception as e:  # noqa: BLE001  handed to whoever waits
+                if len(batch) > 1:  # one of them: the others must not wait for it
+                    for alone in batch:
+                        await self._demolish_one(*alone)
+                else:
+                    _settle(batch[0][1], e)
+            else:
+                for (_, future), pids in zip(batch, killed, strict=True):
+                    _settle(future, pids)
+
+    async def _demolish_one(self, ruin: netlink.Ruin, future: asyncio.Future[list[int]]) -> None:
+        try:
+            _settle(future, await netlink.in_thread(functools.partial(netlink.demolish, ruin.port, ruin.namespaces)))
+        except Exception as e:  # noqa: BLE001  handed to whoever waits
+            _settle(future, e)
 
     async def unplug(self, port: str) -> None:
         """Delete a port from the switch, together with others that go at the same time; insists until it is done."""
@@ -132,8 +203,7 @@ class Pool:
         """Take away the lanes nobody has (for a clean end; running jobs keep theirs)."""
         lanes = list(self._ready)
         self._ready.clear()
-        for lane in lanes:
-            await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
+        await netlink.in_thread(functools.partial(netlink.demolish_all, _ruins(lanes)))
         with contextlib.suppress(AgentError):
             await self._db.delete_ports(self._bridge, [*(lane.port for lane in lanes), *self._doomed])
             await self._conntrack.unlimit([lane.zone for lane in lanes], list)
@@ -177,15 +247,17 @@ class Pool:
     async def _keep_full(self) -> None:
         pause = 0.5
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), IDLE if len(self._ready) > self._warm else None)
             self._wake.clear()
             net = self._net
             if net is None:
                 continue
-            missing = self._warm + self._wanted - len(self._ready)
+            missing = self._demand.target(time.monotonic(), plan.capacity(net)) + self._wanted - len(self._ready)
             if missing <= 0:
+                await self._shrink()
                 continue
-            numbers = self._free_numbers(net, min(missing, BATCH))
+            numbers = self._free_numbers(net, min(missing, HURRIED if self._wanted else BATCH))
             if not numbers:
                 self._trouble = f"all {plan.capacity(net)} job networks of {net.ipv4_range} are in use or in quarantine"
                 continue
@@ -213,12 +285,30 @@ class Pool:
                 reached(Step.LANE_READY)
             self._wake.set()
 
+    async def _shrink(self) -> None:
+        """Lanes that a rush has left go when no job has come for a while."""
+        if not self._demand.idle(time.monotonic()):
+            return
+        spare = [self._ready.pop() for _ in range(len(self._ready) - self._warm)]
+        if not spare:
+            return
+        log.info("%d job networks too many go: no job has come for %.0f s", len(spare), IDLE)
+        work = [self.destroy(lane.port, [lane.namespace]) for lane in spare]
+        for lane, outcome in zip(spare, await asyncio.gather(*work, return_exceptions=True), strict=True):
+            if isinstance(outcome, BaseException):  # it is swept when the agent starts; its number stays in use
+                log.error("lane %d (%s) cannot be taken away: %s", lane.number, lane.port, outcome)
+            else:
+                self.release(lane.number)
+        with contextlib.suppress(AgentError):
+            await self._conntrack.unlimit([lane.zone for lane in spare], self.zones)
+
     async def _build(self, net: Network, numbers: Sequence[int]) -> list[Lane]:
         lanes = [plan.lane(net, number) for number in numbers]
 
         def build() -> None:
             for lane in lanes:
-                netlink.demolish(lane.port, [lane.namespace])  # what a killed agent may have left half-made
+                if netlink.left_of(lane.port, lane.namespace):  # a killed agent left it half-made
+                    netlink.demolish(lane.port, [lane.namespace])
                 netlink.build_lane(lane, net)
 
         try:
@@ -231,12 +321,24 @@ class Pool:
             if lame:
                 raise NoLane(f"Open vSwitch gave no OpenFlow number to {','.join(lame)}; its log says why")
         except AgentError:
-            for lane in lanes:
-                await netlink.in_thread(functools.partial(netlink.demolish, lane.port, [lane.namespace]))
+            await netlink.in_thread(functools.partial(netlink.demolish_all, _ruins(lanes)))
             with contextlib.suppress(AgentError):
                 await self._db.delete_ports(self._bridge, [lane.port for lane in lanes])
             raise
         return [replace(lane, ofport=numbered[lane.port]) for lane in lanes]
+
+
+def _ruins(lanes: Sequence[Lane]) -> list[netlink.Ruin]:
+    return [netlink.Ruin(lane.port, (lane.namespace,)) for lane in lanes]
+
+
+def _settle(future: asyncio.Future[list[int]], outcome: list[int] | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _reserved(net: Network, number: int) -> bool:

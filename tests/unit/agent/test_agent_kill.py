@@ -44,7 +44,8 @@ def test_who_outlives_the_rounds_is_killed_later(
     monkeypatch.setattr(netlink, "NETNS_DIR", tmp_path)
     monkeypatch.setattr(netlink, "KILL_ROUNDS", 2)
     monkeypatch.setattr(netlink, "KILL_LATER_PAUSE", 0.01)
-    monkeypatch.setattr(netlink, "pids_in", lambda inode: [sleeper.pid] if sleeper.poll() is None else [])
+    inode = (tmp_path / "lark-n-1").stat().st_ino
+    monkeypatch.setattr(netlink, "networks", lambda: [(sleeper.pid, inode)] if sleeper.poll() is None else [])
     monkeypatch.setattr(netlink.os, "kill", stubborn)
     assert netlink.kill_inside("lark-n-1") == [sleeper.pid]
     deadline = time.monotonic() + 5
