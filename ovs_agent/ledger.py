@@ -2,8 +2,10 @@
 
 Invariants: a lane's number is in use exactly as long as a file names it, so a number whose deletion the controller has
 not confirmed cannot be given to another job, whatever happens to the agent in between. A file is complete or absent
-(written beside, synced, renamed, directory synced). A record that cannot be read blocks the start: guessing here could
-give a running job's address away.
+(written beside, synced, renamed). The name of a new file is on disk before `save` returns. That a file was replaced or
+removed need not be: only a machine that stops forgets that, and then every attempt of before is over, and is deleted at
+the controller once more. (The next new name brings those changes to disk with it, so no number has two files.) A record
+that cannot be read blocks the start: guessing here could give a running job's address away.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Ledger:
     def __init__(self, state_dir: Path) -> None:
         self._dir = state_dir / "attempts"
         self._grant = state_dir / "grant.json"
+        self._named: set[Path] = set()
+        """Files whose name is on disk for certain."""
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(state_dir, 0o700)
@@ -76,9 +80,9 @@ class Ledger:
     def forget(self, attempt: str) -> None:
         path = self._dir / f"{attempt}.json"
         try:
+            self._named.discard(path)
             path.unlink(missing_ok=True)
             reached(Step.RECORD_UNLINKED)
-            self._sync(self._dir)
         except OSError as e:
             raise LedgerError(f"cannot be removed: {e.strerror}", str(path)) from None
 
@@ -124,7 +128,9 @@ class Ledger:
                 os.close(fd)
             reached(beside)
             os.replace(new, path)
-            self._sync(path.parent)
+            if path not in self._named:
+                self._sync(path.parent)
+                self._named.add(path)
         except OSError as e:
             raise LedgerError(f"cannot be written: {e.strerror}", str(path)) from None
 

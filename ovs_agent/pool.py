@@ -58,8 +58,8 @@ class Demand:
         if now - self._dry > REMEMBERED:
             return self._warm
         recent = sum(1 for at in self._taken if now - at <= RECENT)
-        # Half of a small range at most: lanes are ahead of the jobs, not in their place.
-        return max(self._warm, min(recent, capacity // 2))
+        # A part of a small range at most: numbers should rest for a while before they come back.
+        return max(self._warm, min(recent, capacity // 8))
 
     def idle(self, now: float) -> bool:
         return not self._taken or now - self._taken[-1] > IDLE

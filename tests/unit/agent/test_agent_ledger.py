@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,45 @@ def test_a_field_that_was_added_later_is_not_written_unless_it_says_something(tm
     ledger.save(Newer(**fields, added=1))
     with pytest.raises(LedgerError, match="cannot be understood"):
         ledger.load()
+
+
+def test_a_whole_attempt_waits_for_the_disk_once_for_each_state_and_once_for_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Ledger(tmp_path)
+    synced: list[bool] = []
+    fsync = os.fsync
+
+    def counted(fd: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    for state in (State.REGISTERING, State.STAGE_IN, State.RUN, State.STAGE_OUT, State.CLOSING):
+        book.save(record(state=state))
+    assert synced == [False, True, False, False, False, False], "the directory when the name is new"
+    book.forget(record().id)
+    assert len(synced) == 6
+    book.save(record(state=State.REGISTERING))
+    assert synced[6:] == [False, True], "the name is new again"
+    synced.clear()
+    Ledger(tmp_path).save(record(state=State.RUN))
+    assert synced == [False, True], "another agent knows nothing for certain"
+
+
+def test_a_name_that_could_not_be_synced_is_synced_with_the_next_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Ledger(tmp_path)
+    sync = Ledger._sync
+    synced: list[Path] = []
+
+    def full(directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "_sync", staticmethod(full))
+    with pytest.raises(LedgerError, match="No space left"):
+        book.save(record(state=State.REGISTERING))
+    monkeypatch.setattr(Ledger, "_sync", staticmethod(lambda directory: (synced.append(directory), sync(directory))))
+    book.save(record(state=State.CLOSING))
+    assert synced == [tmp_path / "attempts"]
