@@ -19,10 +19,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from ovs_agent import netlink
+from ovs_agent import netlink, sock_diag
 from ovs_agent.bucket import Bucket
+from ovs_agent.sock_diag import Endpoint
 
 log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 16
@@ -33,12 +33,6 @@ LOG_BURST, LOG_PER_SECOND = 20, 2.0
 """Log lines that one attempt may cause here."""
 CHUNK = 64 * 1024
 LISTEN = "0A"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
-    address: str
-    port: int
 
 
 def _address(text: str) -> str:
@@ -75,13 +69,16 @@ def listeners_of(pid: int) -> list[Endpoint]:
     """The loopback TCP ports a process listens on. Its ports on other addresses are no business of a job."""
     try:
         inodes = _socket_inodes(pid)
-        found: list[Endpoint] = []
-        for name in ("tcp", "tcp6"):
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/net/{name}") as f:
-                found += parse_listeners(f.read(), inodes)
+        try:
+            found = [endpoint for endpoint, inode in sock_diag.listeners() if inode in inodes]
+        except OSError:  # a kernel without tcp_diag
+            found = []
+            for name in ("tcp", "tcp6"):
+                with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/net/{name}") as f:
+                    found += parse_listeners(f.read(), inodes)
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [e for e in found if _relayable(e.address)]
+    return sorted(e for e in found if _relayable(e.address))
 
 
 def _relayable(address: str) -> bool:

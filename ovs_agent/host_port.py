@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 RTPROT_KERNEL, RTPROT_RA, RT_TABLE_LOCAL, RTN_UNICAST, SCOPE_LINK = 2, 9, 255, 1, 253
+LINK_MESSAGES, ADDRESS_MESSAGES = (16, 17), (20, 21)
+"""RTM_NEWLINK, RTM_DELLINK; RTM_NEWADDR, RTM_DELADDR: their index is at the same place."""
 FOREVER = 0xFFFFFFFF
 QUIET = 0.5
 """Seconds without change before the addresses are noted."""
@@ -47,6 +50,24 @@ class HostPort:
     up: bool
     addresses: list[dict[str, Any]]
     routes: list[dict[str, Any]]
+
+
+def concerns(events: bytes, device: str, index: int) -> bool:
+    """Whether one of these messages may be about a device: each job's lane is a handful of links that are not.
+
+    A message that cannot be read, or of a kind that does not name its device at once, may be.
+    """
+    at = 0
+    while at + 16 <= len(events):
+        size, kind = struct.unpack_from("=IH", events, at)
+        if size < 24 or at + size > len(events):
+            return True
+        if kind not in (*LINK_MESSAGES, *ADDRESS_MESSAGES) or struct.unpack_from("=I", events, at + 20)[0] == index:
+            return True
+        if kind in LINK_MESSAGES and device.encode() + b"\0" in events[at + 32 : at + size]:
+            return True
+        at += (size + 3) & ~3
+    return at == 0
 
 
 def look(device: str, boot_id: str) -> HostPort | None:
@@ -153,11 +174,19 @@ class HostPortKeeper:
                 if self._switch_alive():
                     await self._note()
                 with contextlib.suppress(OSError):  # ENOBUFS: we were too slow, and look anyway
-                    await loop.sock_recv(events, 65536)
+                    while not concerns(await loop.sock_recv(events, 65536), self._device, self._index()):
+                        pass
                 await asyncio.sleep(QUIET)
                 with contextlib.suppress(BlockingIOError, OSError):
                     while events.recv(65536):
                         pass
+
+    def _index(self) -> int:
+        """0: there is no such device."""
+        try:
+            return socket.if_nametoindex(self._device)
+        except OSError:
+            return 0
 
     async def _note(self) -> None:
         now = await netlink.in_thread(lambda: look(self._device, self._boot_id))

@@ -7,6 +7,7 @@ here block; the agent calls them through `in_thread`.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import ctypes
@@ -82,7 +83,8 @@ async def in_thread(function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop may be gone at shutdown
             loop.call_soon_threadsafe(settle, *outcome)
 
-    threading.Thread(target=body, name="netlink", daemon=True).start()
+    # Not threading.Thread, whose start() stops the caller, here the whole agent, until the new thread has had a turn.
+    _thread.start_new_thread(body, ())
     return await future
 
 
