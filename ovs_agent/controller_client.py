@@ -48,6 +48,9 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 READ_TIMEOUT = 16.0
 """Seconds for one answer: a controller answers within its deadline (10 s) and 5 s."""
+KEPT = 45.0
+"""Seconds that a quiet connection is kept, so that no job pays for a handshake: longer than the pause between
+two heartbeats, shorter than the controller keeps it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 MAX_ANSWER = 4 * 1024 * 1024
 
@@ -104,7 +107,7 @@ class ControllerClient:
         self._http = httpx.AsyncClient(
             headers={PROTOCOL_HEADER: str(PROTOCOL)} | ({} if token is None else {"Authorization": f"Bearer {token}"}),
             timeout=httpx.Timeout(READ_TIMEOUT, connect=3.0),
-            limits=httpx.Limits(max_connections=64),
+            limits=httpx.Limits(max_connections=64, keepalive_expiry=KEPT),
             verify=True if context is None else context,
             trust_env=False,
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -259,3 +262,41 @@ def test_a_400_that_is_about_something_else_is_not_asked_again(
         with pytest.raises(Rejected):
             asyncio.run(speaker.put_attempt("x", NEWER))
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("kept", "connections"), [(0.05, 2), (controller_client.KEPT, 1)])
+def test_a_quiet_connection_is_kept_as_long_as_we_say(
+    kept: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_client, "KEPT", kept)
+    made = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        asked = ControllerClient("wn1", [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], "secret-token")
+        try:
+            for _ in range(2):
+                assert await asked.delete_attempt("a") is None
+                await asyncio.sleep(0.2)
+        finally:
+            await asked.close()
+            server.close()
+
+    asyncio.run(main())
+    assert made == connections
+
+
+def test_we_let_go_of_a_quiet_connection_before_the_controller_does_and_after_the_next_heartbeat() -> None:
+    engine = (Path(__file__).parents[3] / "ryu_apps" / "engine.py").read_text()
+    theirs = re.search(r"idle_timeout: float = ([0-9.]+)", engine)
+    assert theirs is not None
+    lease = 60  # the default: heartbeats come three times in it
+    assert lease / 3 < controller_client.KEPT < float(theirs[1])
