@@ -118,6 +118,8 @@ def actions() -> Iterator[tuple[tuple[FieldMatch, ...], tuple[Action, ...]]]:
     yield tcp4, (SetField("nw_dst", ADDRESS, 0, 32), SetField("tcp_dst", 80, 0, 16), Normal())
     yield (IPV4,), (SetField("ip_dscp", 34, 0, 6), Goto(9))
     yield (IPV6,), (SetField("ip_dscp", 0, 0, 6), Goto(9))
+    yield (IPV6,), (Move("reg10", 16, "ipv6_label", 9, 9), Move("reg10", 25, "ipv6_label", 2, 6), Goto(9))
+    yield (IPV6,), (SetField("ip_dscp", 8, 0, 6), Move("reg10", 25, "ipv6_label", 2, 6), Goto(9))
     yield (), (Move("in_port", 0, "reg6", 0, 16), Goto(9))
     yield (), (Move("reg0", 3, "reg12", 9, 17), Goto(9))
     yield (), (Move("dl_src", 0, "reg5", 0, 32), Move("dl_dst", 0, "xxreg3", 0, 48), Goto(9))

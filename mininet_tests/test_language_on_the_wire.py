@@ -25,6 +25,7 @@ from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from mininet_tests.site.users import private_etc
 from mininet_tests.switch_rig import ENGINES
 from ovs_agent import plan
+from policies import scitags
 from ryu_apps.rest.auth import TokenRole, new_token
 
 BRIDGE = "wn1-br"
@@ -54,6 +55,7 @@ grants:
   - {for: physics, to: files}
 classes: [{name: physics, dscp: af41}, {name: rest, dscp: cs1}]
 classify: [{for: physics, class: physics}, {class: rest}]
+scitags: [{for: physics, experiment: cms, activity: analysis-input}]
 slices: [{for: in-a-dag, name: 'string(DAGManJobId)', between: exposed}]
 expose:
   - {for: serves, ports: [tcp/8000-8999], to: slice}
@@ -158,15 +160,25 @@ class Site:
     def log(self) -> str:
         return self.controller.log.read_text(encoding="utf-8")
 
-    def dscp(self, marker: str) -> int | None:
-        """The code point of the frame with this text, as it came out of the uplink."""
+    def frame(self, marker: str) -> bytes | None:
+        """The frame with this text, as it came out of the uplink."""
         for line in self.watcher.log.read_text(encoding="utf-8").splitlines():
             if marker.encode().hex() in line:
-                frame = bytes.fromhex(max(re.findall(r"[0-9a-f]+", line), key=len))
-                kind = int.from_bytes(frame[12:14], "big")
-                traffic = frame[15] if kind == frames.IPV4 else (frame[14] & 0xF) << 4 | frame[15] >> 4
-                return traffic >> 2
+                return bytes.fromhex(max(re.findall(r"[0-9a-f]+", line), key=len))
         return None
+
+    def dscp(self, marker: str) -> int | None:
+        """The code point of the frame with this text."""
+        if (frame := self.frame(marker)) is None:
+            return None
+        kind = int.from_bytes(frame[12:14], "big")
+        traffic = frame[15] if kind == frames.IPV4 else (frame[14] & 0xF) << 4 | frame[15] >> 4
+        return traffic >> 2
+
+    def label(self, marker: str) -> int | None:
+        """The flow label of the IPv6 frame with this text."""
+        frame = self.frame(marker)
+        return None if frame is None else int.from_bytes(frame[15:18], "big") & 0xFFFFF
 
 
 JOBS: dict[str, dict[str, object]] = {
@@ -317,6 +329,20 @@ def test_what_a_job_sends_leaves_the_node_with_the_code_point_of_its_class(site:
             sent[marker] = wanted
     wait_until("all four datagrams are seen outside", lambda: None not in map(site.dscp, sent), 10)
     assert {marker: site.dscp(marker) for marker in sent} == sent
+
+
+def test_what_a_job_with_a_scitag_sends_says_so_in_its_flow_label(site: Site) -> None:
+    sent = {name: [f"scitag of {name} {n} {time.monotonic_ns()}" for n in range(12)] for name in ("physicist", "step")}
+    for name, markers in sent.items():
+        for marker in markers:
+            site.jobs[name].machine.run([this_python(), "-c", SEND, FILES6, marker]).need()
+    wait_until("all are seen outside", lambda: None not in [site.label(m) for ms in sent.values() for m in ms], 10)
+    labels = {name: [site.label(marker) or 0 for marker in markers] for name, markers in sent.items()}
+    assert {scitags.of_flow_label(label) for label in labels["physicist"]} == {(3, 14)}
+    assert len(set(labels["physicist"])) > 1, "the free bits are those of each socket, so that flows spread over paths"
+    others = {scitags.of_flow_label(label) for label in labels["step"]}
+    assert len(others) > 1, "a job without a scitag keeps the labels of its kernel, which mean nothing"
+    assert {site.dscp(marker) for marker in sent["physicist"]} == {AF41}, "beside its class"
 
 
 def test_a_service_in_audit_mode_is_reached_counted_and_logged(site: Site) -> None:

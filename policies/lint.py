@@ -324,16 +324,10 @@ def _node_modes(policy: Policy, site: Site | None) -> Iterator[Problem]:
 
 
 def _not_yet(policy: Policy) -> Iterator[Problem]:
-    """What is decided and shown, and not carried out, or not wholly, by this version."""
+    """What is decided and shown, and not carried out by this version."""
     if policy.rates:
         message = "rates are decided and shown, and not enforced by this version: jobs are not slowed down"
         yield Problem(policy.rates[0].place, message, "do not count on them yet")
-    if policy.scitags:
-        message = (
-            "scitags are told to collectors, by agents that have one, and not written into packets by this version"
-        )
-        mend = "name collectors in every agent.yaml (`scitags: {collector: […]}`); do not count on flow labels yet"
-        yield Problem(policy.scitags[0].place, message, mend)
 
 
 def _borders(policy: Policy, site: Site | None) -> Iterator[Problem]:

@@ -456,6 +456,7 @@ class Attempt:
     phase: Phase
     outcome: Outcome
     slice: str | None = None
+    scitag: tuple[int, int] | None = None
 
     @property
     def exposed_only(self) -> bool:

@@ -17,11 +17,13 @@ EXPERIMENT_BITS, ACTIVITY_BITS = 9, 6
 MAX_EXPERIMENT, MAX_ACTIVITY = (1 << EXPERIMENT_BITS) - 1, (1 << ACTIVITY_BITS) - 1
 FREE_BITS = 0b11_000000000_1_000000_11
 """Bits of a label that say nothing: they spread flows over paths."""
-_EXPERIMENT_AT, _ACTIVITY_AT = 9, 2
+EXPERIMENT_AT, ACTIVITY_AT = 9, 2
+"""Where in a label the two begin, counted from its least significant bit."""
 
 
-def _reversed(number: int) -> int:
-    return int(f"{number:0{EXPERIMENT_BITS}b}"[::-1], 2)
+def in_label(experiment: int) -> int:
+    """The bits of an experiment as a label has them; the same once more gives the experiment."""
+    return int(f"{experiment:0{EXPERIMENT_BITS}b}"[::-1], 2)
 
 
 def _check(experiment: int, activity: int) -> None:
@@ -32,14 +34,14 @@ def _check(experiment: int, activity: int) -> None:
 def flow_label(experiment: int, activity: int, free: int = 0) -> int:
     """The 20 bits; `free`: any number, of which the free bits are taken."""
     _check(experiment, activity)
-    return _reversed(experiment) << _EXPERIMENT_AT | activity << _ACTIVITY_AT | free & FREE_BITS
+    return in_label(experiment) << EXPERIMENT_AT | activity << ACTIVITY_AT | free & FREE_BITS
 
 
 def of_flow_label(label: int) -> tuple[int, int]:
     """Experiment and activity that a label says."""
     if not 0 <= label < 1 << 20:
         raise ValueError(f"{label} is no IPv6 flow label")
-    return _reversed(label >> _EXPERIMENT_AT & MAX_EXPERIMENT), label >> _ACTIVITY_AT & MAX_ACTIVITY
+    return in_label(label >> EXPERIMENT_AT & MAX_EXPERIMENT), label >> ACTIVITY_AT & MAX_ACTIVITY
 
 
 def protocol_value(experiment: int, activity: int) -> int:

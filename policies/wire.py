@@ -296,7 +296,7 @@ class DecisionView(Answer):
     rate: int | None = None
     """Bits a second; None: no limit. Decided, not enforced yet."""
     scitag: ScitagView | None = None
-    """What fireflies say of its connections."""
+    """In the flow label of its IPv6 packets, and in fireflies about its connections."""
     exposes: list[ExposureView] = Field(default_factory=list)
     classes: list[ClassView] = Field(default_factory=list)
     """First match wins; empty when the policy has no classes."""

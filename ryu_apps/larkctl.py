@@ -263,10 +263,8 @@ def _given(decision: DecisionView) -> Iterator[tuple[str, str]]:
         yield "rate", f"{_rate(decision.rate)} (decided, not enforced yet)"
     if decision.scitag is not None:
         tag = decision.scitag
-        yield (
-            "scitag",
-            f"experiment {tag.experiment}, activity {tag.activity} (fireflies, where the agent has a collector)",
-        )
+        sent = "IPv6 flow label; fireflies, where the agent has a collector"
+        yield "scitag", f"experiment {tag.experiment}, activity {tag.activity} ({sent})"
 
 
 def _rate(bits: int) -> str:

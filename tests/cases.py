@@ -140,6 +140,7 @@ def world_of(case: Case) -> World:
             phase=job.phase,
             outcome=decision.outcome,
             slice=decision.slice,
+            scitag=decision.scitag,
         )
     return replace(world, identities=identities, slice_numbers=slices, attempts=attempts)
 

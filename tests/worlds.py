@@ -63,6 +63,7 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
         phase=phase,
         outcome=outcome,
         slice=decision.slice,
+        scitag=decision.scitag,
     )
     identities = dict(before.identities)
     identities.setdefault(outcome, len(identities) + 1)

@@ -181,7 +181,7 @@ def attempt(world: World, number: int, decision: Decision) -> Attempt:
     return Attempt(
         id=f"a{number}", number=number + 1, node=node.name, bridge=node.bridge, port_name=f"lj{lane}",
         ofport=1000 + lane, mac=mac, ipv4=ipv4, ipv6=ipv6, zone=1000 + lane, phase=Phase.RUN,
-        outcome=decision.outcome, slice=decision.slice,
+        outcome=decision.outcome, slice=decision.slice, scitag=decision.scitag,
     )  # fmt: skip
 
 

@@ -88,6 +88,7 @@ def attempt_of(row: AttemptRow) -> Attempt:
         phase=spec.phase,
         outcome=row.decision.outcome,
         slice=row.decision.slice,
+        scitag=row.decision.scitag,
     )
 
 

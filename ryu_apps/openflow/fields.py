@@ -91,6 +91,7 @@ FIELDS: Mapping[str, FieldSpec] = {
     "nw_proto": FieldSpec(8, Kind.DECIMAL, writable=False),
     "nw_ttl": FieldSpec(8, Kind.DECIMAL),
     "ip_dscp": FieldSpec(6, Kind.DECIMAL, matchable=False),
+    "ipv6_label": FieldSpec(20, Kind.HEX, matchable=False),
     "nw_frag": FieldSpec(2, Kind.HEX, writable=False),
     "tcp_src": FieldSpec(16, Kind.DECIMAL),
     "tcp_dst": FieldSpec(16, Kind.DECIMAL),

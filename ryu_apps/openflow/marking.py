@@ -1,7 +1,12 @@
-"""Classes of traffic: on worker bridges KIND, KIND_PORT, CLASS, MARK, for what a job sends; borders stage it likewise.
+"""Classes of traffic and scitags: on worker bridges KIND, KIND_PORT, CLASS, MARK, for what a job sends; borders stage
+classes likewise.
 
 The far host loads one bit for each classified service that has it, the far port one for each service that has it; a
 packet is for the n-th service where bit n is set in both. So hosts and ports never multiply, however services overlap.
+
+A job's scitag is loaded with what else is known of it, and written into the flow label of its IPv6 packets in MARK: one
+flow for each class, however many scitags there are. The five bits that say nothing stay as the job's own kernel chose
+them, so that its connections still spread over paths.
 """
 
 from __future__ import annotations
@@ -9,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from policies.model import Address, Outcome, Policy, Service, World
+from policies import scitags
+from policies.model import Address, Attempt, Outcome, Policy, Service, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
-from ryu_apps.openflow.fields import ethertype
-from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, SetField
+from ryu_apps.openflow.fields import EtherType, ethertype
+from ryu_apps.openflow.flows import FieldMatch, Flow, Goto, Move, SetField
 from ryu_apps.openflow.phrases import FAMILIES, host, later_fragment, port_blocks
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 from ryu_apps.openflow.spans import spans
@@ -22,7 +28,7 @@ from ryu_apps.openflow.spans import spans
 def first_table(policy: Policy) -> Table:
     """Where a packet of a job goes when all is decided."""
     if not policy.classes:
-        return Table.OUT
+        return Table.MARK if policy.scitags else Table.OUT
     return Table.KIND if policy.classified_services else Table.CLASS
 
 
@@ -44,9 +50,45 @@ _FAR_END = Stage("dst", Table.KIND, Table.KIND_PORT, r.HOST_KINDS, r.PORT_KINDS,
 def flows(world: World) -> list[Flow]:
     policy = world.policy
     if not policy.classes:
-        return []
+        return _label_flows(policy)
     kinds = kind_flows(world, _FAR_END) if policy.classified_services else []
-    return [*kinds, *_rules(policy), *mark_flows(policy, Table.MARK, Table.OUT)]
+    return [*kinds, *_rules(policy), *mark_flows(policy, Table.MARK, Table.OUT), *_label_flows(policy)]
+
+
+def tag_of(attempt: Attempt) -> tuple[SetField, ...]:
+    """What loads an attempt's scitag."""
+    if attempt.scitag is None:
+        return ()
+    experiment, activity = attempt.scitag
+    return (r.TAG_EXPERIMENT.load(scitags.in_label(experiment)), r.TAG_ACTIVITY.load(activity), r.TAGGED.load(1))
+
+
+def _label_flows(policy: Policy) -> list[Flow]:
+    """The flow label of what a job with a scitag sends, beside the code point of its class."""
+    if not policy.scitags:
+        return []
+    own = cookie(Feature.PIPELINE, Fixed.SCITAGS)
+    out = Goto(Table.OUT)
+    label = tuple(
+        Move(part.field, part.low, "ipv6_label", at, part.width)
+        for part, at in ((r.TAG_EXPERIMENT, scitags.EXPERIMENT_AT), (r.TAG_ACTIVITY, scitags.ACTIVITY_AT))
+    )
+    six, tagged = ethertype(EtherType.IPV6), r.TAGGED.equals(1)
+    if not policy.classes:
+        return [
+            entry(Table.MARK, Priority.LABELLED, (six, tagged), (*label, out), own),
+            entry(Table.MARK, Priority.OTHERWISE, (), (out,), own),
+        ]
+    return [
+        entry(
+            Table.MARK,
+            Priority.LABELLED,
+            (six, r.joined(r.CLASS.equals(rank), tagged)),
+            (SetField("ip_dscp", one.dscp, 0, 6), *label, out),
+            own,
+        )
+        for rank, one in enumerate(policy.classes, 1)
+    ]
 
 
 def kind_flows(world: World, stage: Stage) -> list[Flow]:

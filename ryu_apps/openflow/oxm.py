@@ -30,12 +30,14 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class WireField:
-    """`bits` is the field's width; on the wire it fills `length` octets, big-endian, right-aligned."""
+    """`bits` is the field's width; on the wire it fills `length` octets, big-endian, right-aligned: as few as hold it,
+    unless `octets` says more."""
 
     name: str
     bits: int
     headers: tuple[Header, ...]
     maskable: bool = True
+    octets: int = 0
 
     @property
     def nicira(self) -> Header:
@@ -44,7 +46,7 @@ class WireField:
 
     @property
     def length(self) -> int:
-        return (self.bits + 7) // 8
+        return self.octets or (self.bits + 7) // 8
 
     @property
     def full(self) -> int:
@@ -105,6 +107,7 @@ _FIELDS = (
 # flow that was dumped would never equal the flow that was asked for.
 _ACTION_ONLY = (
     WireField("ip_dscp", 6, (_basic(8),), maskable=False),
+    WireField("ipv6_label", 20, (_basic(28), _nxm1(27)), octets=4),
     *(WireField(f"xxreg{n}", 128, (_nxm1(111 + n),)) for n in range(4)),
     *(WireField(f"xreg{n}", 64, (Header(0x8001, n),)) for n in range(8)),
 )

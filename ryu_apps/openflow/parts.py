@@ -23,7 +23,7 @@ from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import exact
 from ryu_apps.openflow.flows import Action, Flow, Goto, Output
 from ryu_apps.openflow.hosts import host_classes
-from ryu_apps.openflow.marking import groups_of
+from ryu_apps.openflow.marking import groups_of, tag_of
 from ryu_apps.openflow.phrases import deny
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 from ryu_apps.openflow.same import Same
@@ -126,6 +126,7 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
         r.ZONE.load(attempt.zone),
         *([r.SLICE.load(world.slice_numbers[attempt.slice])] if attempt.slice is not None else []),
         *([r.GROUPS.load(groups)] if groups else []),
+        *tag_of(attempt),
     )
     claims = tuple(c.equals(bits) for c in (r.CLAIM_ADDRESS, r.CLAIM_LINK, r.CLAIM_TARGET))
     receiver = (r.DESTINATION.equals(bits),)

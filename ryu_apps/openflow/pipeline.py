@@ -12,6 +12,7 @@ Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → S
                                         or … → REPLY_TRACK → REPLY_STATE → (EXPOSE_SOURCE → EXPOSE_PORT) → DELIVER
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
                what a job sends:        TRACK → (KIND → KIND_PORT → CLASS → MARK) → OUT → uplink or DELIVER
+                                        (MARK alone where there are scitags and no classes)
 Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT
                → GATE_SERVICE_PAIR → GATE_GRANT → GATE_SERVERS
                from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RETURN_PAIR → GATE_RECEIVER
@@ -111,6 +112,7 @@ class Priority:
     REFUSE = 400  # frames that no job may send, whatever else holds
     PLUMBING = 300  # ARP and neighbour discovery
     FRAGMENT = 250  # fragments that carry no ports, and what claims too much
+    LABELLED = 220  # what has a scitag besides its class
     OBJECT = 200  # one attempt, service, identity or node
     NETWORK = 150  # a network
     FAMILY = 100  # all of IPv4, all of IPv6, all of one origin
@@ -136,6 +138,7 @@ class Fixed(enum.IntEnum):
     AUDITED_AT_GATE = 13
     SHARED_PORTS = 14
     BORDER = 15
+    SCITAGS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.REPLY_TRACK: TableSpec("look the connection up", frozenset({_T.REPLY_STATE}), "drop"),
     _T.REPLY_STATE: TableSpec(
         "reply to an allowed connection; then the default for ingress",
-        frozenset({_T.DELIVER, _T.EXPOSE_SOURCE, _T.DENIED, _T.KIND, _T.CLASS, _T.OUT}),
+        frozenset({_T.DELIVER, _T.EXPOSE_SOURCE, _T.DENIED, _T.KIND, _T.CLASS, _T.MARK, _T.OUT}),
         "drop",
     ),
     _T.EXPOSE_SOURCE: TableSpec(
@@ -214,13 +217,13 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.ENFORCE: TableSpec("drop; what is audited let on", frozenset({_T.TRACK}), "drop"),
     _T.TRACK: TableSpec(
         "remember the connection, unless it needs none",
-        frozenset({_T.KIND, _T.CLASS, _T.OUT, _T.DELIVER}),
+        frozenset({_T.KIND, _T.CLASS, _T.MARK, _T.OUT, _T.DELIVER}),
         "drop",
     ),
     _T.KIND: TableSpec("of which classified services the far host is", frozenset({_T.KIND_PORT}), "drop"),
     _T.KIND_PORT: TableSpec("of which classified services the far port is", frozenset({_T.CLASS}), "drop"),
     _T.CLASS: TableSpec("the first rule of `classify` that fits", frozenset({_T.MARK}), "drop"),
-    _T.MARK: TableSpec("write the class's DSCP", frozenset({_T.OUT}), "drop"),
+    _T.MARK: TableSpec("write the class's DSCP and the job's scitag", frozenset({_T.OUT}), "drop"),
     _T.OUT: TableSpec("to the uplink, or to a job on this node", frozenset({_T.DELIVER}), "drop"),
     _T.DELIVER: TableSpec("to the port of the job", frozenset(), "drop"),
     _T.GATE_SOURCE: TableSpec(

@@ -55,7 +55,8 @@ class SimulatedSwitch:
 
     def send(self, frame: Frame) -> Result:
         """Process one frame. Raises ValueError for a field that does not exist or a value that does not fit."""
-        state = {f"reg{n}": 0 for n in range(16)} | {"vlan_tci": 0, "ct_state": 0, "ip_dscp": 0} | dict(frame)
+        state = {f"reg{n}": 0 for n in range(16)} | {"vlan_tci": 0, "ct_state": 0, "ip_dscp": 0, "ipv6_label": 0}
+        state |= dict(frame)
         for name, value in state.items():
             if not 0 <= value <= fields.full_mask(name):
                 raise ValueError(f"{value:#x} does not fit into {name}")

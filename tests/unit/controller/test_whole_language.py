@@ -169,7 +169,7 @@ def test_larkctl_tells_what_a_decision_gives(whole: Rig) -> None:
         ("serves", "tcp/8080, icmp to 10.9.0.0/16, 2001:db8:9::/48 (policy.yaml:"),
         ("class", "first (DSCP 34) for all else (policy.yaml:"),
         ("rate", "100 Mbit/s (decided, not enforced yet)"),
-        ("scitag", "experiment 3, activity 11 (fireflies, where the agent has a collector)"),
+        ("scitag", "experiment 3, activity 11 (IPv6 flow label; fireflies, where the agent has a collector)"),
     ):
         assert any(line.startswith(words[0]) and words[1] in line for line in told), (words, told)
     plain, _ = whole.controller.register(aid(4), spec(4, User="b@x", LarkGroup="none"))

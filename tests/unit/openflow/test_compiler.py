@@ -78,6 +78,16 @@ groups: {physics: 'LarkGroup =?= "physics"'}
 classes: [{name: first, dscp: af41}, {name: second, dscp: af31}, {name: rest, dscp: cs1}]
 classify: [{for: physics, service: files, class: first}, {service: xrootd, class: second}, {class: rest}]
 """,
+    "scitags": """
+groups: {physics: 'LarkGroup =?= "physics"'}
+scitags: [{for: physics, experiment: cms, activity: analysis-input}]
+""",
+    "scitags-and-classes": """
+groups: {physics: 'LarkGroup =?= "physics"', everybody: 'Owner =!= undefined'}
+scitags: [{for: physics, experiment: cms, activity: analysis-input}, {for: everybody, experiment: atlas, activity: 1}]
+classes: [{name: first, dscp: af41}, {name: rest, dscp: cs1}]
+classify: [{for: physics, class: first}, {class: rest}]
+""",
 }
 """One small policy for each feature; its flows are in tests/golden/feature-NAME-BRIDGE.flows."""
 
@@ -119,6 +129,8 @@ def test_every_cookie_leads_to_something_of_today(feature: str) -> None:
         "exposed-slices": "what jobs of group physics serve (policy.yaml:5)",
         "exposed-to-networks": "what jobs of group everybody serve (policy.yaml:6)",
         "classes": "class second (policy.yaml:7)",
+        "scitags": "standing rule: scitags",
+        "scitags-and-classes": "standing rule: scitags",
     }
     assert wanted[feature] in told
 
