@@ -34,7 +34,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
-SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping libcap2-bin xrootd-server xrootd-client \
+SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping iperf3 libcap2-bin xrootd-server xrootd-client \
                  util-linux procps tcpdump busybox-static mininet openssh-client
 
 help:
@@ -132,6 +132,7 @@ bench: need-root packages python condor
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.pool --json $(REPORTS)/bench-pool.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.churn --engine $(ENGINE) --json $(REPORTS)/bench-churn.json
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.border --json $(REPORTS)/bench-border.json --html $(REPORTS)/bench-border.html
 	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
 	@echo '  - job network set-up against the CNI bridge plugin'
