@@ -130,6 +130,9 @@ def test_the_check_says_what_is_not_right_and_changes_nothing(gate: Gate) -> Non
     missing = gate.prepare("--check")
     assert (missing.code, f"would have created bridge {GATE}" in missing.out) == (1, True)
     assert gate.ovs.vsctl("list-br").split() == []
+    absent = gate.prepare("--uplink", "gx9")
+    assert (absent.code, "gx9: no such device" in absent.err) == (1, True)
+    assert gate.ovs.vsctl("list-br").split() == []
     gate.prepare().need()
     good = gate.prepare("--check")
     assert (good.code, good.out.strip()) == (0, f"{GATE}: as it should be")

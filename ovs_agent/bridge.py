@@ -65,10 +65,13 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = Fals
 
     there = await db.bridge(wish.name)
     mac = wish.mac
-    if mac is None and wish.uplinks:
-        mac = await netlink.in_thread(functools.partial(netlink.device_mac, wish.uplinks[0]))
-        if mac is None:
-            raise AgentError("no such device; name one that exists with --uplink", wish.uplinks[0])
+    # Open vSwitch takes a port without a device, and says so only in its own database.
+    macs = [await netlink.in_thread(functools.partial(netlink.device_mac, device)) for device in wish.uplinks]
+    for device, found in zip(wish.uplinks, macs, strict=True):
+        if found is None:
+            raise AgentError("no such device; name one that exists with --uplink", device)
+    if mac is None and macs:
+        mac = macs[0]
     if there is None:
         words = ["add-br", wish.name, "--", "set", "Bridge", wish.name, f"datapath_type={wish.datapath_type}"]
         words += _mend({"fail_mode": None, "other_config": None, "protocols": None}, wish, mac)

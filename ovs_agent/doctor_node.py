@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 from ovs_agent import fallback, leak_scan, netlink, nft, plan, trust
@@ -75,7 +76,7 @@ async def helper(config: AgentConfig) -> list[Finding]:
 
 def _helper(config: AgentConfig) -> list[Finding]:
     libexec = config.libexec
-    install = f"python -m condor_bridge.native_install --libexec {libexec} --socket {config.socket}"
+    install = f"{sys.executable} -m condor_bridge.native_install --libexec {libexec} --socket {config.socket}"
     held = "every job is held (103), or refused (105)"
     try:
         mode = fallback.mode_of(libexec)
@@ -85,10 +86,10 @@ def _helper(config: AgentConfig) -> list[Finding]:
     if unfit := fallback.trouble(mode, config.fallback.siblings_hidden):
         found.append(fault("helper.attach", unfit, "every job is held (104)", f"mend {config.file}, or {install}"))
     programs = trust.Programs.of(libexec, config.condor.sbin)
-    found += [
-        fault("helper.programs", text, "the agent cannot tell who is calling, and does not start", install)
-        for text in programs.problems()
-    ]
+    sbin = f"say in {config.file}, condor.sbin, where HTCondor's own condor_starter and condor_startd are"
+    for text in programs.problems():
+        mend = sbin if text.startswith((str(programs.starter), str(programs.startd))) else install
+        found.append(fault("helper.programs", text, "the agent cannot tell who is calling, and does not start", mend))
     for name, target in LINKS.items():
         if (libexec / name).resolve() != (libexec / target).resolve():
             found.append(fault("helper.links", f"{libexec / name} does not lead to {target}", held, install))

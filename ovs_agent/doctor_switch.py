@@ -42,7 +42,8 @@ async def examine(config: AgentConfig, db: Ovsdb) -> list[Finding]:
     prepare = f"lark-agent prepare-bridge --config {config.file}"
     if row is None:
         what = f"there is no bridge {config.bridge.name}"
-        return [*found, fault("switch.bridge", what, "jobs have nothing to be plugged into", prepare)]
+        make = f"{prepare} --datapath-id ID --controller ssl:ADDRESS:6653 (as in site.yaml)"
+        return [*found, fault("switch.bridge", what, "jobs have nothing to be plugged into", make)]
     found += settings(config.bridge.name, row, prepare)
     controllers = await db.table("Controller", ["_uuid", "target", "is_connected", "max_backoff", "status"])
     wanted = row["controller"] if isinstance(row["controller"], list) else [row["controller"]]

@@ -208,7 +208,8 @@ class Agent:
         row = await self._db.bridge(name)
         mend = f"run: lark-agent prepare-bridge --config {self._config.file}"
         if row is None:
-            raise AgentError(f"there is no such bridge; {mend}", f"bridge {name}")
+            wanted = "--datapath-id ID --controller ssl:ADDRESS:6653, as site.yaml and controller.yaml have them"
+            raise AgentError(f"there is no such bridge; {mend} {wanted}", f"bridge {name}")
         if row["fail_mode"] != "secure":
             raise AgentError(
                 f"fail_mode is not secure: it would be open without a controller; {mend}", f"bridge {name}"

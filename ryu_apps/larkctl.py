@@ -49,16 +49,19 @@ class Client:
     """The API, with one token."""
 
     url: str
-    token: str
+    token_file: Path | None
     ca_file: Path | None = None
 
     def get(self, path: str, model: type[Model], **query: str) -> Model:
         """Raises Failure."""
+        if self.token_file is None:  # not at the start: `larkctl COMMAND --help` needs no token
+            raise click.UsageError("name a file with a token of role viewer or admin: --token-file, or LARK_TOKEN_FILE")
+        token = _read_token(self.token_file)
         try:
             answer = httpx.get(
                 self.url.rstrip("/") + path,
                 params=query,
-                headers={"Authorization": f"Bearer {self.token}"},
+                headers={"Authorization": f"Bearer {token}"},
                 timeout=15,
                 # An administrator's proxy settings are not meant for the controller.
                 trust_env=False,
@@ -108,7 +111,7 @@ def _read_token(path: Path) -> str:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise Failure(f"token file {path} cannot be read: {problem}") from problem
-    if not token or any(letter.isspace() for letter in token):
+    if not token or not token.isascii() or any(letter.isspace() for letter in token):
         raise Failure(f"token file {path} must hold one token and nothing else")
     return token
 
@@ -116,29 +119,35 @@ def _read_token(path: Path) -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @version_option("larkctl")
 @click.option(
-    "--url", envvar="LARK_URL", default="http://127.0.0.1:8080", show_default=True, help="The controller's API."
+    "--url",
+    envvar="LARK_URL",
+    show_envvar=True,
+    default="http://127.0.0.1:8080",
+    show_default=True,
+    help="The controller's API.",
 )
 @click.option(
     "--token-file",
     envvar="LARK_TOKEN_FILE",
-    required=True,
+    show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with a token of role viewer or admin.",
 )
 @click.option(
     "--ca-file",
     envvar="LARK_CA_FILE",
+    show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="Certificate of the controller's CA (default: the system's CAs).",
 )
 @click.pass_context
-def cli(context: click.Context, url: str, token_file: Path, ca_file: Path | None) -> None:
+def cli(context: click.Context, url: str, token_file: Path | None, ca_file: Path | None) -> None:
     """Ask the Lark controller about jobs, nodes and bridges."""
     if not url.lower().startswith(_SCHEMES):
         raise Failure(f"{url!r} is not a URL; write http://{url.rpartition('/')[2] or 'ADDRESS:PORT'}")
     if url.lower().startswith("http://") and ca_file is not None:
         raise Failure(f"{url} is not https, so --ca-file would check nothing; write https://")
-    context.obj = Client(url, _read_token(token_file), ca_file)
+    context.obj = Client(url, token_file, ca_file)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print what the API answered.")
@@ -348,12 +357,12 @@ def _tell_queues(console: Console, bridge: BridgeStatus) -> None:
     """What a border's agent reported last."""
     status = bridge.queues
     if status is None:
-        console.print(
-            _text(f"\n{bridge.bridge}: no agent has reported its queues; does `lark-agent border` run there?")
-        )
+        console.print()
+        console.print(_text(f"{bridge.bridge}: no agent has reported its queues; does `lark-agent border` run there?"))
         return
     state = "in force" if status.in_force else "NOT in force"
-    console.print(_text(f"\n{bridge.bridge}: queues {state}, reported {status.age:.0f} s ago"))
+    console.print()
+    console.print(_text(f"{bridge.bridge}: queues {state}, reported {status.age:.0f} s ago"))
     if not status.in_force and not status.report.faults:
         console.print(_text("  the agent follows another policy than this, or says nothing any more"))
     for fault in status.report.faults:

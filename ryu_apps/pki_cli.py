@@ -258,7 +258,7 @@ def _after_controller(home: Path, wish: Wish) -> None:
     _next(
         "larkctl and curl:",
         [
-            f"larkctl --url https://{host}:8443 --ca-file {home}/ca.crt bridges",
+            f"larkctl --url https://{host}:8443 --ca-file {home}/ca.crt --token-file /etc/lark/admin.token bridges",
             f"curl --cacert {home}/ca.crt https://{host}:8443/healthz",
         ],
     )

@@ -168,12 +168,25 @@ def load_tokens(path: Path) -> Tokens:
     return Tokens(principals)
 
 
+def _open_lock(path: Path, owner: os.stat_result | None) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        lock = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    if owner is not None:
+        os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock
+
+
 def new_token(path: Path, role: TokenRole, node: str | None, bridge: str | None = None) -> str:
     """Make a token, add its hash to the tokens file (made if it is not there), return the token. Raises ConfigError."""
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The lock is beside the file because the file itself is replaced.
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Root leaves file and lock to the controller's user, who could not read the one nor take the other otherwise.
+    owner = (path if path.exists() else path.parent).stat() if os.geteuid() == 0 else None
+    lock = _open_lock(path.with_name(f".{path.name}.lock"), owner)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         data: dict[str, list[dict[str, str]]] = {"tokens": []}
@@ -187,6 +200,8 @@ def new_token(path: Path, role: TokenRole, node: str | None, bridge: str | None 
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
             YAML(typ="rt").dump(data, out)
+            if owner is not None:
+                os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
             out.flush()
             os.fsync(out.fileno())
         new.replace(path)

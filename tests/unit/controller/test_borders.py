@@ -157,7 +157,7 @@ def test_larkctl_shows_faults_and_classes(call: Caller) -> None:
     assert "25 Mbit/s" in text
     assert "3 packets" in text
     call("PUT", REPORT, report(wish_of(call)), who="edge")
-    assert "queues in force" in shown()
+    assert "\nedge: queues in force" in shown()
 
 
 def test_a_token_of_a_border_names_its_bridge(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -192,3 +193,29 @@ def test_check_reads_a_policy_of_several_files(home: Path) -> None:
     of_a_directory = command(*argv)
     assert (of_a_directory.returncode, of_a_directory.stderr) == (0, "")
     assert "2 services, 4 groups" in of_a_directory.stdout
+
+
+def test_help_of_a_command_needs_no_token_and_the_command_says_how_to_give_one(home: Path) -> None:
+    shown = commands.run("ryu_apps.larkctl", "bridges", "--help")
+    assert (shown.returncode, "List the bridges" in shown.stdout) == (0, True)
+    refused = commands.run("ryu_apps.larkctl", "bridges")
+    assert refused.returncode == 2
+    assert "--token-file, or LARK_TOKEN_FILE" in refused.stderr
+    (home / "odd").write_text("t\u00f6k\u00e9n-of-some-length\n")
+    odd = commands.run("ryu_apps.larkctl", "--token-file", str(home / "odd"), "bridges")
+    assert odd.stderr == f"larkctl: token file {home / 'odd'} must hold one token and nothing else\n"
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["first", "further"])
+def test_a_token_that_root_makes_leaves_the_file_to_the_controllers_user(tmp_path: Path, there: bool) -> None:
+    user = os.getuid() or 4242  # only root gives files away
+    path, lock = tmp_path / "t" / "tokens.yaml", tmp_path / "t" / ".tokens.yaml.lock"
+    path.parent.mkdir()
+    if there:
+        new_token(path, TokenRole.VIEWER, None)
+        os.chown(path, user, -1)
+        lock.unlink()
+    else:
+        os.chown(path.parent, user, -1)
+    new_token(path, TokenRole.ADMIN, None)
+    assert [(one.stat().st_uid, one.stat().st_mode & 0o777) for one in (path, lock)] == [(user, 0o600)] * 2

@@ -135,7 +135,7 @@ def test_what_to_type_next_is_complete(home: Path, tmp_path: Path) -> None:
     where = ("--dir", str(home))
     said = good("controller", *where, "--address", "lark.example.org", "--address", "192.0.2.1")
     assert f"certificate: {home}/controller.crt" in said
-    assert f"larkctl --url https://lark.example.org:8443 --ca-file {home}/ca.crt bridges" in said
+    assert f"larkctl --url https://lark.example.org:8443 --ca-file {home}/ca.crt --token-file /" in said
     said = good("switch", *where, "wn1-br", "gate-br")
     lines = [line.strip() for line in said.splitlines()]
     at = "/etc/openvswitch"
