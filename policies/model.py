@@ -402,6 +402,8 @@ class Site:
     nodes: Mapping[str, Node]
     bridges: Mapping[str, Bridge]
     files: tuple[str, ...]
+    inside: tuple[Network, ...] = ()
+    """Other networks of the site, on this side of its border. Who may reach what does not depend on them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 A worker bridge stands before its node's jobs, a gate before the servers of the services it guards, a border before the
 rest of the world; what is between is the site's own network. A packet between two jobs of one bridge meets that bridge
-once. What is outside is not written anywhere: every address is taken for it that is not on the job network, not
-infrastructure and not a host of a gate's services.
+once. Outside is every address that is not on the job network, not `inside` by the site file, not a node's host, not
+infrastructure and not a host of a gate's services. Nothing says that a machine which no service names is behind a gate:
+`maybe_behind` tells where it could be.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ipaddress
 from dataclasses import dataclass, replace
 
 from policies.border import Direction, judge_at_border
-from policies.model import Address, Attempt, Bridge, Node, PortKind, Role, World
+from policies.model import Address, Attempt, Bridge, Network, Node, PortKind, Role, World
 from policies.semantics import Fragment, Judgement, Packet, Step, Transport, judge, judge_at_gate
 
 
@@ -118,7 +119,29 @@ def borders_of(world: World) -> list[Bridge]:
 
 def outside(world: World, address: Address) -> bool:
     """Whether an address is taken for one beyond the border."""
-    site = world.site
-    inside = [site.network.ipv4, *site.infrastructure, *([site.network.ipv6] if site.network.ipv6 else [])]
+    inside = [*_on_site(world), *world.site.infrastructure, *_hosts(world)]
     one_host = not (address.is_multicast or address.is_link_local or address.is_loopback or address.is_unspecified)
     return one_host and not any(address in net for net in inside) and not gates_of(world, address)
+
+
+def maybe_behind(world: World, address: Address) -> list[Bridge]:
+    """The gates that a machine of the site could be behind for all that the files say, by name.
+
+    None for jobs, worker nodes, routers, what services name (`gates_of` knows those) and what is outside.
+    """
+    network = world.site.network
+    known = address in (network.gateway_ipv4, network.gateway_ipv6) or node_at(world, address) is not None
+    known = known or any(address in net for net in _hosts(world))
+    if known or gates_of(world, address) or not any(address in net for net in _on_site(world)):
+        return []
+    gates = [bridge for bridge in world.site.bridges.values() if Role.GATE in bridge.roles]
+    return sorted(gates, key=lambda bridge: bridge.name)
+
+
+def _on_site(world: World) -> list[Network]:
+    network = world.site.network
+    return [network.ipv4, *([network.ipv6] if network.ipv6 else []), *world.site.inside]
+
+
+def _hosts(world: World) -> list[Network]:
+    return [net for node in world.site.nodes.values() for net in node.host_networks]

@@ -70,6 +70,7 @@ class _SiteIn(Section):
     site: Name
     network: NetworkIn
     infrastructure: list[object] = Field(default_factory=list)
+    inside: list[object] = Field(default_factory=list)
     nodes: dict[Name, NodeIn]
     bridges: dict[Name, BridgeIn]
 
@@ -90,6 +91,7 @@ def site(document: Document, file: str) -> Site:
     assert source is not None
     network = _job_network(top.at("network"), source.network)
     infrastructure = top.at("infrastructure").convert_all(source.infrastructure, values.network)
+    inside = top.at("inside").convert_all(source.inside, values.network)
     nodes = {name: _node(top.at("nodes", name), name, n, source, network) for name, n in source.nodes.items()}
     known = {name: node for name, node in nodes.items() if node is not None}
     _refuse_node_overlaps(top, known)
@@ -109,6 +111,7 @@ def site(document: Document, file: str) -> Site:
         nodes=MappingProxyType(known),
         bridges=MappingProxyType(bridges),
         files=(file,),
+        inside=inside,
     )
 
 

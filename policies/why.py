@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from policies.border import Direction, classified_at_border
 from policies.model import Decision, Place, PortKind, Role, TrafficClass, Verdict, World
-from policies.path import Hop, answer_to, judgement_at, path
+from policies.path import Hop, answer_to, gates_of, judgement_at, maybe_behind, path
 from policies.remarks import Jobs, Known, Remark, remarks
 from policies.semantics import (
     INWARD,
@@ -83,10 +83,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """All of a packet's way."""
+    """All of a packet's way, as far as the files tell it.
+
+    `maybe_closed_by`: gates that its receiver could be behind; if it is, the gate drops it.
+    """
 
     packet: Packet
     stages: tuple[Stage, ...]
+    maybe_closed_by: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -96,15 +100,26 @@ class Journey:
 
     def lines(self) -> list[str]:
         """The journey as text: what it is, the verdict, and each bridge with its explanation indented."""
-        told = [f"{described(self.packet)}: {self._summary()}"]
+        told = self.heading()
         for stage in self.stages:
             told.append(f"  {stage.title()}")
             told += [f"    {line}" for line in stage.explanation.lines()]
         return told
 
+    def heading(self) -> list[str]:
+        """What it is and the verdict, and what is not known."""
+        told = [f"{described(self.packet)}: {self._summary()}"]
+        if self.maybe_closed_by and self.verdict is Verdict.ALLOW:
+            whom, gates = self.packet.destination, " or ".join(self.maybe_closed_by)
+            told.append(
+                f"  the files do not say whether {whom} is behind gate {gates}: no service names it. If it is, this is "
+                "dropped there: a gate lets nobody outside reach machines that no service names"
+            )
+        return told
+
     def _summary(self) -> str:
         if not self.stages:
-            return "passes no bridge under control"
+            return f"passes no bridge {'that is known to be on its way' if self.maybe_closed_by else 'under control'}"
         for stage in self.stages:
             if stage.explanation.judgement.verdict is Verdict.DROP:
                 return f"dropped at {stage.hop.bridge}"
@@ -144,7 +159,10 @@ def _journey(world: World, packet: Packet, jobs: Jobs) -> Journey:
         explained = _explain(world, hop, jobs)
         stages.append(Stage(hop, explained, reached))
         reached = reached and explained.judgement.verdict is Verdict.ALLOW
-    return Journey(packet, tuple(stages))
+    # Two servers behind one gate meet without it.
+    beside = gates_of(world, packet.source)
+    gates = tuple(gate.name for gate in maybe_behind(world, packet.destination) if gate not in beside)
+    return Journey(packet, tuple(stages), gates)
 
 
 def _explain(world: World, hop: Hop, jobs: Jobs) -> Explanation:

@@ -92,7 +92,7 @@ def hop_carried_out(world: World, hop: Hop, jobs: Jobs | None = None) -> list[Ca
 
 def journey_lines(world: World, journey: Journey, jobs: Jobs | None = None) -> list[str]:
     """A journey as text, with the flows that carry each verdict out."""
-    told = journey.lines()[:1]
+    told = journey.heading()
     for stage in journey.stages:
         told.append(f"  {stage.title()}")
         told += [f"    {line}" for line in stage.explanation.lines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from policies.decide import decide
 from policies.model import PortKind, Role, Verdict, World
 from policies.path import path
 from policies.remarks import Known
-from policies.semantics import Packet, Step, judge, judge_at_gate
+from policies.semantics import Packet, Step, Transport, judge, judge_at_gate
 from policies.why import journey, why
 from ryu_apps.openflow.compiler import desired_flows
 from ryu_apps.openflow.explain import frame, hop_carried_out, meaning, origin, why_lines
@@ -165,6 +166,42 @@ def test_the_bridges_of_a_way() -> None:
     server = replace(packet_of(WORLD, CASE.packets[0]), sender=None, source=CASE.packets[0].destination,
                      destination=CASE.packets[0].source)  # fmt: skip
     assert [h.entered for h in path(WORLD, server)] == [PortKind.SERVER_FACING, PortKind.UPLINK]
+
+
+def test_networks_inside_are_not_over_the_border() -> None:
+    def bridges(source: str, destination: str, world: World = WORLD) -> list[str]:
+        ends = (ip_address(source), ip_address(destination))
+        return [h.bridge for h in path(world, Packet(None, 0, *ends, Transport.TCP, 40000, 22))]
+
+    assert bridges("10.20.1.65", "10.6.0.1") == ["wn1-br"]
+    assert bridges("10.6.0.1", "10.20.0.5") == ["gate-br"]
+    assert bridges("10.6.0.1", "8.8.8.8") == ["edge-br"]
+    without = replace(WORLD, site=replace(WORLD.site, inside=()))
+    assert bridges("10.20.1.65", "10.6.0.1", without) == ["wn1-br", "edge-br"]
+    assert bridges("10.6.0.1", "10.20.0.5", without) == ["edge-br", "gate-br"]
+    far = replace(WORLD.site.nodes["wn1"], host_networks=(ip_network("10.5.0.1"),))
+    here = replace(WORLD, site=replace(WORLD.site, nodes={**WORLD.site.nodes, "wn1": far}))
+    assert bridges("10.20.1.65", "10.5.0.1", here) == ["wn1-br"], "a node's host is inside wherever its address is"
+    assert bridges("10.20.1.65", "10.5.0.1") == ["wn1-br", "edge-br"]
+
+
+def test_of_a_machine_that_no_service_names_it_is_said_that_a_gate_could_be_before_it() -> None:
+    def told(destination: str, world: World = WORLD) -> list[str]:
+        packet = Packet("physics", WORLD.attempts["physics"].mac, WORLD.attempts["physics"].ipv4,
+                        ip_address(destination), Transport.TCP, 40000, 22)  # fmt: skip
+        return [line for line in why_lines(world, packet) if "the files do not say" in line]
+
+    assert len(told("10.20.0.77")) == 1
+    assert "whether 10.20.0.77 is behind gate gate-br" in told("10.20.0.77")[0]
+    assert len(told("10.6.0.1")) == 1, "a machine of another network of the site could be, too"
+    known = ("10.20.0.1", "10.20.0.7", "10.20.1.1", "10.20.1.66", "8.8.8.8", "224.0.0.5")
+    assert {host: told(host) for host in known} == {host: [] for host in known}
+    beside = Packet(None, 0, ip_address("10.20.0.5"), ip_address("10.20.0.77"), Transport.TCP, 40000, 22)
+    assert "the files do not say" not in "".join(why_lines(WORLD, beside)), (
+        "two servers behind one gate meet without it"
+    )
+    ungated = {name: bridge for name, bridge in WORLD.site.bridges.items() if name != "gate-br"}
+    assert told("10.20.0.77", replace(WORLD, site=replace(WORLD.site, bridges=ungated))) == []
 
 
 def test_a_bridge_without_its_port_has_no_flows_and_that_is_said() -> None:
