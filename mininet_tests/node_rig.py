@@ -27,7 +27,7 @@ from ryu_apps.openflow.text import flows_text
 
 BRIDGE = "wn1-br"
 ROUTER, ROUTER4, ROUTER6 = "02:00:00:00:00:01", "10.20.0.1", "2001:db8:20::1"
-HOST4, HOST6 = "10.20.1.1", "2001:db8:20:1::1"
+HOST4, HOST6 = "10.20.1.1", "2001:db8:20::1:1"
 
 
 def text_mac(value: int) -> str:

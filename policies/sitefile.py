@@ -95,6 +95,7 @@ def site(document: Document, file: str) -> Site:
     nodes = {name: _node(top.at("nodes", name), name, n, source, network) for name, n in source.nodes.items()}
     known = {name: node for name, node in nodes.items() if node is not None}
     _refuse_node_overlaps(top, known)
+    _refuse_hosts_among_jobs(top, known, source)
     bridges = {name: _bridge(top.at("bridges", name), name, b, source) for name, b in source.bridges.items()}
     by_datapath: dict[int, str] = {}
     for name, bridge in bridges.items():
@@ -203,6 +204,32 @@ def _refuse_node_overlaps(top: Spot, nodes: Mapping[str, Node]) -> None:
         if before.ipv4.overlaps(after.ipv4):
             message = f"nodes `{before.name}` and `{after.name}` share addresses of {before.ipv4}"
             top.at("nodes", after.name, "ipv4").add(message, "keep them apart")
+
+
+def _refuse_hosts_among_jobs(top: Spot, nodes: Mapping[str, Node], source: _SiteIn) -> None:
+    """A host there would be taken for a job: not closed to jobs, but open to whom jobs are open, and in audit mode."""
+    ranges: list[tuple[str, Network]] = [(node.name, node.ipv4) for node in nodes.values()]
+    for node in nodes.values():
+        if node.ipv6 is not None:
+            ranges.append((node.name, ipaddress.IPv6Network((int(node.ipv6.network_address), 96))))
+    for name in nodes:
+        at = top.at("nodes", name, "host-addresses")
+        for position, item in enumerate(source.nodes[name].host_addresses):
+            try:
+                host = values.network(item)
+            except values.Bad:
+                continue  # told already
+            found = next(((n, r) for n, r in ranges if _overlap(host, r)), None)
+            if found is not None:
+                message = f"host address {item} is among the addresses of the jobs of node `{found[0]}`, {found[1]}"
+                fix = "only jobs may have those: move the host's address, or that node's `ipv4` or `ipv6`"
+                at.at(position).add(message, fix)
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    if isinstance(one, ipaddress.IPv4Network):
+        return isinstance(other, ipaddress.IPv4Network) and one.overlaps(other)
+    return isinstance(other, ipaddress.IPv6Network) and one.overlaps(other)
 
 
 def _bridge(spot: Spot, name: str, source: BridgeIn, site: _SiteIn) -> Bridge:

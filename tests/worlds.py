@@ -34,7 +34,7 @@ def world(ads: Sequence[Mapping[str, object]] = (), policy: Policy | None = None
         site=site,
         policy=policy,
         ports=PORTS,
-        host_addresses={"wn1": (ipaddress.ip_address("10.20.1.1"), ipaddress.ip_address("2001:db8:20:1::1"))},
+        host_addresses={"wn1": (ipaddress.ip_address("10.20.1.1"), ipaddress.ip_address("2001:db8:20::1:1"))},
         service_numbers={name: n for n, name in enumerate(sorted(policy.services), 1)},
         node_numbers={name: n for n, name in enumerate(sorted(site.nodes), 1)},
     )

@@ -68,8 +68,8 @@ PLACES = (
 PREFIXES = {"office": (24, 64), "monitor": (24, 64), "cern": (24, 48), "osg": (24, 48)}
 """Prefix lengths of those that are not on a network of the usual lengths."""
 HOSTS = {
-    "wn1": Place("wn1", ("10.20.1.1",), ("2001:db8:20:1::1",), *_SITE),
-    "wn2": Place("wn2", ("10.20.2.1",), ("2001:db8:20:2::1",), *_SITE),
+    "wn1": Place("wn1", ("10.20.1.1",), ("2001:db8:20::1:1",), *_SITE),
+    "wn2": Place("wn2", ("10.20.2.1",), ("2001:db8:20::2:1",), *_SITE),
 }
 """The worker nodes themselves: their own addresses, closed to jobs, and none of them among the jobs' addresses."""
 CORE = {

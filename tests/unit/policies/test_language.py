@@ -310,6 +310,19 @@ BAD_SITES = [
     ("mtu: 1500", "mtu: 12", "`network.mtu`: 12 is too small; write 1280 or more"),
     ("site: demo", "site: demo\ncolour: red", "unknown key `colour`"),
     (
+        "[10.20.1.1,",
+        "[10.20.1.65,",
+        "site.yaml:11:91: host address 10.20.1.65 is among the addresses of the jobs of node `wn1`, 10.20.1.64/26; "
+        "only jobs may have those: move the host's address, or that node's `ipv4` or `ipv6`",
+    ),
+    ("[10.20.1.1,", "[10.20.0.0/16,", "host address 10.20.0.0/16 is among the addresses of the jobs of node `wn1`"),
+    ("2001:db8:20::1:1", "2001:db8:20:1::1", "is among the addresses of the jobs of node `wn1`, 2001:db8:20:1::/96"),
+    (
+        "nodes:\n",
+        'nodes:\n  wn2: {bridge: wn2-br, ipv4: 10.20.2.64/26, host-addresses: ["2001:db8:20:1::a14:141"]}\n',
+        "site.yaml:11:63: host address 2001:db8:20:1::a14:141 is among the addresses of the jobs of node `wn1`",
+    ),
+    (
         "address: 192.0.2.21",
         'certificate: "urn:lark:bridge:other"',
         "Lark's own certificates have their names without being told; drop `certificate`",
@@ -342,6 +355,14 @@ def test_a_bad_site_is_refused_with_place_and_remedy(tmp_path: Path, old: str, n
         load_site(file)
     assert message in str(refused.value)
     assert all(p.place.file == "site.yaml" for p in refused.value.problems)
+
+
+def test_a_host_may_live_beside_its_jobs_addresses(tmp_path: Path) -> None:
+    """In their network, and of a prefix longer than jobs use also within it: a job's address ends in its IPv4 one."""
+    file = tmp_path / "site.yaml"
+    wider = SITE.replace('"2001:db8:20:1::/96"', '"2001:db8:20:1::/64"')
+    file.write_text(wider.replace("[10.20.1.1, ", '[10.20.1.63, 10.20.1.128, "2001:db8:20:1:ffff::1", '))
+    assert len(load_site(file).nodes["wn1"].host_networks) == 4
 
 
 def test_a_gate_cannot_guard_a_service_that_no_policy_protects(tmp_path: Path) -> None:
