@@ -367,6 +367,52 @@ def test_a_jobs_address_from_the_wan_does_not_come_in_and_any_other_does(edge: E
     wait_until("the forged frames are counted", lambda: counted() == len(forged), 15)
 
 
+def test_nobody_keeps_the_code_point_that_he_wrote(edge: Edge) -> None:
+    """Not in packets either that Open vSwitch writes none into: of protocol 0, or with headers that it cannot read."""
+    tos = 34 << 2  # the most important class
+
+    def four(source: str, target: str, protocol: int, data: bytes, claimed: int = 0) -> bytes:
+        packet = bytearray(f.ip4(source, target, protocol, data))
+        packet[1] = tos
+        packet[2:4] = struct.pack("!H", len(packet) + claimed)
+        packet[10:12] = bytes(2)
+        packet[10:12] = struct.pack("!H", f.checksum(bytes(packet[:20])))
+        return bytes(packet)
+
+    def six(source: str, target: str, header: int, data: bytes) -> bytes:
+        packet = f.ip6(source, target, header, data)
+        return struct.pack("!I", 6 << 28 | tos << 20) + packet[4:]
+
+    def all_of(here: tuple[str, str], there: tuple[str, str], mark: bytes) -> list[bytes]:
+        options = bytes([59, 255, *bytes(6)])  # hop-by-hop options that run past the end
+        return [
+            f.eth(mine, theirs, f.IPV4, four(here[0], there[0], 0, mark + b"zero" + bytes(40))),
+            f.eth(mine, theirs, f.IPV4, four(here[0], there[0], f.UDP, mark + b"short" + bytes(40), claimed=500)),
+            f.eth(mine, theirs, f.IPV6, six(here[1], there[1], 0, options + mark + b"options")),
+            f.eth(mine, theirs, f.IPV4, four(here[0], there[0], 253, mark + b"honest4" + bytes(40))),
+            f.eth(mine, theirs, f.IPV6, six(here[1], there[1], 253, mark + b"honest6" + bytes(40))),
+        ]
+
+    sender = [this_python(), str(Path(f.__file__)), "send", "eth0"]
+    inside = (edge.address("job2", 4), edge.address("job2", 6))
+    for machine, end, other, here, there in (
+        (edge.site, "wan", edge.wan, inside, (WAN4, WAN6)),
+        (edge.wan, "site", edge.site, (WAN4, WAN6), inside),
+    ):
+        mine, theirs = (m.need("cat", "/sys/class/net/eth0/address").strip() for m in (machine, other))
+        mark = b"marked for " + end.encode()
+        machine.run(sender, given="".join(frame.hex() + "\n" for frame in all_of(here, there, mark))).need()
+
+        def arrived(end: str = end, mark: bytes = mark) -> list[bytes]:
+            return [frame for frame in edge.frames_at(end) if mark in frame]
+
+        wait_until("the honest ones arrive", lambda: sum(b"honest" in frame for frame in arrived()) == 2, 15)
+        assert len(arrived()) == 2, arrived()
+        for frame in arrived():
+            code = (struct.unpack("!H", frame[14:16])[0] >> 6) & 63 if frame[12] == 0x86 else frame[15] >> 2
+            assert code == 8, frame
+
+
 def read_target(frame: bytes) -> bytes | None:
     """What a neighbour advertisement speaks of."""
     if frame[12:14] == struct.pack("!H", f.IPV6) and frame[20] == f.ICMPV6 and frame[54] == 136:

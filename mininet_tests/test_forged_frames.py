@@ -75,6 +75,7 @@ def builders(node: Node) -> tuple[list[Named], list[Named]]:
         ("IPv4 of the host", lambda m: f.eth(me, ROUTER, f.IPV4, u4(HOST4, WORLD4, m))),
         ("IPv4 of loopback", lambda m: f.eth(me, ROUTER, f.IPV4, u4("127.0.0.1", WORLD4, m))),
         ("IPv4 of nobody", lambda m: f.eth(me, ROUTER, f.IPV4, u4("0.0.0.0", WORLD4, m))),
+        ("IPv4 of protocol 0", lambda m: f.eth(me, ROUTER, f.IPV4, f.ip4(my4, WORLD4, 0, m + bytes(40)))),
         ("IPv4 broadcast as source", lambda m: f.eth(me, ROUTER, f.IPV4, u4("255.255.255.255", WORLD4, m))),
         ("IPv6 of another job", lambda m: f.eth(me, ROUTER, f.IPV6, u6(OTHER6, WORLD6, m))),
         ("IPv6 of the gateway", lambda m: f.eth(me, ROUTER, f.IPV6, u6(ROUTER6, WORLD6, m))),

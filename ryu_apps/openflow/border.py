@@ -1,7 +1,8 @@
 """Borders: from which side a packet comes, which job or service it belongs to, its class, its mark, and on it goes.
 
-A border drops one thing only: what comes from the WAN with an address of the site's jobs. Everything else passes to the
-other side, with the code point of its class, whatever the sender wrote there; what no rule names is of the last class.
+A border drops what comes from the WAN with an address of the site's jobs, and IP packets that no code point can be
+written into (`phrases.unmarkable`): they would keep their sender's. Everything else passes to the other side, with the
+code point of its class, whatever the sender wrote there; what no rule names is of the last class.
 Rules are those of `classify`. A service is looked for at the far end of a job's packet, and at both ends of others; a
 job is known by its address alone, in both directions. Traffic that no job and no service tells apart costs nothing.
 
@@ -22,7 +23,7 @@ from ryu_apps.openflow.fields import EtherType, ethertype, exact, masked, networ
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto, Normal, Output
 from ryu_apps.openflow.lanes import job_ranges, joined, lane_ranges, port_numbers
 from ryu_apps.openflow.marking import Stage, groups_of, kind_flows, mark_flows
-from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, icmpv6, neighbour, on_link
+from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, icmpv6, neighbour, on_link, unmarkable
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
 __all__ = ["attempt_flow", "base_flows", "knows"]
@@ -77,7 +78,7 @@ def base_flows(world: World, spec: Bridge) -> list[Flow]:
 
 
 def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
-    """CLASSIFY: from which side; nobody outside has an address of a job."""
+    """CLASSIFY: from which side; nobody outside has an address of a job, and nobody chooses a class."""
     own = cookie(Feature.PIPELINE, Fixed.BORDER)
     on = Goto(Table.BORDER_END)
     flows = [entry(Table.CLASSIFY, Priority.OBJECT, (exact("in_port", site),), (r.ORIGIN.load(r.Origin.JOB), on), own)]
@@ -89,6 +90,10 @@ def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
     # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
     claims.append((*_TELLS, exact("nd_target", 0)))
     never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+    for port in (site, *wan):
+        for version in FAMILIES:
+            unmarked = (exact("in_port", port), *unmarkable(version))
+            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED + 1, unmarked, (), never))
     for port in wan:
         side = exact("in_port", port)
         flows.append(

@@ -23,6 +23,7 @@ from ryu_apps.openflow.phrases import (
     icmpv6,
     neighbour,
     on_link,
+    unmarkable,
     unreadable,
 )
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
@@ -101,6 +102,7 @@ def _claims(world: World, node: Node) -> list[Flow]:
         # A fragment would hide what neighbour discovery claims: of ICMPv6 only pings may be fragmented.
         forbid(v6, exact("nw_proto", IpProto.ICMPV6), any_fragment()),
         *(forbid(*what) for what in unreadable()),
+        forbid(*unmarkable(4)),
         # A first fragment too short to show its ports (or a switch that hides them: `encode.fragments_show_ports`).
         forbid(v4, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),
         forbid(v6, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),

@@ -112,6 +112,15 @@ def unreadable() -> tuple[Matches, ...]:
     return tuple((ethertype(EtherType.IPV6), exact("nw_proto", number)) for number in numbers)
 
 
+def unmarkable(version: int) -> Matches:
+    """IP packets that no DSCP can be written into: Open vSwitch does nothing where it shows protocol 0.
+
+    It shows it of headers that it cannot read, and of what really says so, which nobody honest sends in IPv4 and which
+    in IPv6 only says that a transport follows.
+    """
+    return (ethertype(FAMILIES[version]), exact("nw_proto", 0))
+
+
 def deny(reason: Reason, *, audited: bool = False) -> tuple[Action, ...]:
     """Refuse; `audited`: count it and let it on, unless something closes it for good."""
     bit = (r.AUDIT.load(1),) if audited else ()

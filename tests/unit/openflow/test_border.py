@@ -159,6 +159,19 @@ def test_a_jobs_address_from_outside_is_dropped_and_nothing_else() -> None:
         assert send(here, WAN, packet(source, 40000, job.ipv4, 80)).outputs == {UPLINK}
 
 
+@pytest.mark.parametrize("entered", [UPLINK, WAN], ids=["leaving", "coming in"])
+@pytest.mark.parametrize("family", [EtherType.IPV4, EtherType.IPV6], ids=str)
+def test_what_no_code_point_can_be_written_into_does_not_pass_with_its_senders(entered: int, family: int) -> None:
+    """Open vSwitch shows protocol 0 and no addresses where it cannot read the headers."""
+    switch = SimulatedSwitch(compiler.desired_flows(bordered(), "edge-br").values(), lambda zone: 0)
+    source, destination = ("nw_src", "nw_dst") if family == EtherType.IPV4 else ("ipv6_src", "ipv6_dst")
+    sent = {"in_port": entered, "dl_type": family, source: 0, destination: 0, "nw_frag": 0, "ip_dscp": 34}
+    assert switch.send({**sent, "nw_proto": 0}).outputs == frozenset()
+    done = switch.send({**sent, "nw_proto": 253})
+    assert done.outputs == {WAN if entered == UPLINK else UPLINK}
+    assert done.left["ip_dscp"] != 34
+
+
 def arp(spa: IPv4Address) -> dict[str, int]:
     return {"dl_type": EtherType.ARP, "arp_op": 1, "arp_spa": int(spa), "arp_tpa": int(SERVER)}
 
