@@ -60,7 +60,7 @@ def reload(
             )
         )
         present.rows = {id: present.numbered(row) for id, row in rows.items()}
-        tickets = telling.say_everything()
+        tickets = telling.say_everything(world)
         pending = records.put_all()
         if records.shared:
             tickets = {bridge: ticket for bridge, ticket in tickets.items() if bridge in telling.mine}

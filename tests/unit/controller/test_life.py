@@ -269,6 +269,35 @@ def test_an_unreachable_gate_prolongs_the_quarantine_over_a_restart(rig: Rig) ->
     rig.check()
 
 
+def test_a_gate_that_refuses_to_forget_prolongs_the_quarantine(rig: Rig) -> None:
+    rig.controller.register(aid(), spec())
+    rig.fabric.refuse("gate1", "a full table")
+    assert rig.controller.delete(aid()).bridges["gate1"] is not BridgeRealisation.REALISED
+    rig.controller.tick()
+    assert refusal(lambda: rig.controller.register(aid(3), spec(2))).extra == {"bridges": ["gate1"]}
+    rig.fabric.refuse("gate1", None)
+    rig.controller.tick()
+    assert rig.controller.register(aid(3), spec(2))[1]
+    rig.check()
+
+
+def test_a_gate_that_has_not_heard_of_the_policy_prolongs_the_quarantine(
+    rig: Rig, load: Callable[[str], Policy]
+) -> None:
+    """By the policy in force it has nothing of the attempt to forget; by that which it knows, it has."""
+    rig.controller.register(aid(), spec())
+    rig.fabric.disconnect("gate1")
+    rig.controller.reload(load(OTHER_POLICY))
+    rig.controller.delete(aid())
+    rig.controller.tick()
+    assert owned(rig, "gate1", Feature.ATTEMPT) > 0
+    assert refusal(lambda: rig.controller.register(aid(3), spec(2))).extra == {"bridges": ["gate1"]}
+    rig.fabric.connect("gate1")
+    rig.controller.tick()
+    assert rig.controller.register(aid(3), spec(2))[1]
+    rig.check()
+
+
 def test_a_store_that_fails_takes_everything_back(rig: Rig) -> None:
     flows = {name: dict(state.actual) for name, state in rig.fabric.state.items()}
     rig.store.fail = "disk full"
