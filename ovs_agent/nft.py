@@ -29,9 +29,8 @@ async def install(guard: GuardSection) -> None:
 
 
 async def addressed() -> frozenset[str]:
-    """Devices that have an address of their own, link-local ones aside."""
-    found = json.loads(await command.run(["ip", "-j", "address", "show", "scope", "global"]) or "[]")
-    return frozenset(device["ifname"] for device in found if device.get("addr_info"))
+    """Devices that somebody gave an address, link-local ones aside."""
+    return plan.addressed_devices(await command.run(["ip", "-j", "address", "show", "scope", "global"]))
 
 
 async def guard_ports(bridge: str, ports: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ derivation, and nothing has to be remembered to take a lane apart.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -262,6 +263,24 @@ def nft_port_guard(bridge: str, ports: Iterable[str]) -> str:
             "}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def addressed_devices(shown: str) -> frozenset[str]:
+    """Devices with an address, by what `ip -j address show scope global` says.
+
+    One that came with a router's advertisement does not count: whoever is on the link could send that, and so take the
+    guard off the port that he is at.
+    """
+    devices = json.loads(shown or "[]")
+    return frozenset(
+        device["ifname"]
+        for device in devices
+        if any(
+            one.get("local")
+            and not (one.get("mngtmpaddr") or one.get("temporary") or one.get("protocol") == "kernel_ra")
+            for one in device.get("addr_info", ())
+        )
+    )
 
 
 def nft_removal() -> str:

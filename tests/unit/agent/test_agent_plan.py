@@ -108,3 +108,18 @@ def test_nft_understands_the_rules(uids: list[tuple[int, int]]) -> None:
             ["unshare", "-n", "nft", "--check", "-f", "-"], input=rules, text=True, capture_output=True, check=False
         )
         assert said.returncode == 0, said.stderr
+
+
+def test_an_address_that_a_router_announced_takes_the_guard_off_no_port() -> None:
+    """As `ip` shows what one advertisement from the link does to a port that nobody has configured."""
+    announced = (
+        '{"family":"inet6","local":"2001:db8:bad::8be4","prefixlen":64,"scope":"global","dynamic":true,'
+        '"mngtmpaddr":true,"valid_life_time":4294967295,"preferred_life_time":4294967295},{}'
+    )
+    given = '{"family":"inet","local":"192.0.2.1","prefixlen":24,"scope":"global","dynamic":true,"label":"lan0"}'
+    shown = (
+        f'[{{"ifname":"lo","addr_info":[]}},{{"ifname":"wan0","addr_info":[{announced}]}},'
+        f'{{"ifname":"lan0","addr_info":[{announced},{given}]}}]'
+    )
+    assert plan.addressed_devices(shown) == {"lan0"}
+    assert plan.addressed_devices("") == frozenset()
