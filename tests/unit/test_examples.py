@@ -51,6 +51,7 @@ NOT_A_DEFAULT = {
     ("node",), ("controller", "urls"), ("controller", "token-file"), ("controller", "ca-file"),
     ("controller", "certificate-file"), ("controller", "private-key-file"), ("bridge", "name"), ("bridge", "uplink"),
     ("bridge", "datapath-type"), ("guard", "uids"), ("guard", "loopback"), ("guard", "pool"),
+    ("scitags", "collector"),
 }  # fmt: skip
 """Keys of agent.yaml that have no default, or one that cannot be written down."""
 
@@ -66,7 +67,7 @@ def places(document: Mapping[str, object]) -> Iterator[tuple[str, ...]]:
 
 def test_the_agents_example_shows_every_key_and_its_default() -> None:
     text = (EXAMPLES / "agent.yaml").read_text()
-    whole = re.sub(r"^# ((?:guard|fallback):|  [a-z-]+:)", r"\1", text, flags=re.MULTILINE)
+    whole = re.sub(r"^# ((?:guard|fallback|scitags):|  [a-z-]+:)", r"\1", text, flags=re.MULTILINE)
     whole = re.sub(r"^  # ([a-z-]+:)", r"  \1", whole, flags=re.MULTILINE)
     shown = YAML(typ="safe").load(whole)
     told = set(places(shown))
