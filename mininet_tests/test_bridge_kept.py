@@ -242,3 +242,14 @@ def test_nobody_reaches_the_gates_own_machine_through_its_ports(gate: Gate) -> N
     assert gate.keeper is not None
     gate.keeper.wait_for_line("the host itself has an address on ports gx0", LOOKS)
     assert reached(), "an address on the port is the administrator's, and is said"
+
+
+def test_a_bridge_of_the_kernels_datapath_needs_its_module_and_nothing_half_made_stays(gate: Gate) -> None:
+    """Tests run where the kernel has none; where it has one, the bridge is made."""
+    said = gate.lark_agent("prepare-bridge", "--role", "gate", "--bridge", GATE, "--datapath-type", "system")
+    if Path("/sys/module/openvswitch").exists():
+        assert said.code == 0, said.text
+    else:
+        assert said.code == 1, said.text
+        assert "`modprobe openvswitch`, or `--datapath-type netdev`" in said.text
+        assert gate.ovs.vsctl("list-br").split() == []

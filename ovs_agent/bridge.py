@@ -24,6 +24,7 @@ from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb, SwitchError
 
 log = logging.getLogger(__name__)
+KERNEL_DATAPATH = Path("/sys/module/openvswitch")
 MAX_BACKOFF_MS = 1000
 
 
@@ -73,6 +74,12 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = Fals
     if mac is None and macs:
         mac = macs[0]
     if there is None:
+        if wish.datapath_type == "system" and not KERNEL_DATAPATH.exists():
+            raise AgentError(
+                "the kernel has no module openvswitch, which `--datapath-type system` needs; "
+                "`modprobe openvswitch`, or `--datapath-type netdev` for the datapath in userspace",
+                f"bridge {wish.name}",
+            )
         words = ["add-br", wish.name, "--", "set", "Bridge", wish.name, f"datapath_type={wish.datapath_type}"]
         words += _mend({"fail_mode": None, "other_config": None, "protocols": None}, wish, mac)
         for device in wish.uplinks:
