@@ -456,7 +456,9 @@ def test_a_connection_survives_the_death_of_the_switch(edge: Edge) -> None:
     speaker = talk(edge, 6.0)
     edge.switch.kill_switch()
     edge.switch.start_switch()
-    edge.host.need("ovs-ofctl", "-OOpenFlow14", "set-frags", f"unix:{RUN}/{BRIDGE}.mgmt", "nx-match")
+    # The bridge's own socket comes a moment after the switch answers.
+    frags = ["ovs-ofctl", "-OOpenFlow14", "set-frags", f"unix:{RUN}/{BRIDGE}.mgmt", "nx-match"]
+    wait_until("the bridge is back", lambda: edge.host.run(frags).code == 0, 10)
     install(edge.host, BRIDGE, edge.here, TABLE_0)
     said = outcome(speaker, 40)
     assert said["sent"] > 100

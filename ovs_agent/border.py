@@ -335,8 +335,16 @@ class Border:
         except (OSError, ValidationError) as e:
             # The controller says it again; what is on the ports is recognised by its handle.
             log.error("%s cannot be read (%s): waiting for the controller", self._path, str(e).splitlines()[0])
-        if self._state.wish is not None:
-            self._seen = self._state.wish.digest
+        wish = self._state.wish
+        if wish is None:
+            return
+        try:
+            qos.plan(wish, dict.fromkeys(wish.ports, 1500), None)
+        except qos.BadWish as e:  # another version took it: its ports stay as they are until there is a better one
+            log.error("the queues that were wished last cannot be (%s): waiting for the controller", e)
+            self._state = State(wish=None, owned=self._state.owned)
+        else:
+            self._seen = wish.digest
 
     def _save(self, state: State) -> None:
         if state == self._state:

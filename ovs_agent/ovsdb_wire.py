@@ -59,6 +59,7 @@ class Wire:
                 finally:
                     self._waiting.pop(number, None)
         except TimeoutError:
+            self._hang_up()  # it may be half open: the next question gets a new one
             raise WireError(f"no answer within {self._timeout:g} s", self._remote) from None
         except OSError as e:
             raise WireError(f"database connection failed ({e.strerror or e})", self._remote) from None
@@ -70,10 +71,13 @@ class Wire:
                 raise WireError(f"the database refuses the transaction: {_words(result)}", self._remote)
         return list(results)
 
-    async def close(self) -> None:
+    def _hang_up(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+
+    async def close(self) -> None:
+        self._hang_up()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)

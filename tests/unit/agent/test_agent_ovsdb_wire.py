@@ -26,6 +26,7 @@ class Server:
         self.connections = 0
         self.refuse = ""
         self.drop = False
+        self.deaf = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -46,6 +47,8 @@ class Server:
                     self.drop = False
                     writer.close()
                     return
+                if self.deaf:
+                    continue
                 operations = message["params"][1:]
                 self.asked.append(operations)
                 await asyncio.sleep(0.002)
@@ -141,6 +144,19 @@ def test_a_connection_that_ended_is_an_error_once_and_made_anew_then(tmp_path: P
         with pytest.raises(SwitchError, match="is ovsdb-server running"):
             await db.label("lj3", "a")
         await db.label("lj3", "a")
+        assert server.connections == 2
+
+    run(tmp_path, work)
+
+
+def test_a_connection_on_which_nothing_is_answered_is_given_up(tmp_path: Path) -> None:
+    async def work(db: Ovsdb, server: Server) -> None:
+        await db.label("lj3", "a")
+        server.deaf = True
+        with pytest.raises(SwitchError, match="no answer within"):
+            await db.label("lj3", "b")
+        server.deaf = False
+        await db.label("lj3", "b")
         assert server.connections == 2
 
     run(tmp_path, work)

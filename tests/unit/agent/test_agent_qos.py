@@ -74,6 +74,14 @@ def test_the_filters_find_the_code_point_in_either_header() -> None:
     assert keys[qos.ETH_IPV6, 0x100 + 46] == ("0x0b800000/0x0fc00000+0",)
 
 
+def test_only_neighbour_discovery_of_the_link_itself_is_plumbing() -> None:
+    found = [f for f in plan(port([("a", 46, 1, 50)])).filters if f.protocol == qos.ETH_IPV6 and f.pref < 0x100]
+    assert len(found) == 4
+    # Next header 58 in the third byte of the second word, hop limit 255 in the fourth: both, and nothing less.
+    assert {f.keys[0] for f in found} == {"0x00003aff/0x0000ffff+4"}
+    assert {f.keys[1] for f in found} == {f"{kind << 24:#010x}/0xff000000+40" for kind in (133, 134, 135, 136)}
+
+
 @st.composite
 def queues(draw: st.DrawFn) -> PortQueues:
     count = draw(st.integers(1, 12))
