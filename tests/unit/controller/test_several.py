@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -399,3 +400,12 @@ def test_another_policy_on_one_and_then_on_the_other_is_in_force_everywhere_in_t
     assert len(world.attempts) == 8
     assert {a.outcome.services for a in world.attempts.values()} == {frozenset()}
     assert {row.digest for row in pair.a.store.attempts.values()} == {other.digest}
+
+
+def test_an_attempt_first_heard_of_when_it_already_leaves_keeps_its_address_until_it_is_gone(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    until(lambda: aid() in pair.b.controller.world.attempts)
+    stored = pair.a.store.attempts[aid()]
+    pair.b.controller.hear(replace(stored, id=aid(9), spec=spec(9), number=99, leaving=("br1",)))
+    assert refused(lambda: pair.b.controller.register(aid(10), spec(9))).slug is Slug.NOT_REALISED
+    assert pair.b.controller.register(aid(11), spec(11))[1], "control: an address that nobody has"
