@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from policies.model import Decision, Outcome
+from policies.model import Attempt, Decision, Outcome
 from ryu_apps.life.checks import attempt_of, check, claims
 from ryu_apps.life.deciding import decide_anew
 from ryu_apps.life.present import Present
@@ -21,11 +21,15 @@ from ryu_apps.store.store import AttemptRow, Change, Kind, PutAttempt, Snapshot
 LOG = logging.getLogger("lark.controller")
 
 
-def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[AttemptRow]:
-    """Put what is stored into `present`, and what that changes into the store. Returns the rows that are leaving.
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    leaving: list[AttemptRow]
+    former: dict[str, Attempt]
+    """Attempts that were decided anew, as bridges may know them until they are in line."""
 
-    Raises StoreError.
-    """
+
+def read_back(snapshot: Snapshot, present: Present, records: Records) -> ReadBack:
+    """Put what is stored into `present`, and what that changes into the store. Raises StoreError."""
     # Whatever comes meanwhile, nothing but this changes the world before it is read back.
     world, numbers = present.world, present.numbers
     if records.shared:
@@ -68,7 +72,8 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
         "read back %d attempts (%d leaving) of %d nodes, %d identities; policy %s",
         len(living), len(leaving), len(present.nodes), len(identities), world.policy.digest[:12],
     )  # fmt: skip
-    return leaving
+    former = {row.id: attempt_of(replace(row, decision=decided)) for row, decided in living if decided != row.decision}
+    return ReadBack(leaving, former)
 
 
 def _sorted_out(

@@ -83,10 +83,12 @@ class Telling:
     def begun(self) -> bool:
         return self._fabric is not None
 
-    def begin(self, fabric: Fabric) -> dict[str, Ticket]:
-        """Here are the switches; say everything."""
+    def begin(self, fabric: Fabric, former: Mapping[str, Attempt]) -> dict[str, Ticket]:
+        """Here are the switches; say everything. `former`: attempts as bridges may know them by another policy."""
         self._fabric = fabric
-        return self.say_everything()
+        tickets = self.say_everything()
+        self._outdate(self._present.world, former, tickets)
+        return tickets
 
     def switches(self) -> Fabric:
         """Raises Refused before `begin`."""
@@ -283,13 +285,18 @@ class Telling:
                 self._uses[bridge][attempt.outcome] += 1
         tickets = self.say(world.site.bridges)
         if before is not None:
-            for id, old in before.attempts.items():
-                new = world.attempts.get(id)
-                needed = compiler.bridges_of(world, new) if new is not None else ()
-                lost = [bridge for bridge in compiler.bridges_of(before, old) if bridge not in needed]
-                if lost:
-                    self._outdated.setdefault(id, {}).update((bridge, tickets[bridge]) for bridge in lost)
+            self._outdate(before, before.attempts, tickets)
         return tickets
+
+    def _outdate(self, before: World, attempts: Mapping[str, Attempt], tickets: Mapping[str, Ticket]) -> None:
+        """Bridges that these attempts needed in that world, and do not need in this one, have to forget them."""
+        world = self._present.world
+        for id, old in attempts.items():
+            new = world.attempts.get(id)
+            needed = compiler.bridges_of(world, new) if new is not None else ()
+            lost = [bridge for bridge in compiler.bridges_of(before, old) if bridge not in needed]
+            if lost:
+                self._outdated.setdefault(id, {}).update((bridge, tickets[bridge]) for bridge in lost)
 
     def insist(self) -> None:
         """Nobody waits for standing flows; what a switch refused of them is said again, as a whole."""

@@ -281,13 +281,17 @@ def test_a_gate_that_refuses_to_forget_prolongs_the_quarantine(rig: Rig) -> None
     rig.check()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 def test_a_gate_that_has_not_heard_of_the_policy_prolongs_the_quarantine(
-    rig: Rig, load: Callable[[str], Policy]
+    rig: Rig, load: Callable[[str], Policy], restarted: bool
 ) -> None:
     """By the policy in force it has nothing of the attempt to forget; by that which it knows, it has."""
     rig.controller.register(aid(), spec())
     rig.fabric.disconnect("gate1")
-    rig.controller.reload(load(OTHER_POLICY))
+    if restarted:
+        rig.restart(load(OTHER_POLICY))
+    else:
+        rig.controller.reload(load(OTHER_POLICY))
     rig.controller.delete(aid())
     rig.controller.tick()
     assert owned(rig, "gate1", Feature.ATTEMPT) > 0
