@@ -144,11 +144,14 @@ bench: need-root packages python condor
 install: base-packages
 	@$(ROOT)/scripts/make-venv $(PYTHON3) $(PREFIX) $(ROOT)/$(BUILD_LOCK) $(ROOT)/requirements-run.lock
 	@$(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --no-index --force-reinstall $(ROOT)
-	@mkdir -p $(PREFIX)/lib/systemd
+	@mkdir -p $(PREFIX)/lib/systemd $(PREFIX)/share/doc/lark
+	@cp -R $(ROOT)/README.md $(ROOT)/docs $(PREFIX)/share/doc/lark/
+	@mkdir -p $(PREFIX)/share/doc/lark/policies && cp -R $(ROOT)/policies/examples $(PREFIX)/share/doc/lark/policies/
 	@for unit in lark-agent lark-controller lark-bridge@ lark-border; do \
 	    sed 's#/opt/lark/#$(PREFIX)/#' $(ROOT)/systemd/$$unit.service >$(PREFIX)/lib/systemd/$$unit.service || exit 1; \
 	done
 	@echo 'installed into $(PREFIX)/bin: lark-controller larkctl lark-agent lark-lab; units to copy: $(PREFIX)/lib/systemd'
+	@echo 'documents and examples: $(PREFIX)/share/doc/lark'
 
 # --- upkeep ---------------------------------------------------------------------------------------------------------
 
