@@ -400,6 +400,8 @@ class QueueStatus(Answer):
     age: float
     in_force: bool
     """It follows the queues that the present policy asks for, without a fault."""
+    followed: bool = False
+    """The same, but for what the report's faults say."""
     report: QueueReport
 
 

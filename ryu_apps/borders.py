@@ -67,5 +67,6 @@ class Borders:
 
     def _status(self, said: _Said, wish: QueueWish) -> QueueStatus:
         age = max(0.0, self._clock() - said.at)
-        in_force = age <= STALE and said.report.digest == wish.digest and not said.report.faults
-        return QueueStatus(age=age, in_force=in_force, report=said.report)
+        followed = age <= STALE and said.report.digest == wish.digest
+        in_force = followed and not said.report.faults
+        return QueueStatus(age=age, in_force=in_force, followed=followed, report=said.report)

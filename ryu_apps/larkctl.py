@@ -360,10 +360,10 @@ def _tell_queues(console: Console, bridge: BridgeStatus) -> None:
         console.print()
         console.print(_text(f"{bridge.bridge}: no agent has reported its queues; does `lark-agent border` run there?"))
         return
-    state = "in force" if status.in_force else "NOT in force"
+    state = "in force" if status.in_force else "made, with faults" if status.followed else "NOT in force"
     console.print()
     console.print(_text(f"{bridge.bridge}: queues {state}, reported {status.age:.0f} s ago"))
-    if not status.in_force and not status.report.faults:
+    if not status.followed:
         console.print(_text("  the agent follows another policy than this, or says nothing any more"))
     for fault in status.report.faults:
         console.print(_text(f"  {fault}"))
