@@ -752,7 +752,13 @@ def impostors(site: Site, tell: Telling) -> None:
     attempts_before = len(site.larkctl.json("attempts")["attempts"])  # type: ignore[arg-type]
     live = wait_for_file(job)
     answers = {line.split()[0]: line for line in live.splitlines() if line}
-    tell.works("any process may ask whether the agent serves", "ping ok" in live, answers.get("ping", live))
+    outside = site.worker.run([f"{LIBEXEC}/lark-ping"], user=BOB).out
+    tell.works("any process may ask whether the agent serves", "HasLarkNetwork = true" in outside, outside)
+    tell.shows(
+        "one inside a job is told that there is no agent for jobs of a job (a pilot's)",
+        answers.get("ping", "").startswith("ping hold 104 ") and "(a pilot) has no agent" in answers["ping"],
+        answers.get("ping", live),
+    )
     for name in ("begin", "stage-out", "nonsense"):
         tell.shows(
             f"job {job.id}'s own process saying {name!r} is refused",

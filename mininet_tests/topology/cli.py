@@ -104,6 +104,8 @@ def _up(policy: Path, site: Path | None, jobs_file: Path | None, engine: str) ->
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
+    # A shell's background command inherits SIGINT ignored, and then Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         debian.check()
         with Campus(policy, site, engine, say=lambda text: console.print(text, style="dim")) as running:
