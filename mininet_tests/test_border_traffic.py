@@ -3,7 +3,7 @@
 Real senders (iperf3: TCP, and UDP that does not care) through a userspace Open vSwitch whose flows mark by address. The
 numbers are printed. They are measured at the receivers. Switch, senders and probes run with real-time priority, and
 every rate is held against that of a line without a switch in the same seconds (`border_control`), so that a busy
-machine does not count as a slow border; a mix is looked at in up to six windows, because TCP takes its time.
+machine does not count as a slow border; a mix is looked at in many windows: TCP takes its time, and a host its cores.
 """
 
 from __future__ import annotations
