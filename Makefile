@@ -29,7 +29,7 @@ VENV := $(LARK_CACHE)/venv-$(shell cat $(LOCKS:%=$(ROOT)/%) $(ROOT)/scripts/make
 PYTHON := PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest --quiet --no-skips
 REPORTS := $(ROOT)/build/reports
-# $(call system-tests,NAME): two at a time; a test that fails is run once more, alone, and told as flaky if it passes then.
+# $(call system-tests,NAME): two at a time; a test that fails is run up to twice more, alone, and told as flaky if it passes then.
 system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system-tests $(REPORTS) $(1) $(VENV)/bin/python -m pytest --quiet --no-skips
 
 # What `make check` needs, and what the demo and the system tests need besides.

@@ -20,7 +20,11 @@ from mininet_tests.chaos.test_chaos import FEW, SIZE, SLACK, begin, churn, end, 
 from mininet_tests.site.namespaces import wait_until
 from mininet_tests.store_rig import StoreCluster
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3600 if os.environ.get("LARK_TEST_FULL") else 240)]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.alone,
+    pytest.mark.timeout(3600 if os.environ.get("LARK_TEST_FULL") else 240),
+]
 KILLS = max(3, FEW)
 """So that one interrupted window is not the median."""
 WINDOW = max(SIZE.window, 6)
