@@ -2,7 +2,7 @@
 
     sender eth0 (the border's own plan of queues) ─── eth0 receiver
 
-A TCP sender of the top class wants all of it, and nobody else sends. On an idle machine it is full. What it lacks is
+A sender of the top class wants all of it, and nobody else sends. On an idle machine it is full. What it lacks is
 lack of processor time (a virtual machine that was not run for 10 ms cannot send in them), and no fault of the queues:
 measurements of the border are held against what this line carries in the same seconds.
 """
@@ -31,6 +31,8 @@ class ControlLine:
     rig: BorderRig
     plan: PortPlan
     dscp: int
+    udp: str | None = None
+    """Send at this rate (iperf3's notation), and not as a TCP."""
     sender: Daemon | None = None
 
     def start(self) -> None:
@@ -47,7 +49,8 @@ class ControlLine:
         hurry = ["chrt", "-f", str(self.rig.hurry)] if self.rig.hurry else []
         far.spawn("server", [*hurry, "iperf3", "-s"])
         wait_until("the control's iperf3 listens", lambda: ":5201" in far.need("ss", "-ltnH"), 5, 0.05)
-        words = ["iperf3", "-c", RECEIVER, "-t", "3600", "-P", "2", "-S", str(self.dscp << 2)]
+        words = ["iperf3", "-c", RECEIVER, "-t", "3600", "-S", str(self.dscp << 2)]
+        words += ["-u", "-b", self.udp, "-l", "1400"] if self.udp else ["-P", "2"]
         self.sender = near.spawn("client", [*hurry, *words])
 
     def _machine(self, name: str) -> Machine:

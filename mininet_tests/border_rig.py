@@ -275,6 +275,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return values[min(len(values) - 1, int(len(values) * share))]
 
 
+def stolen() -> float:
+    """Seconds of processor time that the host of this virtual machine has given to others, since it started."""
+    words = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)
+    return int(words[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def entitlement(
     rate: float, classes: Sequence[tuple[str, float, float]], wants: Mapping[str, float]
 ) -> dict[str, float]:
