@@ -310,7 +310,9 @@ def controller(home: str) -> None:
                 attempts[name] = attempts[name].model_copy(update={"phase": wanted})
             elif self.command == "DELETE":
                 del attempts[name]
-            known.write_text(json.dumps({k: v.model_dump_json() for k, v in attempts.items()}))
+            new = known.with_name(f"attempts.{threading.get_ident()}.new")  # whoever looks meanwhile reads a whole file
+            new.write_text(json.dumps({k: v.model_dump_json() for k, v in attempts.items()}))
+            new.rename(known)
             if self.command == "DELETE":
                 return self.answer(200, {"id": name, "bridges": {"br-lark": "realised"}})
             return self.answer(200, self.status_of(name, behaviour))
@@ -323,7 +325,8 @@ def controller(home: str) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.argv[1:2] != ["controller"]:  # it outlives agents that are killed while it answers them
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     match sys.argv[1:]:
         case ["startd", *_]:
             startd()

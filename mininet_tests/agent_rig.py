@@ -285,7 +285,9 @@ class Rig:
     # -- what is there --------------------------------------------------------------------------------------------
 
     def requests(self, method: str, text: str = "") -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in (self.home / "requests").read_text().splitlines()]
+        written = (self.home / "requests").read_text()
+        # A line without its end is being written.
+        found = [json.loads(line) for line in written.splitlines(keepends=True) if line.endswith("\n")]
         return [r for r in found if r["method"] == method and text in r["path"]]
 
     def attempts(self) -> dict[str, dict[str, Any]]:

@@ -254,6 +254,12 @@ def test_agent_killed_and_restarted_leaves_running_jobs_alone(rig: Rig) -> None:
     rig.gone(spec["port"]["name"], lane_number(spec))
 
 
+def only_warm_lanes(rig: Rig) -> bool:
+    """Each namespace has its port, and there are as many as are kept ready; one more where a lane came back unused."""
+    numbers = {name.removeprefix("lark-lkag-") for name in rig.namespaces()}
+    return numbers == {port.removeprefix("lj") for port in rig.job_ports()} and 2 <= len(numbers) <= 3
+
+
 @pytest.mark.parametrize("milliseconds", [2, 8, 15, 25, 40, 80])
 def test_agent_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, milliseconds: int) -> None:
     """Wherever the kill falls: the hook says hold, or the job runs; and nothing is left when the starter ends."""
@@ -272,7 +278,7 @@ def test_agent_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, milli
         assert "HookStatusCode" in said.out, said.text + job.text
     starter.kill()
     rig.settle()
-    wait_until("only warm lanes are left", lambda: len(rig.namespaces()) == len(rig.job_ports()) == 2, 5)
+    wait_until("only warm lanes are left", lambda: only_warm_lanes(rig), 5)
 
 
 @pytest.mark.parametrize("milliseconds", [5, 15, 25, 35, 60])
@@ -283,7 +289,7 @@ def test_starter_killed_in_the_middle_of_a_beginning_leaks_nothing(rig: Rig, mil
     time.sleep(milliseconds / 1000)
     starter.kill()
     rig.settle()
-    wait_until("only warm lanes are left", lambda: len(rig.namespaces()) == len(rig.job_ports()) == 2, 5)
+    wait_until("only warm lanes are left", lambda: only_warm_lanes(rig), 5)
     rig.wait_for_pool()
 
 
