@@ -32,9 +32,10 @@ from ryu_apps.fabric import (
     Outcome,
     TicketResult,
 )
-from ryu_apps.openflow import cookies, decode, encode, oxm
+from ryu_apps.openflow import cookies, decode, encode, oxm, stencils
 from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
+from ryu_apps.openflow.whole import Whole
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
 from ryu_apps.tls import SOON
@@ -242,10 +243,16 @@ class _Switch:
         engine.sleep(0)
         return self.machine.dump_part(part.xid, part.entries, part.more, now)
 
-    def set_desired(self, number: TicketId, flows: Iterable[Flow]) -> list[Output]:
+    def set_desired(self, number: TicketId, flows: Mapping[FlowKey, Flow]) -> list[Output]:
         try:
-            wanted = self._entries(flows)
-        except encode.EncodeError as error:
+            if isinstance(flows, Whole):
+                wanted: dict[EntryKey, EntryValue] = {}
+                for block in flows.blocks():
+                    wanted |= block
+                    engine.sleep(0)
+            else:
+                wanted = self._entries(flows.values())
+        except ValueError as error:  # an EncodeError, or a number that has no place in a flow
             return [machine.Settle(number, str(error))]
         return self.machine.set_desired(number, wanted, time.monotonic())
 
@@ -261,12 +268,8 @@ class _Switch:
         """Flows as they go to the switch. Raises EncodeError."""
         entries: dict[EntryKey, EntryValue] = {}
         for count, flow in enumerate(flows, 1):
-            try:
-                entries[encode.entry_key(flow)] = encode.entry_value(flow)
-            except encode.EncodeError as error:
-                raise encode.EncodeError(
-                    f"cannot be written: {error}: table={flow.table},priority={flow.priority} cookie={flow.cookie:#x}"
-                ) from error
+            key, value = stencils.entry(flow)
+            entries[key] = value
             if count % SLICE == 0:
                 engine.sleep(0)
         return entries
@@ -377,7 +380,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
-        wanted = list(flows.values())
+        wanted = flows if isinstance(flows, Whole) else dict(flows)
         one.ask(lambda now: one.set_desired(number, wanted))
         return ticket
 

@@ -97,11 +97,11 @@ class Present:
         )
 
     def seen_from(self, bridge: str) -> World:
-        """The world with no attempts but those that flows of a bridge follow from: looking at all of them for each of
-        many bridges would make a restart of a large site slow."""
-        world = self._world
+        """The present world, a value, with no attempts but those that flows of a bridge follow from: looking at all of
+        them for each of many bridges would make a restart of a large site slow."""
+        world = replace(self._world, identities=dict(self._identities), slice_numbers=dict(self._slices))
         if world.site.bridges[bridge].roles != {Role.WORKER}:
-            return world
+            return replace(world, attempts=dict(self._attempts))
         here = self._on_bridge.get(bridge, {})
         found = dict(here)
         for name in dict.fromkeys(attempt.slice for attempt in here.values()):

@@ -22,6 +22,7 @@ from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.openflow.whole import Whole
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
 
@@ -268,8 +269,8 @@ class Telling:
                 tickets[bridge] = unheard
                 continue
             base = self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
-            wanted = compiler.desired_flows(self._present.seen_from(bridge), bridge, base.values())
-            tickets[bridge] = self.switches().set_desired(bridge, wanted)
+            whole = Whole(self._present.seen_from(bridge), bridge, base.values())
+            tickets[bridge] = self.switches().set_desired(bridge, whole)
             self._standing[bridge] = [tickets[bridge]]
         return tickets
 

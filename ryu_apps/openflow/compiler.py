@@ -19,8 +19,10 @@ from ryu_apps.openflow.parts import attempt_flows, bridges_of, identity_flows, m
 __all__ = [
     "MAC_PREFIX",
     "attempt_flows",
+    "attempts_on",
     "base_flows",
     "bridges_of",
+    "connected",
     "desired_flows",
     "identity_flows",
     "lane_addresses",
@@ -37,17 +39,17 @@ def desired_flows(world: World, bridge: str, base: Iterable[Flow] | None = None)
     `base`: what `base_flows` gives for it, if that is known already.
     """
     flows = base_flows(world, bridge) if base is None else list(base)
-    here = _attempts_on(world, bridge)
+    here = attempts_on(world, bridge)
     for outcome in {a.outcome for a in here}:
         flows += identity_flows(world, bridge, outcome)
     for attempt in here:
         flows += attempt_flows(world, bridge, attempt)
     slices = slices_on(world, bridge)
-    flows += [membership_flow(world, a) for a in world.attempts.values() if a.slice in slices and _connected(a)]
+    flows += [membership_flow(world, a) for a in world.attempts.values() if a.slice in slices and connected(a)]
     return {f.key: f for f in flows}
 
 
-def _attempts_on(world: World, bridge: str) -> list[Attempt]:
+def attempts_on(world: World, bridge: str) -> list[Attempt]:
     """The attempts that have this among `bridges_of`; each outcome is asked for once, not each attempt."""
     # By identity: attempts share their outcomes' objects, and hashing one costs more than all else here.
     known: dict[int, bool] = {}
@@ -65,16 +67,17 @@ def _attempts_on(world: World, bridge: str) -> list[Attempt]:
 
 def slices_on(world: World, bridge: str) -> set[str]:
     """The slices that have a job on a worker bridge."""
-    return {a.slice for a in world.attempts.values() if a.slice is not None and a.bridge == bridge and _connected(a)}
+    return {a.slice for a in world.attempts.values() if a.slice is not None and a.bridge == bridge and connected(a)}
 
 
 def slice_flows(world: World, name: str) -> list[Flow]:
     """Who is in a slice, as every worker bridge that has one of its jobs must know: one flow per member."""
-    members = [a for a in world.attempts.values() if a.slice == name and _connected(a)]
+    members = [a for a in world.attempts.values() if a.slice == name and connected(a)]
     return [membership_flow(world, member) for member in members]
 
 
-def _connected(attempt: Attempt) -> bool:
+def connected(attempt: Attempt) -> bool:
+    """Has it a network at all?"""
     return not attempt.outcome.sealed
 
 
