@@ -104,11 +104,11 @@ class Controller:
         """
         if snapshot is None:
             snapshot = self._store.load()
-        found = read_back(snapshot, self._present, self._records)
+        leaving = read_back(snapshot, self._present, self._records)
         self.node_leases.begin({row.name for row in snapshot.controllers} - {self._records.name})
         with self._present.lock:
-            tickets = self._telling.begin(fabric, found.former)
-            for row in found.leaving:
+            tickets = self._telling.begin(fabric)
+            for row in leaving:
                 waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
                 self._departures.add(row, waits)
         self._started.set()

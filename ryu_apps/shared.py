@@ -1,7 +1,10 @@
-"""What controllers that share a store say to one another in an attempt's row, and the ticket that stands for it.
+"""What controllers say in an attempt's row to one another, and to those that come after them.
 
     A: registers, writes the row with `awaits: [gate]`      B, master of the gate: programs it, takes `gate` away
        ……………… the ticket is open ………………………… ▶ settled
+
+`forget:BRIDGE` in the same column: by an earlier policy the attempt needed that bridge, and by the one in force it does
+not. A bridge that was away has not heard of that: the attempt's end waits for it too.
 
 Invariants: a bridge is in `awaits` until its master has said, in the store, that the row is in force there, or why not;
 a ticket of another's bridge is settled by nothing else.
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ryu_apps.fabric import Outcome, TicketResult
@@ -19,6 +22,7 @@ from ryu_apps.store.store import AttemptRow
 
 REASON_LENGTH = 300
 """Characters of a refusal that go into the row."""
+FORGET = "forget:"
 
 
 class Elsewhere:
@@ -46,7 +50,25 @@ class Elsewhere:
 
 def asked(row: AttemptRow) -> dict[str, str]:
     """The bridges that a row awaits, each with the reason for which it was refused there; empty: not known yet."""
-    return {bridge: reason for bridge, _, reason in (one.partition(" ") for one in row.awaits)}
+    # Most rows await nothing, and are looked at by the thousand.
+    words = [one for one in row.awaits if not one.startswith(FORGET)] if row.awaits else ()
+    return {bridge: reason for bridge, _, reason in (one.partition(" ") for one in words)}
+
+
+def outdated(row: AttemptRow) -> list[str]:
+    """The bridges that may know an attempt by an earlier policy only."""
+    return [one.removeprefix(FORGET) for one in row.awaits if one.startswith(FORGET)]
+
+
+def awaiting(row: AttemptRow, asked: Iterable[str]) -> AttemptRow:
+    """The row asking these bridges, and no others."""
+    return replace(row, awaits=tuple(sorted((*asked, *(one for one in row.awaits if one.startswith(FORGET))))))
+
+
+def outdating(row: AttemptRow, bridges: Iterable[str]) -> AttemptRow:
+    """The row saying that these bridges, and no others, may know it by an earlier policy only."""
+    asks = [one for one in row.awaits if not one.startswith(FORGET)]
+    return replace(row, awaits=tuple(sorted((*asks, *(FORGET + bridge for bridge in bridges)))))
 
 
 def without(row: AttemptRow, said: Mapping[str, str | None]) -> AttemptRow:
@@ -59,4 +81,4 @@ def without(row: AttemptRow, said: Mapping[str, str | None]) -> AttemptRow:
             del waiting[bridge]
         else:
             waiting[bridge] = reason[:REASON_LENGTH]
-    return replace(row, awaits=tuple(sorted(f"{bridge} {reason}".strip() for bridge, reason in waiting.items())))
+    return awaiting(row, (f"{bridge} {reason}".strip() for bridge, reason in waiting.items()))

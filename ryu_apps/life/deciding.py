@@ -6,9 +6,12 @@ import logging
 from dataclasses import replace
 
 from policies import decide as deciding
-from policies.model import Decision, Outcome, Policy
+from policies.model import Decision, Outcome, Policy, World
 from policies.wire import AttemptSpec, Phase
+from ryu_apps.life.checks import attempt_of
+from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
+from ryu_apps.shared import outdated, outdating
 from ryu_apps.store.store import AttemptRow
 
 LOG = logging.getLogger("lark.controller")
@@ -36,3 +39,9 @@ def decide_anew(row: AttemptRow, policy: Policy) -> AttemptRow:
         text = f"sealed, because this policy would hold the job: {held.detail}"
         decision = Decision(Outcome(sealed=True, services=frozenset()), (), ((policy.mode_place, text),))
     return replace(row, decision=decision, digest=policy.digest)
+
+
+def outdated_by(then: World, old: AttemptRow, now: World, new: AttemptRow) -> AttemptRow:
+    """The new row, naming the bridges that know the attempt by the old one and that it does not need any more."""
+    knew = {*compiler.bridges_of(then, attempt_of(old)), *outdated(old)}
+    return outdating(new, knew.difference(compiler.bridges_of(now, attempt_of(new))))

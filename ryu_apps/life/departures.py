@@ -27,7 +27,7 @@ from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import PEER_PATIENCE, STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
 from ryu_apps.refusals import Refused, Slug
-from ryu_apps.shared import Elsewhere
+from ryu_apps.shared import Elsewhere, outdated
 from ryu_apps.store.store import AttemptRow, Change, DropAttempt, Pending, PutAttempt, StoreConflict, StoreError
 
 LOG = logging.getLogger("lark.controller")
@@ -113,7 +113,11 @@ class Departures:
         row = self._present.lose(id)
         told = self._telling.shift(self._present.world.attempts[id], None)
         # Its peers' bridges would let its address pass: that is not given to another before they know.
-        self.known[id] = Departure(row, {**told.peers, **told.concerned}, frozenset(told.peers))
+        tickets = {**told.peers, **told.concerned}
+        for bridge in outdated(row):
+            if bridge not in tickets and bridge in self._present.world.site.bridges:
+                tickets[bridge] = self._telling.tell(bridge, [], [])
+        self.known[id] = Departure(row, tickets, frozenset(told.peers))
 
     def add(self, row: AttemptRow, tickets: dict[str, Ticket]) -> None:
         """One that ended before this controller heard of it. Claims of living attempts are theirs."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ryu_apps.fabric import REALISED, Ticket
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.checks import attempt_of, check, claims
-from ryu_apps.life.deciding import decide_anew
+from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.departures import Departures, gone
 from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.present import Present
@@ -23,7 +22,7 @@ from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
 from ryu_apps.refusals import Refused
-from ryu_apps.shared import Elsewhere, asked, without
+from ryu_apps.shared import Elsewhere, asked, awaiting, without
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Pending, StoreError
 
 LOG = logging.getLogger("lark.controller")
@@ -93,7 +92,7 @@ class Hearing:
         policy = present.world.policy
         if row.digest != policy.digest:
             LOG.warning("attempt=%s was decided by another controller with another policy: decided anew here", id)
-            row = decide_anew(row, policy)
+            row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
         elif present.lower(row):
             # Bridges that have the other number are told.
             self._telling.say(self._telling.mine)
@@ -104,7 +103,7 @@ class Hearing:
             told = self._telling.shift(old, new)
             self._telling.follow_up(told.peers)
             tickets = told.concerned
-        present.keep(replace(row, awaits=()))
+        present.keep(awaiting(row, ()))
         for bridge, reason in asked(row).items():
             if bridge in self._telling.mine and not reason:
                 ticket = tickets.get(bridge)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from policies.model import Attempt, Decision, Outcome
+from policies.model import Decision, Outcome
 from ryu_apps.life.checks import attempt_of, check, claims
-from ryu_apps.life.deciding import decide_anew
+from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.refusals import Refused
@@ -21,15 +21,11 @@ from ryu_apps.store.store import AttemptRow, Change, Kind, PutAttempt, Snapshot
 LOG = logging.getLogger("lark.controller")
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBack:
-    leaving: list[AttemptRow]
-    former: dict[str, Attempt]
-    """Attempts that were decided anew, as bridges may know them until they are in line."""
+def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[AttemptRow]:
+    """Put what is stored into `present`, and what that changes into the store. Gives those that leave.
 
-
-def read_back(snapshot: Snapshot, present: Present, records: Records) -> ReadBack:
-    """Put what is stored into `present`, and what that changes into the store. Raises StoreError."""
+    Raises StoreError.
+    """
     # Whatever comes meanwhile, nothing but this changes the world before it is read back.
     world, numbers = present.world, present.numbers
     if records.shared:
@@ -59,9 +55,11 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> ReadBac
             attempts={row.id: attempt_of(row) for row, _ in living},
         )
     )
-    for row, _ in living:
+    for row, decided in living:
+        if decided != row.decision:
+            row = outdated_by(present.world, replace(row, decision=decided), present.world, row)
         kept = present.keep(row)
-        if (kept.identity, kept.slice_number) != (row.identity, row.slice_number):
+        if kept.id in changed or (kept.identity, kept.slice_number) != (row.identity, row.slice_number):
             changed[kept.id] = kept
     for row in leaving:
         present.claims.update(dict.fromkeys(claims(row.spec), row.id))
@@ -72,8 +70,7 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> ReadBac
         "read back %d attempts (%d leaving) of %d nodes, %d identities; policy %s",
         len(living), len(leaving), len(present.nodes), len(identities), world.policy.digest[:12],
     )  # fmt: skip
-    former = {row.id: attempt_of(replace(row, decision=decided)) for row, decided in living if decided != row.decision}
-    return ReadBack(leaving, former)
+    return leaving
 
 
 def _sorted_out(

@@ -16,7 +16,7 @@ from ryu_apps.fabric import REALISED, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.life.times import Times
-from ryu_apps.shared import Elsewhere, asked
+from ryu_apps.shared import Elsewhere, asked, awaiting
 from ryu_apps.store.store import (
     AttemptRow,
     Change,
@@ -74,7 +74,7 @@ class Records:
         elsewhere = {bridge: ticket for bridge, ticket in tickets.items() if isinstance(ticket, Elsewhere)}
         if elsewhere:
             self._awaited[row.id] = elsewhere
-        return self.put_stored(replace(row, leaving=(), awaits=tuple(sorted(elsewhere))))
+        return self.put_stored(awaiting(replace(row, leaving=()), elsewhere))
 
     def ask_again(self, row: AttemptRow, tickets: Mapping[str, Ticket]) -> Pending | None:
         """Ask the masters of other bridges to confirm once more what is in force."""
@@ -87,7 +87,7 @@ class Records:
         rows = self._present.rows.values()
         if not self.shared:
             return self.write([PutAttempt(row) for row in rows])
-        return _AllOf([self.put_stored(replace(row, awaits=())) for row in rows])
+        return _AllOf([self.put_stored(awaiting(row, ())) for row in rows])
 
     def put_stored(self, row: AttemptRow) -> Pending:
         """Begin to replace the row that is stored."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from policies.model import Policy
 from ryu_apps.life.checks import attempt_of
-from ryu_apps.life.deciding import decide_anew
+from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.refused import LastCounts
@@ -17,6 +19,7 @@ from ryu_apps.life.times import Times
 from ryu_apps.store.store import Change, Kind
 
 LOG = logging.getLogger("lark.controller")
+T = TypeVar("T")
 
 
 def reload(
@@ -40,15 +43,20 @@ def reload(
         before = world.policy.digest
         counts.until_now(policy)
         rows = {id: decide_anew(row, policy) for id, row in present.rows.items()}
-        identities = {
-            outcome: world.identities.get(outcome) or present.numbers.take(Kind.IDENTITY)
-            for outcome in dict.fromkeys(row.decision.outcome for row in rows.values())
-        }
-        slices = {
-            name: world.slice_numbers.get(name) or present.numbers.take(Kind.SLICE)
-            for name in dict.fromkeys(row.decision.slice for row in rows.values())
-            if name is not None
-        }
+        # Another controller may have this policy already, and have given numbers by it.
+        given = [row for row in records.stored.values() if row.digest == policy.digest]
+        identities = _numbered(
+            (row.decision.outcome for row in rows.values()),
+            world.identities,
+            ((row.decision.outcome, row.identity) for row in given),
+            lambda: present.numbers.take(Kind.IDENTITY),
+        )
+        slices = _numbered(
+            (row.decision.slice for row in rows.values() if row.decision.slice is not None),
+            world.slice_numbers,
+            ((row.decision.slice, row.slice_number) for row in given if row.decision.slice is not None),
+            lambda: present.numbers.take(Kind.SLICE),
+        )
         present.replace(
             replace(
                 world,
@@ -59,8 +67,10 @@ def reload(
                 attempts={id: attempt_of(row) for id, row in rows.items()},
             )
         )
-        present.rows = {id: present.numbered(row) for id, row in rows.items()}
-        tickets = telling.say_everything(world)
+        present.rows = {
+            id: present.numbered(outdated_by(world, present.rows[id], present.world, row)) for id, row in rows.items()
+        }
+        tickets = telling.say_everything()
         pending = records.put_all()
         if records.shared:
             tickets = {bridge: ticket for bridge, ticket in tickets.items() if bridge in telling.mine}
@@ -69,3 +79,13 @@ def reload(
     if failure is not None:
         late = failure.answer.detail.removesuffix("; try again")
         LOG.warning("the new policy is not in force everywhere yet: %s; these follow as soon as they can", late)
+
+
+def _numbered(
+    wanted: Iterable[T], ours: Mapping[T, int], given: Iterable[tuple[T, int]], take: Callable[[], int]
+) -> dict[T, int]:
+    """The number of each of them: of several the lowest counts, as everywhere; without any it gets a new one."""
+    known = dict(ours)
+    for one, number in given:
+        known[one] = min(number, known.get(one, number))
+    return {one: known.get(one) or take() for one in dict.fromkeys(wanted)}

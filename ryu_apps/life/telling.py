@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from policies.model import Attempt, Outcome, World
+from policies.model import Attempt, Outcome
 from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
@@ -75,8 +75,6 @@ class Telling:
         self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in bridges}
         self._standing: dict[str, list[Ticket]] = {}
         self._unheard = {bridge: _Later(bridge) for bridge in bridges}
-        self._outdated: dict[str, dict[str, Ticket]] = {}
-        """Of attempts, bridges that have to forget them because of another policy, and may not have done so yet."""
 
     # --- the switches -------------------------------------------------------------------------------------------------
 
@@ -84,12 +82,10 @@ class Telling:
     def begun(self) -> bool:
         return self._fabric is not None
 
-    def begin(self, fabric: Fabric, former: Mapping[str, Attempt]) -> dict[str, Ticket]:
-        """Here are the switches; say everything. `former`: attempts as bridges may know them by another policy."""
+    def begin(self, fabric: Fabric) -> dict[str, Ticket]:
+        """Here are the switches; say everything."""
         self._fabric = fabric
-        tickets = self.say_everything()
-        self._outdate(self._present.world, former, tickets)
-        return tickets
+        return self.say_everything()
 
     def switches(self) -> Fabric:
         """Raises Refused before `begin`."""
@@ -161,10 +157,6 @@ class Telling:
                 if not uses[outcome]:
                     del uses[outcome]
             tickets[bridge] = self.tell(bridge, gone, come)
-        if old is not None and new is None:
-            for bridge, ticket in self._outdated.pop(old.id, {}).items():
-                if bridge not in tickets and not _confirmed(ticket):
-                    tickets[bridge] = self.tell(bridge, [], [])
         peers = {bridge: self.tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
         if old is not None:
             self._present.release(old)
@@ -274,36 +266,17 @@ class Telling:
             self._standing[bridge] = [tickets[bridge]]
         return tickets
 
-    def say_everything(self, before: World | None = None) -> dict[str, Ticket]:
-        """After the world was replaced as a whole: count afresh which bridge uses what, and say all of it.
-
-        `before`: the world that bridges know until they confirm this one.
-        """
+    def say_everything(self) -> dict[str, Ticket]:
+        """After the world was replaced as a whole: count afresh which bridge uses what, and say all of it."""
         world = self._present.world
         self._uses = {bridge: Counter() for bridge in world.site.bridges}
         for attempt in world.attempts.values():
             for bridge in compiler.bridges_of(world, attempt):
                 self._uses[bridge][attempt.outcome] += 1
-        tickets = self.say(world.site.bridges)
-        if before is not None:
-            self._outdate(before, before.attempts, tickets)
-        return tickets
-
-    def _outdate(self, before: World, attempts: Mapping[str, Attempt], tickets: Mapping[str, Ticket]) -> None:
-        """Bridges that these attempts needed in that world, and do not need in this one, have to forget them."""
-        world = self._present.world
-        for id, old in attempts.items():
-            new = world.attempts.get(id)
-            needed = compiler.bridges_of(world, new) if new is not None else ()
-            lost = [bridge for bridge in compiler.bridges_of(before, old) if bridge not in needed]
-            if lost:
-                self._outdated.setdefault(id, {}).update((bridge, tickets[bridge]) for bridge in lost)
+        return self.say(world.site.bridges)
 
     def insist(self) -> None:
         """Nobody waits for standing flows; what a switch refused of them is said again, as a whole."""
-        for id, open in list(self._outdated.items()):
-            if all(map(_confirmed, open.values())):
-                del self._outdated[id]
         for bridge, tickets in list(self._standing.items()):
             results = [(ticket, ticket.result()) for ticket in tickets]
             refused = [result for _, result in results if result is not None and result.outcome is Settled.REFUSED]
@@ -312,8 +285,3 @@ class Telling:
                 self.say([bridge])
             else:
                 self._standing[bridge] = [ticket for ticket, result in results if result is None]
-
-
-def _confirmed(ticket: Ticket) -> bool:
-    result = ticket.result()
-    return result is not None and result.realised

@@ -46,7 +46,8 @@ class AttemptRow:
     """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives.
 
     `slice_number`: the number of the decision's slice; 0 for none. `awaits`: bridges whose masters are asked to say
-    that the row is in force there; `BRIDGE REASON` where the switch refused it.
+    that the row is in force there; `BRIDGE REASON` where the switch refused it; `forget:BRIDGE`: the attempt needed the
+    bridge by an earlier policy only (`ryu_apps.shared`).
     """
 
     id: str

@@ -281,17 +281,20 @@ def test_a_gate_that_refuses_to_forget_prolongs_the_quarantine(rig: Rig) -> None
     rig.check()
 
 
-@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("restarts", [0, 1, 2, 3])
+@pytest.mark.parametrize("reloaded", [False, True])
 def test_a_gate_that_has_not_heard_of_the_policy_prolongs_the_quarantine(
-    rig: Rig, load: Callable[[str], Policy], restarted: bool
+    rig: Rig, load: Callable[[str], Policy], reloaded: bool, restarts: int
 ) -> None:
     """By the policy in force it has nothing of the attempt to forget; by that which it knows, it has."""
     rig.controller.register(aid(), spec())
     rig.fabric.disconnect("gate1")
-    if restarted:
-        rig.restart(load(OTHER_POLICY))
-    else:
+    if reloaded or not restarts:
         rig.controller.reload(load(OTHER_POLICY))
+    for _ in range(restarts):
+        rig.restart(load(OTHER_POLICY))
+        if restarts == 3:
+            rig.controller.advance(aid(), Phase.RUN)
     rig.controller.delete(aid())
     rig.controller.tick()
     assert owned(rig, "gate1", Feature.ATTEMPT) > 0

@@ -395,11 +395,37 @@ def test_another_policy_on_one_and_then_on_the_other_is_in_force_everywhere_in_t
         # Between the two a registration at either must not end in disagreement.
         n = 20 + order.index(name)
         getattr(pair, name).controller.register(aid(n, "wn1"), spec(n, "wn1", LarkGroup="physics"))
+        for one in pair.both:
+            # The second one is to have heard all that the first made of it.
+            one.peers.catch_up()
     pair.check()
     world = pair.a.controller.world
     assert len(world.attempts) == 8
     assert {a.outcome.services for a in world.attempts.values()} == {frozenset()}
     assert {row.digest for row in pair.a.store.attempts.values()} == {other.digest}
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize("through", ["a", "b"])
+def test_a_gate_that_has_not_heard_of_the_policy_prolongs_the_quarantine_at_either(
+    pair: Pair, load: Callable[[str], Policy], order: str, through: str
+) -> None:
+    one = getattr(pair, through)
+    pair.a.controller.register(aid(), spec())
+    pair.check()
+    for each in pair.both:
+        each.fabric.disconnect("gate1")
+    other = load(POLICY.replace("during: [stage-in, run]", "during: [run]"))
+    for name in order:
+        getattr(pair, name).controller.reload(other)
+    one.controller.delete(aid())
+    assert refused(lambda: one.controller.register(aid(3), spec())).extra == {"bridges": ["gate1"]}
+    assert one.controller.register(aid(4), spec(4))[1], "control: an address that nobody had"
+    for each in pair.both:
+        each.connect()
+    until(lambda: aid() not in pair.a.store.attempts)
+    until(lambda: one.controller.register(aid(3), spec())[1])
+    pair.check()
 
 
 def test_an_attempt_first_heard_of_when_it_already_leaves_keeps_its_address_until_it_is_gone(pair: Pair) -> None:
