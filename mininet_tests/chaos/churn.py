@@ -232,7 +232,7 @@ class Agent:
             id = self._random.choice(moving)
             with self._lock:
                 self._ending = id
-            if self._insist("DELETE", f"/v1/attempts/{id}", None, (200, 404)):
+            if self._insist("DELETE", f"/v1/attempts/{id}", None, (200,)):
                 with self._lock:
                     free, _ = self._present.pop(id)
                     self._ending = None
@@ -256,7 +256,11 @@ class Agent:
             self.disagreements += 1
 
     def _insist(self, method: str, path: str, body: object, good: tuple[int, ...]) -> bool:
-        """Until it is done; False when this agent is stopped, or was told what an agent must never be told."""
+        """Until it is done; False when this agent is stopped, or was told what an agent must never be told.
+
+        That there is no such attempt is one of these, unless an end may have been done by a try that was not answered.
+        """
+        tried = False
         while not self._stop:
             began = time.monotonic()
             try:
@@ -266,12 +270,13 @@ class Agent:
                 status, detail = 0, str(problem)
             took = time.monotonic() - began
             self.answers.append(Answer(began, took, self.node, method, status, detail))
-            self.refused_now = status not in good
-            if status in good:
+            self.refused_now = status in (0, 503)
+            if status in good or (status == 404 and method == "DELETE" and tried):
                 return True
             if status not in (0, 503):
                 self.faults.append(f"{method} {path}: {status} {detail}")
                 return False
+            tried = True
             self._http.turn()
             time.sleep(AGAIN if status else 0.05)
         return False

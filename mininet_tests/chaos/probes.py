@@ -12,6 +12,7 @@ possible, never left out, so a pause of this process does not hide an interrupti
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import select
 import socket
@@ -50,7 +51,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The longest run of consecutive probes of a pair that were lost: how many, and when by the monotonic clock."""
+    """A run of consecutive probes of a pair that were lost: how many, and when by the monotonic clock."""
 
     probes: int = 0
     began: float = 0.0
@@ -63,13 +64,17 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What became of one pair's probes in one window."""
+    """What became of one pair's probes in one window. `outages`: each run of lost ones, the longest first."""
 
     pair: str
     allowed: bool
     sent: int
     delivered: int
-    outage: Outage
+    outages: tuple[Outage, ...]
+
+    @property
+    def outage(self) -> Outage:
+        return self.outages[0] if self.outages else Outage()
 
     @property
     def lost(self) -> int:
@@ -147,7 +152,10 @@ class Prober:
         time.sleep(ARRIVAL)
         found = self._ask(["report", number])
         return Window(
-            tuple(Counted(name, allowed, sent, got, Outage(*outage)) for name, allowed, sent, got, outage in found)
+            tuple(
+                Counted(name, allowed, sent, got, tuple(itertools.starmap(Outage, outages)))
+                for name, allowed, sent, got, outages in found
+            )
         )
 
     def stop(self) -> None:
@@ -215,17 +223,18 @@ class _Flow:
 
     def report(self, window: int) -> list[object]:
         tally = self.windows.get(window, _Tally())
-        longest = (0, 0.0, 0.0)
+        runs: list[tuple[int, float, float]] = []
         run = 0
         for at, got in enumerate([*tally.got, 1]):
             if not got:
                 run += 1
                 continue
-            if run > longest[0]:
+            if run:
                 end = tally.times[at] if at < len(tally.times) else tally.times[at - 1] + PERIOD
-                longest = (run, tally.times[at - run], end)
+                runs.append((run, tally.times[at - run], end))
             run = 0
-        return [self.name, self.allowed, len(tally.got), sum(tally.got), longest]
+        runs.sort(reverse=True)
+        return [self.name, self.allowed, len(tally.got), sum(tally.got), runs if self.allowed else runs[:1]]
 
 
 class _Process:

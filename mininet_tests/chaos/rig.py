@@ -276,6 +276,12 @@ class Rig:
     def known(self) -> set[str]:
         return {one["id"] for one in self.ask("/v1/attempts")["attempts"]}
 
+    def forgotten(self, before: set[str]) -> set[str]:
+        """Attempts that were acknowledged before, have not begun to end since, and are not known."""
+        # Known first: what ends between the two readings would look forgotten in the other order.
+        known = self.known()
+        return (before & self.churn.acknowledged()) - known
+
     def masters(self) -> dict[str, Seat]:
         """Which controller has brought each bridge in line."""
         return {
