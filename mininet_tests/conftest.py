@@ -16,11 +16,9 @@ from mininet_tests.telling import Telling
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    """A running site: `LARK_TEST_ENGINE` (os-ken, ryu) and `LARK_TEST_CONDOR` (23, 25) choose what it runs on."""
+    """A running site: `LARK_TEST_ENGINE` (os-ken, ryu) and, as for every site, `LARK_TEST_CONDOR` (23, 25) choose."""
     engine = os.environ.get("LARK_TEST_ENGINE", "os-ken")
-    built = Site(
-        engine=engine, condor=os.environ.get("LARK_TEST_CONDOR", "23"), label="lark-test", say=lambda text: print(text)
-    )
+    built = Site(engine=engine, label="lark-test", say=lambda text: print(text))
     with built:
         yield built
 

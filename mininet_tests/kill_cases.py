@@ -71,7 +71,7 @@ _STEPS: dict[Scenario, tuple[Step | tuple[Step, int], ...]] = {
     Scenario.SEALED: (S.SEAL_NOTED, S.SEAL_MADE, S.BEGIN_IN_FORCE, S.ANSWERED),
     Scenario.REFUSED: (S.BEGIN_FAILED, *_END, S.ANSWERED),
     Scenario.RUN: (*_PHASE, S.JOB_RELAYED, S.JOB_OPENED, S.ANSWERED),
-    Scenario.STAGE_OUT: (*_PHASE, S.ANSWERED),
+    Scenario.STAGE_OUT: (*_PHASE, S.JOB_COUNTED, S.ANSWERED),
     Scenario.END: (S.END_SEEN, *_END),
     Scenario.END_ALONE: (
         *(S.END_SEEN, S.END_UNRELAYED, *_DISK, *_DEMOLITION, S.END_UNPLUGGED, S.END_FLUSHED, S.END_TORN),

@@ -77,6 +77,27 @@ for argument in sys.argv[1:]:
             print(name, "error:", error, flush=True)
 '''
 
+TALK = r'''#!/usr/bin/python3
+"""talk.py ECHO-HOST ECHO-PORT REFUSING-HOST: 3000 datagrams there and back, 7 connections that are refused; then what
+our device has counted: bytes and packets received, bytes and packets sent."""
+import re, socket, sys, time
+host, port, refusing = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(3)
+s.connect((host, port))
+for _ in range(3000):
+    s.send(bytes(1400))
+    s.recv(2048)
+for _ in range(7):
+    r = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    r.settimeout(0.3)                             # the kernel tries again only after a second
+    r.connect_ex((refusing, 1094))
+    r.close()
+time.sleep(2)                                     # the switch updates its counters about twice a second
+found = re.search(r"eth0: *(.*)", open("/proc/self/net/dev").read())[1].split()
+print(found[0], found[1], found[8], found[9], flush=True)
+'''
+
 LONG_CONNECTION = r'''#!/usr/bin/python3
 """Hold a connection to the file server and one to the web server, in a process that outlives the job's own."""
 import os, socket, sys, time

@@ -291,6 +291,74 @@ def test_after_kill_9_of_the_master_nothing_is_left(ends: Ends) -> None:
     job.wait(JobStatus.COMPLETED, timeout=120)
 
 
+# --- what went through its network -----------------------------------------------------------------------------------
+
+
+COUNTS = ("NetworkIncoming", "NetworkIncomingPackets", "NetworkOutgoing", "NetworkOutgoingPackets")
+TALK = f"#!/bin/sh\n./talk.py {CAMPUS} {HTTP_PORT} {FILE_SERVER} > @HERE@/live 2>&1\n"
+
+
+def talking(ends: Ends, name: str) -> tuple[Job, str]:
+    """A job that has said what its own device counted, and its attempt."""
+    job = run_job(ends.site, BOB, TALK + payload.WAIT, {"talk.py": payload.TALK}, name=name)
+    wait_for_file(job)
+    return job, ends.running(job)
+
+
+def counted(job: Job) -> list[int]:
+    said = [int(word) for word in job.said("live").split()]
+    assert len(said) == 4, job.said("live")
+    assert said[0] > 3000 * 1400, "positive control: the job has received"
+    assert said[2] > 3000 * 1400
+    return said
+
+
+def agrees(ad: dict[str, Any], job: Job) -> None:
+    own, told = counted(job), [ad.get(name) for name in COUNTS]
+    assert None not in told, {name: ad.get(name) for name in (*COUNTS, "JobStatus")}
+    print(f"{job.id}: its device {own}, its ad {told}, refused {ad.get('NetworkRefusedPackets')}")
+    for mine, theirs in zip(own, told, strict=True):
+        assert isinstance(theirs, int)
+        assert abs(theirs - mine) <= mine / 1000, (own, told)
+    refused = ad.get("NetworkRefusedPackets")
+    assert isinstance(refused, int)
+    assert 7 <= refused <= 14, refused
+
+
+@pytest.mark.parametrize("end", ["exit", "condor_rm", "condor_hold"])
+def test_the_jobs_ad_says_at_the_end_what_went_through_its_network(ends: Ends, end: str) -> None:
+    """Within a thousandth of what its own device says: in history, after condor_rm too, and in the queue when held."""
+    job, attempt = talking(ends, f"counts-{end}")
+    with ends.ending(attempt):
+        if end == "exit":
+            job.let_go()
+        else:
+            ends.site.pool.command(end, job.id, user=BOB).need()
+    wanted = {"exit": JobStatus.COMPLETED, "condor_rm": JobStatus.REMOVED, "condor_hold": JobStatus.HELD}[end]
+    job.wait(wanted)
+    agrees(job.ad(), job)
+    job.remove()
+
+
+def test_where_no_hook_runs_the_agents_log_alone_has_the_counts(ends: Ends) -> None:
+    """The starter is killed; and what the ad says, a job could have said: the log has the truth."""
+    job, attempt = talking(ends, "counts-killed")
+    with ends.ending(attempt):
+        ends.kill(ends.starter_of(attempt))
+    assert "NetworkIncoming" not in job.ad()
+    daemon = ends.site.agent.daemon
+    assert daemon is not None
+    found = re.search(
+        rf"counted: attempt={re.escape(attempt)} job={re.escape(job.id)} uid=\d+ incoming=(\d+) B/(\d+) packets "
+        r"outgoing=(\d+) B/(\d+) packets",
+        daemon.log.read_text(),
+    )
+    assert found
+    for mine, theirs in zip(counted(job), map(int, found.groups()), strict=True):
+        assert abs(theirs - mine) <= mine / 1000, found[0]
+    job.remove()
+
+
 DAEMON = r'''#!/usr/bin/python3
 """Leaves a process behind: another session, another parent, an environment without a trace of HTCondor's."""
 import os, subprocess, time

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ovs_agent import fallback, life, netlink, plan, trust
+from ovs_agent import counts, fallback, life, netlink, plan, trust
 from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
 from ovs_agent.conntrack import Conntrack
@@ -49,6 +49,8 @@ from policies.wire import OLDEST_PROTOCOL, AttemptSpec, AttemptStatus, BridgeRea
 log = logging.getLogger(__name__)
 HOLD_POLICY, HOLD_CONTROLLER, HOLD_AGENT, HOLD_NETWORK = 101, 102, 103, 104
 STARTD_PATIENCE = 8.0
+REFUSED_PATIENCE = 2.0
+"""Seconds that the controller may take to say how many packets of a job were refused."""
 EXIT_WAIT = 20.0
 """Seconds the exit hook waits for an answer; HTCondor gives it 30."""
 LANE_WAIT = 10.0
@@ -90,6 +92,10 @@ class Attempt:
     relays: Relays
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     job_pidfd: int | None = None
+    proxy: counts.Proxy | None = None
+    """Where the starter takes the job's counts. In no file of ours: a new agent looks again."""
+    counted: asyncio.Task[None] | None = None
+    """The starter is told the job's counts, or has been."""
     label: str = "?"
     told: bool = False
     """The controller may know this attempt: it must be DELETEd."""
@@ -225,11 +231,16 @@ class Attempts:
                 return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
                 self._hold_job(attempt, peer)
+            if request is Request.STAGE_OUT and step.advance is not None:
+                attempt.proxy = attempt.proxy or counts.proxy_in(f"/proc/{peer.pid}/cwd")
+                self._count(attempt)
             if step.advance is not None:
                 trouble = await self._advance(attempt, step.advance)
                 if trouble is not None:
                     return trouble
             if request is Request.STAGE_OUT:
+                if attempt.counted is not None:  # what the starter hears before it goes on is in the job's ad
+                    await asyncio.wait([attempt.counted])
                 return OK
             return await self._namespace(attempt, request)
 
@@ -238,6 +249,8 @@ class Attempts:
         if attempt.job_pidfd is not None:
             os.close(attempt.job_pidfd)
         attempt.job_pidfd = os.dup(peer.pidfd)
+        # Nothing of the owner's has run yet: the file is the starter's.
+        attempt.proxy = counts.proxy_in(f"/proc/{peer.pid}/cwd")
         attempt.record = attempt.record.model_copy(
             update={"job_pid": peer.pid, "job_start": trust.start_time(peer.pid)}
         )
@@ -552,6 +565,46 @@ class Attempts:
             log.warning("controller had forgotten attempt=%s; registering it again", attempt.id)
             return await self._controller.put_attempt(attempt.id, attempt.record.spec)
 
+    # -- counts ---------------------------------------------------------------------------------------------------
+
+    def _count(self, attempt: Attempt) -> None:
+        if attempt.counted is None:
+            attempt.counted = self._spawn(self._tell_counts(attempt))
+
+    async def _tell_counts(self, attempt: Attempt) -> None:
+        """The job's ad says from now on what went through its network. What fails here costs the job nothing."""
+        port, proxy = attempt.record.port, attempt.proxy
+        found = await netlink.in_thread(lambda: counts.read(port))
+        why = "the job's directory names no chirp port of the starter (ENABLE_CHIRP_DELAYED, WantDelayedUpdates)"
+        if found is None:
+            why = f"{port} is gone"
+        elif proxy is not None:
+            said = counts.attributes(found, await self._refused(attempt))
+            why = await counts.tell(attempt.record.starter_pid, proxy, said)
+        reached(Step.JOB_COUNTED)
+        if why:
+            log.info("counts are not in the job's ad: attempt=%s job=%s: %s", attempt.id, attempt.label, why)
+
+    async def _log_counts(self, attempt: Attempt, port: str) -> None:
+        """The record of what an attempt sent and received in all its phases: of each that had a job, once."""
+        if attempt.record.job_pid is None:
+            return
+        if (found := await netlink.in_thread(lambda: counts.read(port))) is not None:
+            log.info(
+                "counted: attempt=%s job=%s uid=%d incoming=%d B/%d packets outgoing=%d B/%d packets",
+                *(attempt.id, attempt.label, attempt.record.uid),
+                *(found.incoming, found.incoming_packets, found.outgoing, found.outgoing_packets),
+            )
+
+    async def _refused(self, attempt: Attempt) -> int | None:
+        """Packets of the attempt that the switches have dropped; None: not to be had."""
+        try:
+            async with asyncio.timeout(REFUSED_PATIENCE):
+                status = await self._controller.get_attempt(attempt.id)
+        except (AgentError, TimeoutError):
+            return None
+        return sum(denial.packets for denial in status.counters.denied) if status.counters else None
+
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _watch_starter(self, attempt: Attempt) -> None:
@@ -657,6 +710,7 @@ class Attempts:
         """What the attempt has on this node goes; insists."""
         await attempt.relays.close()
         reached(Step.END_UNRELAYED)
+        await self._log_counts(attempt, record.port)
         killed: list[int] = []
         while True:
             try:

@@ -19,10 +19,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 20, 24
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 18, 20, 24
 NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x01, 0x04, 0x200, 0x400
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 4, 18, 27, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 4, 18, 23, 27, 28
+LINK_HEADER = 16
+"""Bytes of a link's answer before its attributes (struct ifinfomsg)."""
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_OIF, RTA_GATEWAY = 4, 5
@@ -152,3 +154,28 @@ def send(asks: Sequence[Ask]) -> None:
     if refused:
         number = min(refused)
         raise Refused(refused[number], f"{asks[number - 1].words}: {os.strerror(refused[number])}")
+
+
+def link_counters(data: bytes) -> tuple[int, int, int, int] | None:
+    """Of an answer about a link: packets received and sent, bytes received and sent. None: of any other answer."""
+    size, kind = struct.unpack_from("=IH", data)
+    if kind != RTM_NEWLINK:
+        return None
+    at = 16 + LINK_HEADER
+    while at + 4 <= min(size, len(data)):
+        length, which = struct.unpack_from("=HH", data, at)
+        if which == IFLA_STATS64:
+            received, sent, received_bytes, sent_bytes = struct.unpack_from("=4Q", data, at + 4)
+            return received, sent, received_bytes, sent_bytes
+        at += max(4, (length + 3) & ~3)
+    return None
+
+
+def counters(name: str) -> tuple[int, int, int, int] | None:
+    """The same of a device of the calling thread's namespace; None: it is not there."""
+    body = _link() + _text(IFLA_IFNAME, name)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as s:
+        s.bind((0, 0))
+        s.settimeout(PATIENCE)
+        s.sendto(struct.pack("=IHHII", 16 + len(body), RTM_GETLINK, NLM_F_REQUEST, 1, 0) + body, (0, 0))
+        return link_counters(s.recv(ANSWER))

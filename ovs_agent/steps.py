@@ -70,6 +70,7 @@ class Step(enum.StrEnum):
     PHASE_TOLD = "the controller says that the phase is in force"
     JOB_RELAYED = "the starter's ports are relayed into the namespace"
     JOB_OPENED = "the namespace is about to be given"
+    JOB_COUNTED = "the starter was told what the job sent and received"
     ATTACH_NOTED = "the name of the job's own namespace is in the ledger"
     ATTACH_NAMED = "the job's own namespace has that name"
     ATTACH_MOVED = "the lane's end is in the job's own namespace"

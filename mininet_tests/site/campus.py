@@ -97,7 +97,7 @@ class Site:
     """Use as a context manager, or `start` and `stop`. `engine`: the controller's framework."""
 
     engine: str = "os-ken"
-    condor: str = "23"
+    condor: str = os.environ.get("LARK_TEST_CONDOR", "23")
     label: str = "lark-demo"
     policy: str | None = None
     """Text of another policy than the demo's."""
