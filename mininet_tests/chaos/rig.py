@@ -360,7 +360,7 @@ class Rig:
         found: Counter[str] = Counter()
         lines = self.machine.need("ss", "-0", "-a", "-n", "-m", "-p").splitlines()
         for line, after in itertools.pairwise([*lines, ""]):
-            drops = re.search(r"skmem:\(.*,d(\d+)\)", f"{line} {after}")
+            drops = re.search(r"skmem:\([^)]*,d(\d+)\)", f"{line} {after}")
             device = re.search(r"(\S+):(\S+)\s+\*", line)
             if line.startswith("p_") and drops and device:
                 reader = re.search(r'\(\("([^"]+)"', line)
@@ -378,6 +378,12 @@ class Rig:
             found["ms that ovs-vswitchd ran"] += int(ran) // 1_000_000
             found["ms that ovs-vswitchd waited for a CPU"] += int(waited) // 1_000_000
         return found
+
+    @staticmethod
+    def unread(dropped: Counter[str]) -> dict[str, int]:
+        """Of `dropped`: by the device that they were sent from, frames that Open vSwitch had not read."""
+        found = (re.fullmatch(r"backlog of (\S+) \(ovs-vswitchd\)", name) for name in dropped)
+        return {f"f-{match[1]}": dropped[match[0]] for match in found if match}
 
     def settle(self, namespace: str, device: str, mac: str, ipv4: str, peers: Sequence[tuple[str, str]]) -> None:
         """Give the far end of a device to a network namespace, with an address, and neighbours (IPv4, MAC) that it

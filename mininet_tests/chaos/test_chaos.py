@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -28,9 +30,12 @@ pytestmark = [
     pytest.mark.alone,
     pytest.mark.timeout(3600 if os.environ.get("LARK_TEST_FULL") else 240),
 ]
+FULL = bool(os.environ.get("LARK_TEST_FULL"))
 SIZE = size()
-SLACK = 1 if os.environ.get("LARK_TEST_FULL") else 5
+SLACK = 1 if FULL else 5
 """`make test` runs on whatever machine there is: times may be this much longer than stated."""
+INTERRUPTED = 0.01
+"""Share of a window's allowed probes."""
 FEW = max(2, SIZE.faults // 2)
 BAD = worker(2)
 """The bridge behind the proxy."""
@@ -72,40 +77,48 @@ def proxy(rig: Rig) -> Proxy:
 
 def begin(rig: Rig) -> Counter[str]:
     """Begin a window; gives what was dropped before it."""
+    before = rig.dropped()
     prober(rig).begin()
-    return rig.dropped()
+    return before
 
 
 def end(rig: Rig, before: Counter[str]) -> Window:
     """End a window; says where its frames were dropped, if an allowed one was lost."""
     window = prober(rig).end()
+    dropped = rig.dropped() - before
+    window = replace(window, unread=rig.unread(dropped))
     if window.allowed_lost:
-        print(f"{window}; dropped meanwhile: {dict(rig.dropped() - before)}")
+        print(f"{window}; {window.gaps()}; dropped meanwhile: {dict(dropped)}")
     return window
+
+
+def share(window: Window) -> float:
+    """Of allowed probes lost. Where the machine is not ours alone, those do not count that were dropped because the
+    process of the switch did not run: that is nothing that a controller, a store or a cable could do."""
+    return window.lost_share if FULL else window.unexplained_share
 
 
 def undisturbed(control: Sequence[Window], faulty: Sequence[Window]) -> None:
     """No denied probe came through; of the allowed ones no more were lost than without the fault."""
     for name, windows in (("control", control), ("fault", faulty)):
-        shares = [window.lost_share for window in windows]
+        shares = [share(window) for window in windows]
         print(
             f"{name}: {len(windows)} windows; allowed probes lost "
             f"{sum(window.allowed_lost for window in windows)} of {sum(window.allowed_sent for window in windows)}, "
+            f"{sum(window.allowed_unexplained for window in windows)} of them unexplained, "
             f"share in a window: median {statistics.median(shares):.6f}, "
             f"95th percentile {percentile(shares, 0.95):.6f}; "
             f"denied delivered {sum(window.denied_delivered for window in windows)} "
             f"of {sum(window.denied_sent for window in windows)}"
         )
-        for window in windows:
-            if window.allowed_lost:
-                lost = ", ".join(f"{pair.pair} {pair.lost} of {pair.sent}" for pair in window.pairs if pair.allowed)
-                print(f"{name}, a window with losses: {window}: {lost}")
     for window in chain(control, faulty):
         assert window.denied_sent > 0
         assert window.denied_delivered == 0, str(window)
         assert all(pair.delivered > 0 for pair in window.pairs if pair.allowed), str(window)
-    allowed = percentile([window.lost_share for window in control], 0.95)
-    assert statistics.median(window.lost_share for window in faulty) <= allowed
+    allowed = percentile([share(window) for window in control], 0.95)
+    assert statistics.median(share(window) for window in faulty) <= allowed
+    # One window among several may be worse, but no interruption.
+    assert max(window.unexplained_share for window in faulty) <= max(allowed, INTERRUPTED)
 
 
 def told(name: str, seconds: Sequence[float]) -> None:
@@ -131,6 +144,31 @@ def test_the_prober_sees_what_open_bridges_let_through(rig: Rig) -> None:
     time.sleep(0.5)
     window = prober(rig).end()
     assert (window.denied_delivered, window.denied_sent > 0) == (0, True), "and closed again nothing passes"
+
+
+def test_frames_that_the_switch_did_not_read_are_told_from_those_that_it_dropped(rig: Rig) -> None:
+    """The control of every comparison below: a pause of the switch's process is explained, a missing flow is not."""
+    process = rig.switch.switch
+    assert process is not None
+    before = begin(rig)
+    try:
+        process.send(signal.SIGSTOP)
+        time.sleep(1)
+    finally:
+        process.send(signal.SIGCONT)
+        # nsenter stops with what it has started.
+        os.kill(process.entry.pid, signal.SIGCONT)
+    time.sleep(0.5)
+    paused = end(rig, before)
+    closed, switch = "table=0,priority=9,in_port=1001", f"unix:{RUN}/{worker(1)}.mgmt"
+    before = begin(rig)
+    rig.machine.need("ovs-ofctl", "-OOpenFlow14", "add-flow", switch, f"{closed},actions=drop")
+    time.sleep(0.3)
+    rig.machine.need("ovs-ofctl", "-OOpenFlow14", "--strict", "del-flows", switch, closed)
+    shut = end(rig, before)
+    assert paused.allowed_lost > 100
+    assert paused.unexplained_share < INTERRUPTED
+    assert shut.allowed_unexplained > 50
 
 
 def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> None:
@@ -213,20 +251,20 @@ def test_a_full_disk_refuses_with_a_reason_and_disturbs_no_running_job(rig: Rig)
     recovered: list[float] = []
     for _ in range(FEW):
         churn(rig)
-        prober(rig).begin()
+        before = begin(rig)
         time.sleep(SIZE.window / 2)
-        control.append(prober(rig).end())
+        control.append(end(rig, before))
         began = time.monotonic()
         try:
             rig.machine.run(["dd", "if=/dev/zero", f"of={rig.state}/fill", "bs=4k"])
-            prober(rig).begin()
+            before = begin(rig)
             wait_until(
                 "every node has been refused something",
                 lambda began=began: len({one.node for one in _refused(rig, began)}) == SIZE.workers,  # type: ignore[misc]
                 30,
             )
             time.sleep(SIZE.window / 2)
-            full.append(prober(rig).end())
+            full.append(end(rig, before))
             reasons = _refused(rig, began)
         finally:
             rig.machine.need("rm", str(rig.state / "fill"))
@@ -300,24 +338,31 @@ def test_a_switch_that_never_answers_barriers_delays_only_its_own_jobs(rig: Rig)
 
 def test_a_bridge_that_is_cut_off_goes_on_and_is_caught_up_with(rig: Rig) -> None:
     churn(rig)
-    before = begin(rig)
-    time.sleep(SIZE.window)
-    control = end(rig, before)
+    control: list[Window] = []
+    windows: list[Window] = []
+    for _ in range(2):
+        before = begin(rig)
+        time.sleep(SIZE.window)
+        control.append(end(rig, before))
     before = begin(rig)
     proxy(rig).cut(True)
     cut = time.monotonic()
-    time.sleep(SIZE.partition)
+    while time.monotonic() < cut + SIZE.partition - SIZE.window:
+        time.sleep(SIZE.window)
+        windows.append(end(rig, before))
+        before = begin(rig)
+    time.sleep(max(0.0, cut + SIZE.partition - time.monotonic()))
     others = _since(rig, cut, own_node=False)
     proxy(rig).cut(False)
     healed = time.monotonic()
     rig.churn.pause(60)
     wait_until("in line again", lambda: rig.bridge(BAD)["converged"], 30)
     print(f"cut off for {SIZE.partition} s: all requests answered and in line {time.monotonic() - healed:.2f} s after")
-    window = end(rig, before)
+    windows.append(end(rig, before))
     assert {one.status for one in others} <= {200, 201}
     assert len(others) > 10
     assert rig.drift() == []
-    undisturbed([control], [window])
+    undisturbed(control, windows)
 
 
 def test_a_flapping_connection_changes_no_flow(rig: Rig) -> None:
