@@ -430,6 +430,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             flows=one.machine.flows,
             ports=dict(one.machine.ports) if one.machine.connected else {},
             detail=one.detail,
+            outranked=one.machine.outranked,
         )
 
     def bridges(self) -> list[BridgeState]:

@@ -68,6 +68,8 @@ class BridgeState:
     ports: Mapping[str, int] = field(default_factory=dict)
     detail: str = ""
     """What is wrong or under way, in a sentence; empty when all is well."""
+    outranked: bool = False
+    """The switch refuses this controller as its master: it knows one of a higher generation."""
 
 
 class Question(Protocol):
@@ -157,6 +159,8 @@ class FakeBridge:
     """Another controller is the bridge's master."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
+    outranked: bool = False
+    """A master of a lower generation asked to be its master, and was refused."""
 
 
 class FakeFabric:
@@ -209,10 +213,9 @@ class FakeFabric:
 
     def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
         state = self.state[bridge]
-        if master and generation < state.generations[0]:
-            raise AssertionError(f"{bridge}: generation {generation} after {state.generations[0]}")
-        state.standby = not master
-        if master:
+        state.outranked = master and generation < state.generations[0]
+        state.standby = not master or state.outranked
+        if not state.standby:
             state.generations[0] = generation
             return
         state.desired = None
@@ -251,6 +254,7 @@ class FakeFabric:
             flows=len(fake.actual) if fake.connected else 0,
             ports=dict(fake.ports),
             detail="" if fake.connected else "not connected",
+            outranked=fake.outranked,
         )
 
     def bridges(self) -> list[BridgeState]:

@@ -141,6 +141,7 @@ class Peers:
         now = self._clock()
         for state in self._fabric.bridges():
             self.table.reached(state.bridge, state.connected, now)
+            self.table.outranked(state.bridge, state.outranked, now)
         if self._beats != self._beats_seen:
             self._beats_seen = self._beats
             self.table.beat(now)
@@ -195,7 +196,7 @@ class Peers:
             LOG.warning("controller %s is silent: given up; its bridges are taken over", proposal.gives_up)
         # What the master before us wrote last was stored before our write: it is heard before its bridges are told.
         self._hear_all(0)
-        gained, lost = self.table.took_place(proposal)
+        gained, lost = self.table.took_place(proposal, self._clock())
         for bridge, generation in gained.items():
             self._controller.mastered(bridge, generation)
         for bridge in lost:

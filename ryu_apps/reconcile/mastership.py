@@ -11,6 +11,9 @@ What holds:
   replaces, and counts only when the store says so.
 * Each new master has a higher generation than any before, also when it is the same controller in another run: a switch
   that knows the newer one refuses the older.
+* A switch that refuses the generation knows a newer master. If the store, after `grace`, still says that we are it (the
+  store is younger than the switch's memory: it was lost, and made anew), we claim the bridge again, with a generation
+  further and further ahead, and longer and longer pauses: of two stores with the same bridges neither must win fast.
 * A controller is given up when its beat has not grown for `patience` seconds *and* our own grew several times in them.
   While the store stands still nobody's beat grows, and so nobody is given up; when it goes on, everyone begins anew.
 * Giving up and taking over are one write, valid for the beat that was seen last: either the other one has written
@@ -29,6 +32,11 @@ from ryu_apps.store.store import ControllerRow, DropController, MasterRow, PutMa
 
 OWN_BEATS = 3
 """How many of our own beats must have been durable while another's did not grow."""
+LEAP = 1000
+"""Each refusal makes the next claim's generation this many times further ahead."""
+HIGHEST = 2**62
+LEFT_ALONE = 120.0
+"""Seconds after a refusal in which another one belongs to the same quarrel."""
 STALL = 2.0
 """Seconds between two of our own beats beyond which the store, or this process, stood still."""
 
@@ -49,6 +57,17 @@ class _Peer:
     own_beats: int = 0
 
 
+@dataclass(slots=True)
+class _Refused:
+    """A switch that refuses us: since when, when last, how long we wait now, and how far ahead we go then."""
+
+    since: float
+    last: float
+    pause: float
+    leap: int = 1
+    still: bool = True
+
+
 class Mastership:
     """The table of one controller, `me`."""
 
@@ -65,6 +84,7 @@ class Mastership:
         self._reached_since: dict[str, float] = {}
         self._free_since: dict[str, float] = {}
         self._held: dict[str, int] = {}
+        self._refused: dict[str, _Refused] = {}
         self._last_beat: float | None = None
 
     # --- what it knows
@@ -121,6 +141,21 @@ class Mastership:
             self._reached[bridge] = connected
             self._reached_since[bridge] = now
 
+    def outranked(self, bridge: str, refused: bool, now: float) -> None:
+        """Does the switch refuse us as its master because of our generation?"""
+        known = self._refused.get(bridge)
+        if known is None:
+            if refused:
+                self._refused[bridge] = _Refused(now, now, self._grace)
+            return
+        if refused and not known.still:
+            known.since = now
+        known.still = refused
+        if refused:
+            known.last = now
+        elif now - known.last > LEFT_ALONE:
+            del self._refused[bridge]
+
     def beat(self, now: float) -> None:
         """Our own beat is on disk."""
         stalled = self._last_beat is not None and now - self._last_beat > STALL
@@ -131,7 +166,7 @@ class Mastership:
             else:
                 peer.own_beats += 1
 
-    def took_place(self, proposal: Proposal) -> tuple[dict[str, int], list[str]]:
+    def took_place(self, proposal: Proposal, now: float) -> tuple[dict[str, int], list[str]]:
         """The store has taken it. Returns what we are master of from now on, with generations, and what no more."""
         if proposal.gives_up is not None:
             self._peers.pop(proposal.gives_up, None)
@@ -144,6 +179,9 @@ class Mastership:
             self._rows[row.bridge] = row
             self._free_since.pop(row.bridge, None)
             if row.controller == self._me:
+                refused = self._refused.get(row.bridge)
+                if refused is not None and row.bridge in self._held:
+                    refused.since, refused.pause, refused.leap = now, min(60.0, 4 * refused.pause), refused.leap * LEAP
                 self._held[row.bridge] = gained[row.bridge] = row.generation
             elif self._held.pop(row.bridge, None) is not None:
                 lost.append(row.bridge)
@@ -167,6 +205,8 @@ class Mastership:
                 gone = not self._reached[bridge] and now - self._reached_since.get(bridge, now) >= self._unreached
                 if gone and len(living) > 1:
                     back.append(PutMaster(MasterRow(bridge, "", self._held[bridge]), row))
+                elif (higher := self._higher(bridge, now)) is not None:
+                    taken.setdefault("", []).append(PutMaster(MasterRow(bridge, self._me, higher), row))
                 continue
             if owner in self._peers and owner not in dead:
                 self._free_since.pop(bridge, None)
@@ -185,6 +225,13 @@ class Mastership:
         ]
         proposals += [Proposal((change,)) for change in (*taken.get("", ()), *back)]
         return proposals
+
+    def _higher(self, bridge: str, now: float) -> int | None:
+        """The generation to claim a bridge with that refuses ours; None: not (yet)."""
+        known = self._refused.get(bridge)
+        if known is None or not known.still or now - known.since < known.pause:
+            return None
+        return min(self._held[bridge] + known.leap, HIGHEST)
 
 
 def _first(living: Sequence[str], bridge: str) -> str:

@@ -325,6 +325,8 @@ class SwitchMachine:
         self._role_xid = 0
         # Whether we are the switch's master, and the generation; None: there is no other controller.
         self._role: tuple[bool, int] | None = None
+        self.outranked = False
+        """The switch knows a newer master than this controller, and has refused it."""
         self._ports: dict[str, int] = {}
         self._ports_parts: dict[str, int] = {}
         self._ports_known = False
@@ -435,6 +437,7 @@ class SwitchMachine:
         self.activity = self.state.value
         self._wake = now + self._patience if master else None
         self._role_xid = self._next_xid()
+        self.outranked = False
         return [RequestRole(self._role_xid, master, generation)]
 
     # ------------------------------------------------------------------------------------- inputs: from the switch
@@ -562,6 +565,7 @@ class SwitchMachine:
                 return [Notice(f"does not take this controller as one that only reads: {text}")]
             self.state = State.STANDBY
             self._wake = None
+            self.outranked = True
             self.activity = f"the switch does not take this controller as its master: {text}"
             return [Notice(self.activity, serious=True)]
         if xid == self._watch_xid:

@@ -25,7 +25,7 @@ def table(me: str = "a", *, connected: bool = True) -> Mastership:
 def take(one: Mastership, now: float) -> list[Proposal]:
     found = one.due(now)
     for proposal in found:
-        one.took_place(proposal)
+        one.took_place(proposal, now)
     return found
 
 
@@ -110,7 +110,7 @@ def test_a_silent_master_is_given_up_together_with_the_taking_of_its_bridges() -
     assert proposal.changes[1:] == tuple(
         PutMaster(MasterRow(bridge, "a", 5), MasterRow(bridge, "b", 4)) for bridge in BRIDGES
     )
-    gained, lost = one.took_place(proposal)
+    gained, lost = one.took_place(proposal, now)
     assert gained == dict.fromkeys(BRIDGES, 5)
     assert lost == []
     assert one.peers == frozenset()
@@ -154,6 +154,34 @@ def test_an_earlier_run_of_the_same_name_is_followed_by_a_higher_generation() ->
     assert one.held["br0"] == 10
 
 
+def test_a_switch_that_refuses_the_generation_is_claimed_again_further_ahead_and_later_and_later() -> None:
+    one = table()
+    take(one, 0.0)
+    claims = []
+    for tenth in range(10, 1000):
+        now = tenth / 10
+        one.outranked("br0", one.held["br0"] < 5_000_000, now)
+        for proposal in take(one, now):
+            (change,) = proposal.changes
+            assert isinstance(change, PutMaster)
+            assert change.before == MasterRow("br0", "a", claims[-1][1] if claims else 1)
+            claims.append((now, change.row.generation))
+    assert [generation for _, generation in claims] == [2, 1002, 1_001_002, 1_001_001_002]
+    assert [round(now) for now, _ in claims] == [2, 6, 22, 82]
+    assert one.held["br1"] == 1, "the others are let alone"
+
+
+def test_a_switch_that_no_longer_refuses_is_not_claimed_again() -> None:
+    one = table()
+    take(one, 0.0)
+    one.outranked("br0", True, 1.0)
+    one.outranked("br0", False, 1.5)
+    assert one.due(50.0) == []
+    one.outranked("br0", True, 60.0)
+    assert one.due(60.5) == []
+    assert len(one.due(61.0)) == 1
+
+
 def test_a_bridge_out_of_reach_is_given_back_only_while_somebody_else_could_take_it() -> None:
     one = table()
     take(one, 0.0)
@@ -162,7 +190,7 @@ def test_a_bridge_out_of_reach_is_given_back_only_while_somebody_else_could_take
     one.controller(alive("b"), 20.0)
     (proposal,) = one.due(20.0)
     assert proposal.changes == (PutMaster(MasterRow("br0", "", 1), MasterRow("br0", "a", 1)),)
-    assert one.took_place(proposal) == ({}, ["br0"])
+    assert one.took_place(proposal, 20.0) == ({}, ["br0"])
     assert one.due(30.0) == []
     # The generation goes on from there.
     one.reached("br0", True, 30.0)
@@ -224,7 +252,7 @@ def test_drawn_lives_of_three_controllers_never_show_two_masters_of_one_generati
                                 key = change.row.bridge, change.row.generation
                                 assert key not in masters, f"seed {seed}: {key} had {masters[key]}"
                                 masters[key] = change.row.controller
-                    one.took_place(proposal)
+                    one.took_place(proposal, now)
                     for other, watcher in live.items():
                         if other == who:
                             continue

@@ -257,6 +257,21 @@ def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_b
     assert pair.flows() == {name: compiler.desired_flows(world, name) for name in pair.site.bridges}
 
 
+def test_switches_that_remember_more_than_a_store_that_was_lost_are_taken_all_the_same(pair: Pair) -> None:
+    """Their generations are those of another store; until somebody is above them, nobody is anybody's master."""
+    for name, state in pair.a.fabric.state.items():
+        state.generations[0] = 2500 if name in pair.OF["a"] else 1
+    pair.b.die()
+    until(lambda: pair.a.mine == set(pair.site.bridges), 6)
+    for name in pair.site.bridges:
+        pair.a.controller.mastered(name, pair.a.peers.table.generation(name))
+    assert pair.a.fabric.bridge("br1").outranked
+    assert not pair.a.fabric.bridge("br2").outranked
+    until(lambda: not any(state.outranked for state in pair.a.fabric.bridges()), 20)
+    assert pair.a.controller.register(aid(), spec())[1]
+    assert pair.flows() == {name: compiler.desired_flows(pair.a.controller.world, name) for name in pair.site.bridges}
+
+
 def test_a_bridge_that_only_the_other_reaches_is_left_to_it(pair: Pair) -> None:
     pair.a.controller.register(aid(), spec())
     sent = pair.b.fabric.flow_mods

@@ -956,9 +956,11 @@ def test_a_switch_that_knows_a_newer_master_is_left_to_it() -> None:
     rig.desire(B)
     rig.deliver()
     assert "STALE" in rig.machine.detail
+    assert rig.machine.outranked
     assert (rig.flow_mods, rig.held) == (0, {A})
     role(rig, True, 10)
     rig.deliver()
+    assert not rig.machine.outranked
     assert rig.held == {B}
 
 
