@@ -62,6 +62,8 @@ HELPER_PATIENCE = 75.0
 LAST_CALL = READ_TIMEOUT
 """Seconds that a call to the controller which was begun in time may still take."""
 DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
+LABEL_PAUSE = 1.0
+"""Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +493,9 @@ class Attempts:
         reached(Step.SEAL_MADE)
 
     async def _label(self, attempt: Attempt) -> None:
+        await asyncio.sleep(LABEL_PAUSE)
+        if attempt.ending:
+            return
         with contextlib.suppress(AgentError):
             await self._db.label(attempt.record.port, attempt.id)
             reached(Step.BEGIN_LABELLED)

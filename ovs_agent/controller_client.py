@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
+from ovs_agent import http1
 from ovs_agent.controller_tls import tls_words
 from ovs_agent.errors import AgentError
 from policies.wire import (
@@ -46,6 +46,7 @@ from policies.wire import (
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 16.0
 """Seconds for one answer: a controller answers within its deadline (10 s) and 5 s."""
 KEPT = 45.0
@@ -104,20 +105,17 @@ class ControllerClient:
         self._at = 0
         self._known = dict.fromkeys(self._urls, OLDEST_PROTOCOL)
         """What each controller said that it knows."""
-        self._http = httpx.AsyncClient(
-            headers={PROTOCOL_HEADER: str(PROTOCOL)} | ({} if token is None else {"Authorization": f"Bearer {token}"}),
-            timeout=httpx.Timeout(READ_TIMEOUT, connect=3.0),
-            limits=httpx.Limits(max_connections=64, keepalive_expiry=KEPT),
-            verify=True if context is None else context,
-            trust_env=False,
-        )
+        self._headers = {PROTOCOL_HEADER: str(PROTOCOL), "Accept": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._http = http1.Client(context, connect=CONNECT_TIMEOUT, answer=READ_TIMEOUT, kept=KEPT, most=MAX_ANSWER)
 
     @property
     def url(self) -> str:
         return self._urls[self._at]
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def put_node(self, spec: NodeSpec) -> NodeGrant:
         return await self._call("PUT", f"/v1/nodes/{quote(self._node)}", NodeGrant, spec)
@@ -160,39 +158,38 @@ class ControllerClient:
         """The queues of a border; None: still those whose digest is `known`."""
         path = f"/v1/bridges/{quote(bridge)}/queues"
         response = await self._ask("GET", path, None, {} if known is None else {"If-None-Match": f'"{known}"'})
-        return None if response.status_code == 304 else self._understand("GET", path, QueueWish, response)
+        return None if response.status == 304 else self._understand("GET", path, QueueWish, response)
 
     async def report_queues(self, bridge: str, report: QueueReport) -> QueueStatus:
         return await self._call("PUT", f"/v1/bridges/{quote(bridge)}/queues/report", QueueStatus, report)
 
     async def _ask_one(
         self, method: str, url: str, path: str, body: BaseModel | None, headers: Mapping[str, str]
-    ) -> httpx.Response:
+    ) -> http1.Answer:
         """One answer, whatever it says. A controller that was replaced by an older one is asked again in its words."""
         while True:
             spoken = min(PROTOCOL, self._known[url])
-            response = await self._http.request(
-                method,
-                url + path,
-                content=words(body, spoken) if body is not None else None,
-                headers=headers if body is None else {**headers, "Content-Type": "application/json"},
-            )
-            self._known[url] = protocol_of(response.headers.get(PROTOCOL_HEADER))
-            if response.status_code != 400 or self._known[url] >= spoken:
+            said = {**self._headers, **headers}
+            if body is not None:
+                said["Content-Type"] = "application/json"
+            content = words(body, spoken) if body is not None else None
+            response = await self._http.request(method, url + path, said, content)
+            self._known[url] = protocol_of(response.headers.get(PROTOCOL_HEADER.lower()))
+            if response.status != 400 or self._known[url] >= spoken:
                 return response
             log.warning("controller %s knows protocol %d only; speaking that", url, self._known[url])
 
     async def _call(self, method: str, path: str, answer: type[M], body: BaseModel | None) -> M:
         return self._understand(method, path, answer, await self._ask(method, path, body, {}))
 
-    async def _ask(self, method: str, path: str, body: BaseModel | None, headers: dict[str, str]) -> httpx.Response:
+    async def _ask(self, method: str, path: str, body: BaseModel | None, headers: dict[str, str]) -> http1.Answer:
         """The answer of whichever controller can be reached, whatever it is."""
         trouble: Unavailable | None = None
         for _ in self._urls:
             url = self.url
             try:
                 response = await self._ask_one(method, url, path, body, headers)
-            except (httpx.HTTPError, ssl.SSLError, OSError) as e:
+            except (ssl.SSLError, OSError) as e:
                 why = tls_words(e) or str(e) or type(e).__name__
                 trouble = Unavailable(f"controller {url} cannot be reached: {why}")
                 self._at = (self._at + 1) % len(self._urls)
@@ -201,14 +198,14 @@ class ControllerClient:
         assert trouble is not None
         raise trouble
 
-    def _understand(self, method: str, path: str, answer: type[M], response: httpx.Response) -> M:
-        if response.status_code in (200, 201) and len(response.content) <= MAX_ANSWER:
+    def _understand(self, method: str, path: str, answer: type[M], response: http1.Answer) -> M:
+        if response.status in (200, 201):
             try:
                 return answer.model_validate_json(response.content)
             except ValidationError as e:
                 first = str(e).splitlines()[0]
                 raise Unavailable(f"controller {self.url} answered {method} {path} with nonsense: {first}") from None
-        raise meaning(response.status_code, response.content)
+        raise meaning(response.status, response.content)
 
 
 class GivenUp(AgentError):

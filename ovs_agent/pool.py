@@ -21,6 +21,7 @@ from ovs_agent import netlink, plan
 from ovs_agent.conntrack import Conntrack
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
+from ovs_agent.pace import Pace
 from ovs_agent.plan import Lane, Network
 from ovs_agent.steps import Step, reached
 
@@ -32,6 +33,9 @@ RECENT, REMEMBERED, IDLE = 10.0, 60.0, 60.0
 """Seconds: what counts as recent demand; how long a job that found no lane is remembered; without jobs until the pool
 shrinks."""
 MOST_AHEAD = 64
+TOGETHER = 0.25
+"""Seconds between two changes of the switch's ports, and between two demolitions: the switch looks at every port for
+each change of one, and who demolishes at every process."""
 
 
 class NoLane(AgentError):
@@ -85,6 +89,7 @@ class Pool:
         self._doomed: list[str] = []
         self._unplug_wake = asyncio.Event()
         self._unplug_waiting: list[asyncio.Future[None]] = []
+        self._building, self._ruining, self._unplugging = Pace(TOGETHER), Pace(TOGETHER), Pace(TOGETHER)
 
     @property
     def network(self) -> Network | None:
@@ -165,6 +170,7 @@ class Pool:
 
     async def _demolish_all(self) -> None:
         while self._ruins:
+            await self._ruining.turn()
             batch, self._ruins = self._ruins[:BATCH], self._ruins[BATCH:]
             try:
                 work = functools.partial(netlink.demolish_all, [ruin for ruin, _ in batch])
@@ -212,6 +218,7 @@ class Pool:
         pause = 0.2
         while True:
             await self._unplug_wake.wait()
+            await self._unplugging.turn()
             self._unplug_wake.clear()
             ports, self._doomed = self._doomed[:BATCH], self._doomed[BATCH:]
             waiting, self._unplug_waiting = self._unplug_waiting[:BATCH], self._unplug_waiting[BATCH:]
@@ -257,6 +264,12 @@ class Pool:
             if missing <= 0:
                 await self._shrink()
                 continue
+            if self._wanted <= len(self._ready) and (due := self._building.due()):
+                with contextlib.suppress(TimeoutError):  # until it is time, or a job waits for one
+                    await asyncio.wait_for(self._wake.wait(), due)
+                self._wake.set()
+                continue
+            self._building.taken()
             numbers = self._free_numbers(net, min(missing, HURRIED if self._wanted else BATCH))
             if not numbers:
                 self._trouble = f"all {plan.capacity(net)} job networks of {net.ipv4_range} are in use or in quarantine"
