@@ -1,7 +1,7 @@
 """The running controller: everything started in order, looked after, and ended in the reverse order.
 
-    files ─▶ store ─▶ switches let in ─▶ everything read back ─▶ API ─▶ "ready" ─▶ … SIGTERM
-                              └─ (with a store for several: the others are followed)
+    files ─▶ switches let in ─▶ store ─▶ everything read back ─▶ API ─▶ "ready" ─▶ … SIGTERM
+    files ─▶ store for several ─▶ everything read back, the others followed ─▶ switches let in ─▶ API ─▶ …
 
 Invariants: nothing is said to a switch before the store is read; switches are let in before the API answers; SIGTERM
 and SIGINT leave all flows where they are; a reload takes all or nothing.
@@ -19,7 +19,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from policies.certificates import bridge_certificate_name, node_certificate_name
@@ -40,32 +40,43 @@ LOG = logging.getLogger("lark")
 
 
 def serve(files: Files) -> None:
-    """Everything, from the store up, until a signal. Raises EngineError or StoreError."""
+    """Everything, from the store up, until a signal. Raises EngineError or StoreError.
+
+    The collector of garbage may be off until all is read (`cli.run`); from then on it runs.
+    """
     config, site = files.config, files.site
-    # Hundreds of thousands of objects come and none goes: looking for garbage would take a quarter of the start.
-    gc.disable()
     with contextlib.ExitStack() as last:
         signals = last.enter_context(Signals())
         opened = OpenStore(config.store)
         last.callback(opened.close)
-        store = opened.open()
-        several = None if config.store.embedded else config.store.name
-        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease, name=several)
+        # Its server reads the database while we go on.
+        opened.begin()
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
+        ready = threading.Event()
+
+        def on_ports(bridge: str, ports: Mapping[str, int]) -> None:
+            ready.wait()
+            controller.fabric_ports(bridge, ports)
+
         switches = framework.add(
             SwitchApp,
             {bridge.datapath_id: name for name, bridge in site.bridges.items()},
-            on_ports=controller.fabric_ports,
+            on_ports=on_ports,
             addresses={name: bridge.address for name, bridge in site.bridges.items() if bridge.address is not None},
             certificates=None
             if doors.openflow is None
             else {name: bridge_certificate_name(name, bridge.certificate) for name, bridge in site.bridges.items()},
         )
-        if several is None:
+        if config.store.embedded:
+            # While everything is read back they connect and show what they have; nothing is said to them before. First
+            # of all, because a switch that finds nobody tries again only a second or more later.
             last.callback(framework.stop)
-            # While everything is read back they connect and show what they have; nothing is said to them before.
             framework.start()
+        store = opened.open()
+        several = None if config.store.embedded else config.store.name
+        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease, name=several)
+        if several is None:
             controller.start(switches)
         else:
             peers = Peers(several, controller, store, switches, list(site.bridges))
@@ -74,6 +85,7 @@ def serve(files: Files) -> None:
             last.callback(peers.stop)
             last.callback(framework.stop)
             framework.start()
+        ready.set()
         gc.enable()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
         borders = {

@@ -39,7 +39,7 @@ class StoreSettings:
 
 
 class OpenStore:
-    """`open()` once, `look_after()` about once a second, `close()` at the end."""
+    """`begin()` and `open()` once, `look_after()` about once a second, `close()` at the end."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
@@ -47,15 +47,24 @@ class OpenStore:
         self._lock: int | None = None
         self._store: OvsdbStore | None = None
 
-    def open(self) -> OvsdbStore:
-        """Raises StoreError."""
+    def begin(self) -> None:
+        """Take the state directory, and let a server of our own begin to start. Raises StoreError."""
         settings = self._settings
         if settings.embedded:
             self._server = EmbeddedServer(settings.state_dir)
-            self._server.start()
-            remotes: Sequence[str] = [self._server.remote]
+            self._server.begin()
         else:
             self._lock = lock_state_dir(settings.state_dir)
+
+    def open(self) -> OvsdbStore:
+        """Raises StoreError."""
+        settings = self._settings
+        if self._server is None and self._lock is None:
+            self.begin()
+        if self._server is not None:
+            self._server.wait()
+            remotes: Sequence[str] = [self._server.remote]
+        else:
             remotes = settings.servers
             living = living_controllers(settings, settings.name)
             if living:

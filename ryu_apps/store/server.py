@@ -26,6 +26,7 @@ from ryu_apps.store.store import StoreError
 LOG = logging.getLogger("lark.store")
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin:/usr/local/bin"
 _START_SECONDS = 15.0
+_RETRY_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -102,7 +103,8 @@ def _check_name(tool: str, db: Path) -> None:
 
 
 class EmbeddedServer:
-    """Start with `start()`, look after it with `ensure()`, stop with `stop()`. `remote` is what clients connect to."""
+    """Start with `start()` (or `begin()`, then `wait()`), look after it with `ensure()`, stop with `stop()`. `remote` is
+    what clients connect to."""
 
     def __init__(self, state_dir: Path) -> None:
         # ovsdb-server takes relative paths to be relative to its own run directory.
@@ -112,6 +114,8 @@ class EmbeddedServer:
         self._socket = state_dir / "lark.sock"
         self._log = state_dir / "ovsdb-server.log"
         self._child: subprocess.Popen[bytes] | None = None
+        self._said = 0
+        """How long the log was when the server was last started."""
         self._lock: int | None = None
 
     @property
@@ -124,6 +128,11 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Create the database if there is none, start the server, and return when it accepts connections."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """The same, but for the waiting, which `wait` does."""
         self._lock = lock_state_dir(self._dir)
         prepare_file(self._db)
         self._spawn()
@@ -133,6 +142,7 @@ class EmbeddedServer:
         if self._child is not None and self._child.poll() is not None:
             LOG.error("ovsdb-server (pid %d) ended with %s; starting it again", self._child.pid, self._child.returncode)
             self._spawn()
+            self.wait()
 
     def stop(self) -> None:
         """Stop the server and give the state directory free. May be called twice."""
@@ -151,45 +161,52 @@ class EmbeddedServer:
 
     def _spawn(self) -> None:
         server = find_tool("ovsdb-server")
-        deadline = time.monotonic() + _START_SECONDS
+        self._socket.unlink(missing_ok=True)
+        parent = os.getpid()
+        with self._log.open("ab") as log:
+            self._said = log.tell()
+            self._child = subprocess.Popen(
+                [
+                    server,
+                    str(self._db),
+                    f"--remote=punix:{self._socket}",
+                    f"--unixctl={self._dir / 'ovsdb-server.ctl'}",
+                    f"--log-file={self._log}",
+                    "--no-chdir",
+                    "-vconsole:off",
+                    "-vsyslog:off",
+                    "-vfile:info",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Its own session: an interrupt typed at a terminal reaches the controller, which stops it in order.
+                start_new_session=True,
+                preexec_fn=functools.partial(_die_with_parent, parent),
+            )
+
+    def wait(self) -> None:
+        """Return when the server accepts connections. Raises StoreError."""
+        began = time.monotonic()
         while True:
-            self._socket.unlink(missing_ok=True)
-            parent = os.getpid()
-            with self._log.open("ab") as log:
-                start = log.tell()
-                self._child = subprocess.Popen(
-                    [
-                        server,
-                        str(self._db),
-                        f"--remote=punix:{self._socket}",
-                        f"--unixctl={self._dir / 'ovsdb-server.ctl'}",
-                        f"--log-file={self._log}",
-                        "--no-chdir",
-                        "-vconsole:off",
-                        "-vsyslog:off",
-                        "-vfile:info",
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # Its own session: an interrupt typed at a terminal reaches the controller, which stops it in order.
-                    start_new_session=True,
-                    preexec_fn=functools.partial(_die_with_parent, parent),
-                )
-            while self._child.poll() is None:
+            child = self._child
+            assert child is not None
+            if child.poll() is None:
                 if self._accepts():
-                    LOG.info("ovsdb-server pid %d serves %s", self._child.pid, self._db)
+                    LOG.info("ovsdb-server pid %d serves %s", child.pid, self._db)
                     return
-                if time.monotonic() > deadline:
+                if time.monotonic() > began + _START_SECONDS:
                     raise StoreError(f"ovsdb-server did not open {self._socket} in time; see {self._log}")
                 time.sleep(0.02)
+                continue
             # A killed controller's server may still hold the file's lock for a moment: try again.
-            if time.monotonic() > deadline - _START_SECONDS + 5:
+            if time.monotonic() > began + _RETRY_SECONDS:
                 with self._log.open("rb") as log:
-                    log.seek(start)
+                    log.seek(self._said)
                     tail = log.read()[-600:].decode(errors="replace").strip()
-                raise StoreError(f"ovsdb-server on {self._db} ended with {self._child.returncode}: {tail}")
+                raise StoreError(f"ovsdb-server on {self._db} ended with {child.returncode}: {tail}")
             time.sleep(0.1)
+            self._spawn()
 
     def _accepts(self) -> bool:
         probe = socket.socket(socket.AF_UNIX)
