@@ -177,7 +177,10 @@ class Present:
         """The row with the numbers that the world has for its identity and slice."""
         name = row.decision.slice
         number = self._slices[name] if name is not None else 0
-        return replace(row, identity=self._identities[row.decision.outcome], slice_number=number)
+        identity = self._identities[row.decision.outcome]
+        if (row.identity, row.slice_number) == (identity, number):
+            return row
+        return replace(row, identity=identity, slice_number=number)
 
     def keep(self, row: AttemptRow) -> AttemptRow:
         """The row of a living attempt, with the world's numbers; it holds what it claims."""

@@ -229,6 +229,21 @@ class _Seen:
 
 
 @dataclass(slots=True)
+class _Dump:
+    """A reading of the flows at the beginning, so far. What was expected is kept once, not a second time as shown."""
+
+    expected: Mapping[EntryKey, EntryValue]
+    """What the switch will most probably show: only a hint, to tell familiar bytes from those to look into."""
+    missing: set[EntryKey]
+    other: dict[EntryKey, EntryValue] = field(default_factory=dict)
+
+    def shown(self) -> Mapping[EntryKey, EntryValue]:
+        if not self.missing and not self.other:
+            return self.expected
+        return {key: value for key, value in self.expected.items() if key not in self.missing} | self.other
+
+
+@dataclass(slots=True)
 class _Check:
     """A reading of the flows while the conversation goes on."""
 
@@ -237,7 +252,8 @@ class _Check:
     wake: float
     touched: set[EntryKey]
     """Keys of changes that were under way at any moment of it."""
-    same: set[EntryKey] = field(default_factory=set)
+    missing: set[EntryKey]
+    """Of what it should show, what it has not shown yet."""
     differs: dict[EntryKey, EntryValue | None] = field(default_factory=dict)
     """What the switch shows where it does not show what it should; None: nothing."""
     seen: _Seen = field(default_factory=_Seen)
@@ -307,7 +323,8 @@ class SwitchMachine:
         self._queue: list[_Request] = []
         self._alone = 0
         # What the switch showed, as long as it may differ from base; None once the two are known to be the same.
-        self._actual: dict[EntryKey, EntryValue] | None = None
+        self._actual: Mapping[EntryKey, EntryValue] | None = None
+        self._reading: _Dump | None = None
         self._seen = _Seen()
         self._flight: _Flight | None = None
         self._check: _Check | None = None
@@ -514,18 +531,26 @@ class SwitchMachine:
         """A part of the answer to RequestDump, as `decode.flow_entries` cut it; the last one has `more` false."""
         if self._check is not None and xid == self._check.xid:
             return self._check_part(self._check, entries, more, now)
-        if self.state is not State.DUMPING or xid != self._dump_xid or self._actual is None:
+        if self.state is not State.DUMPING or xid != self._dump_xid:
             return []
         self._wake = now + self._patience
-        wanted = self._expected()
+        if self._reading is None:
+            expected = self._expected()
+            self._reading = _Dump(expected, set(expected))
+        expected, missing, other = self._reading.expected, self._reading.missing, self._reading.other
         for key, value in entries:
-            if wanted.get(key) != value:
+            if expected.get(key) != value:
                 if not _ours(key, value, self._seen):
                     continue
                 key, value = decode.canonical(key, value)
-            self._actual[key] = value
+                if expected.get(key) != value:
+                    missing.discard(key)
+                    other[key] = value
+                    continue
+            missing.discard(key)
         if more:
             return []
+        self._actual, self._reading = self._reading.shown(), None
         self.state = State.STEADY
         self._wake = None
         self._next_check(now, 0.0)
@@ -623,7 +648,8 @@ class SwitchMachine:
             self._next_check(now, 0.0)
             return []
         under_way = () if self._flight is None else self._flight.items
-        self._check = _Check(self._next_xid(), now, now + self._patience, {key for key, _ in under_way})
+        touched = {key for key, _ in under_way}
+        self._check = _Check(self._next_xid(), now, now + self._patience, touched, set(self._base or ()))
         self._check_at = None
         self.counts.checks += 1
         return [RequestDump(self._check.xid)]
@@ -641,13 +667,12 @@ class SwitchMachine:
                 if base.get(key) != value:
                     check.differs[key] = value
                     continue
-            check.same.add(key)
+            check.missing.discard(key)
         if more:
             return []
         self._check = None
         self._next_check(now, now - check.began)
-        if len(check.same) < len(base):
-            check.differs.update((key, None) for key in base if key not in check.same and key not in check.differs)
+        check.differs.update((key, None) for key in check.missing if key in base and key not in check.differs)
         for key in check.touched:
             check.differs.pop(key, None)
         out = self._judge(check.seen)
@@ -711,6 +736,7 @@ class SwitchMachine:
         """What was under way or known of the flows is void."""
         self._flight = None
         self._actual = None
+        self._reading = None
         self._seen = _Seen()
         self._check = None
         self._check_at = None
@@ -723,7 +749,6 @@ class SwitchMachine:
         self._wake = None
 
     def _expected(self) -> Mapping[EntryKey, EntryValue]:
-        """What the switch will most probably show: only a hint, to tell familiar bytes from those to look into."""
         waiting = (request.entries for request in reversed(self._queue) if isinstance(request, _Replace))
         return next(waiting, self._base or {})
 
@@ -739,6 +764,7 @@ class SwitchMachine:
         self.state = State.DUMPING
         self.activity = State.DUMPING.value
         self._actual = {}
+        self._reading = None
         self._seen = _Seen()
         self._check = None
         self._check_at = None

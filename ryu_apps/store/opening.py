@@ -85,6 +85,7 @@ class OpenStore:
             self._store.close()
         if self._server is not None:
             self._server.stop()
+            self._server = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -103,8 +103,8 @@ def _check_name(tool: str, db: Path) -> None:
 
 
 class EmbeddedServer:
-    """Start with `start()` (or `begin()`, then `wait()`), look after it with `ensure()`, stop with `stop()`. `remote` is
-    what clients connect to."""
+    """Start with `start()`, or with `begin()` and `wait()`; look after it with `ensure()`, stop with `stop()`.
+    `remote` is what clients connect to."""
 
     def __init__(self, state_dir: Path) -> None:
         # ovsdb-server takes relative paths to be relative to its own run directory.
