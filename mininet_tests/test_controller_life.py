@@ -86,6 +86,8 @@ class Daemon:
         self.agent = self.token(TokenRole.AGENT, "wn1")
         self.viewer = self.token(TokenRole.VIEWER)
         self.process: subprocess.Popen[str] | None = None
+        self.source = ROOT
+        """Where the program is run from."""
         self.logs = 0
         self.ready = ""
 
@@ -96,7 +98,7 @@ class Daemon:
 
     @property
     def _env(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT)}
+        return {**os.environ, "PYTHONPATH": str(self.source)}
 
     def token(self, role: TokenRole, node: str | None = None) -> str:
         return new_token(self.home / "tokens.yaml", role, node)
@@ -157,6 +159,11 @@ class Daemon:
             return answer.status, json.loads(answer.read())
         finally:
             connection.close()
+
+    def policy(self) -> str:
+        """The digest of the policy in force."""
+        _, found = self.call("GET", "/v1/policy", token=self.viewer)
+        return str(found["digest"])
 
     def bridge(self, name: str) -> dict[str, Any]:
         _, found = self.call("GET", "/v1/bridges", token=self.viewer)

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from mininet_tests.older import older_version
 from mininet_tests.store_rig import StoreCluster
-from mininet_tests.switch_rig import DummySwitch, wait_until
+from mininet_tests.switch_rig import ROOT, DummySwitch, wait_until
 from mininet_tests.test_controller_life import (
     ATTEMPT,
     GATE,
+    POLICY,
     WORKER,
     Daemon,
     attempt,
@@ -263,3 +265,85 @@ def test_nobody_is_given_up_when_the_store_loses_its_leader_and_one_that_stood_s
     assert process.wait(15) != 0
     assert "the other controllers have given ctl2 up" in logs(site.controllers[a])
     assert site.everything() == before
+
+
+def test_another_policy_is_in_force_on_all_when_each_was_told_and_who_was_not_says_so(site: Site) -> None:
+    a, b = NAMES
+    site.until_in_line()
+    assert site.controllers[a].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    assert register(site, 2, (a, b)) == 201
+    granted = site.everything()
+    assert flows_of(site.switch, GATE, ATTEMPT), "the gate knows the job"
+    digests = set()
+    said = "decided by another controller with another policy"
+    for name in (a, b):
+        daemon = site.controllers[name]
+        before = daemon.policy()
+        policy = POLICY.replace("{for: physics, to: files}", "{for: sealed, to: files, trust-user: true}")
+        (daemon.home / "policy.yaml").write_text(policy)
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_until("it has the new policy", lambda d=daemon, old=before: d.policy() != old, 10)  # type: ignore[misc]
+        digests.add(daemon.policy())
+        if name == a:
+            assert site.controllers[b].policy() == before
+            wait_until("the other says so", lambda: said in site.controllers[b].log(), 10)
+            assert said not in site.controllers[a].log()
+    assert len(digests) == 1
+    wait_until("the gate has forgotten the job", lambda: not flows_of(site.switch, GATE, ATTEMPT), 10)
+    after = site.everything()
+    assert after != granted
+    # Whoever takes over has the same policy: nothing changes.
+    site.controllers[b].stop(signal.SIGKILL)
+    site.until_in_line()
+    assert site.everything() == after
+
+
+def test_a_store_that_is_lost_leaves_no_bridge_without_a_master(site: Site, store: StoreCluster) -> None:
+    """The switches remember a higher generation than the new store gives; at first they refuse it."""
+    a, b = NAMES
+    site.until_in_line()
+    site.controllers[b].stop()
+    site.until_in_line()
+    site.controllers[a].stop()
+    with StoreCluster() as another:
+        for daemon in site.controllers.values():
+            path = daemon.home / "controller.yaml"
+            text = path.read_text()
+            for old, new in zip(store.servers, another.servers, strict=True):
+                text = text.replace(f'"{old}"', f'"{new}"')
+            path.write_text(text)
+        site.controllers[a].start()
+        assert set(site.until_in_line(30).values()) == {a}
+        assert "STALE" in site.controllers[a].log(), "it was refused"
+        assert site.controllers[a].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+        assert register(site, 2, (a,)) == 201
+        site.controllers[a].stop()
+
+
+def test_a_controller_of_an_older_version_and_one_of_this_share_the_bridges(site: Site) -> None:
+    """As during an upgrade: one after the other is replaced, jobs come and go meanwhile."""
+    a, b = NAMES
+    with older_version() as older:
+        for number, (name, other) in enumerate(((a, b), (b, a))):
+            site.controllers[name].stop()
+            site.until_in_line()
+            site.controllers[name].source = older
+            site.controllers[name].start()
+            site.controllers[other].stop()
+            assert set(site.until_in_line().values()) == {name}
+            site.controllers[other].start()
+            assert site.controllers[name].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+            for n in range(2 + 10 * number, 8 + 10 * number):
+                assert register(site, n, (name, other) if n % 2 else (other, name)) == 201
+            for n in range(2 + 10 * number, 5 + 10 * number):
+                order = (other, name) if n % 2 else (name, other)
+                assert site.ask("DELETE", f"/v1/attempts/{attempt_id(n)}", None, order)[0] == 200
+            wait_until("both know the same", lambda: site.known(a) == site.known(b), 10)
+            assert len(site.known(a)) == 3 * (number + 1)
+            # This version takes over from the older one, and goes on from there.
+            site.controllers[name].stop(signal.SIGKILL)
+            assert set(site.until_in_line().values()) == {other}
+            assert len(flows_of(site.switch, GATE, ATTEMPT)) > 0
+            site.controllers[name].source = ROOT
+            site.controllers[name].start()

@@ -1,14 +1,12 @@
 """Agent and controller are replaced while jobs run, one after the other and back again: nobody notices.
 
-The older version is the project's own, as it was one protocol or many commits ago (`OLDER`). Where the checkout has no
-history (a release, a shallow clone), the present version takes its place: then this shows that replacing the daemons
-disturbs nobody, and `tests/unit/policies/test_one_version_apart.py` alone that the words still fit.
+Where the checkout has no history, the present version takes the older one's place (`mininet_tests.older`): then this
+shows that replacing the daemons disturbs nobody, and `tests/unit/policies/test_one_version_apart.py` alone that the
+words still fit.
 """
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,27 +14,18 @@ import pytest
 
 from mininet_tests.agent_rig import Starter
 from mininet_tests.kill_rig import KillRig
+from mininet_tests.older import older_version
 from mininet_tests.site.lark import REPOSITORY
 from mininet_tests.site.namespaces import wait_until
 
-OLDER = "009d64e611a4d1e496d10bbfad52d9c611904448"
-"""The last commit whose messages had no `Lark-Protocol` header."""
 pytestmark = pytest.mark.timeout(280)
 
 
 @pytest.fixture(scope="module")
 def older() -> Iterator[Path]:
     """A directory with the older version."""
-    with tempfile.TemporaryDirectory(prefix="lkag-older-") as name:
-        archive = Path(name) / "older.tar"
-        git = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), "archive", "-o", str(archive), OLDER]
-        if subprocess.run(git, capture_output=True, check=False).returncode == 0:
-            subprocess.run(["tar", "-xf", str(archive), "-C", name], check=True)
-            print(f"older version: {OLDER}")
-            yield Path(name)
-        else:
-            print("older version: the present one (this checkout has no history)")
-            yield REPOSITORY
+    with older_version() as root:
+        yield root
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@
 not. A bridge that was away has not heard of that: the attempt's end waits for it too.
 
 Invariants: a bridge is in `awaits` until its master has said, in the store, that the row is in force there, or why not;
-a ticket of another's bridge is settled by nothing else.
+a ticket of another's bridge is settled by nothing else, as long as the bridge is another's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ryu_apps.fabric import Outcome, TicketResult
+from ryu_apps.fabric import Outcome, Ticket, TicketResult
 from ryu_apps.store.store import AttemptRow
 
 REASON_LENGTH = 300
@@ -32,19 +32,29 @@ class Elsewhere:
         self._bridge = bridge
         self._settled = threading.Event()
         self._result: TicketResult | None = None
+        self._instead: Ticket | None = None
 
     def settle(self, result: TicketResult) -> None:
         if self._result is None:
             self._result = result
             self._settled.set()
 
+    def follow(self, ticket: Ticket) -> None:
+        """The bridge is this controller's own now: whoever waits goes on waiting for what it says itself."""
+        self._instead = ticket
+        self._settled.set()
+
     def wait(self, deadline: float) -> TicketResult:
         self._settled.wait(max(0.0, deadline - time.monotonic()))
+        if self._result is None and self._instead is not None:
+            return self._instead.wait(deadline)
         return self._result or TicketResult(
             Outcome.TIMED_OUT, f"the controller that is master of bridge {self._bridge} has not confirmed in time"
         )
 
     def result(self) -> TicketResult | None:
+        if self._result is None and self._instead is not None:
+            return self._instead.result()
         return self._result
 
 

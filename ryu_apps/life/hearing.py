@@ -26,6 +26,8 @@ from ryu_apps.shared import Elsewhere, asked, awaiting, without
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Pending, StoreError
 
 LOG = logging.getLogger("lark.controller")
+DIFFERING_SECONDS = 60.0
+"""Between two lines of the log that say so while two controllers have different policies."""
 
 
 class Hearing:
@@ -51,6 +53,8 @@ class Hearing:
         self._owed: dict[tuple[str, str], Ticket] = {}
         self._owed_refused: dict[str, set[str]] = {}
         self.collided: set[str] = set()
+        self._differing: dict[str, float] = {}
+        """Digests of other controllers' policies, and when that was last said."""
 
     # --- rows; the caller has the lock --------------------------------------------------------------------------------
 
@@ -91,7 +95,7 @@ class Hearing:
             return
         policy = present.world.policy
         if row.digest != policy.digest:
-            LOG.warning("attempt=%s was decided by another controller with another policy: decided anew here", id)
+            self._say_that_policies_differ(row.digest)
             row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
         elif present.lower(row):
             # Bridges that have the other number are told.
@@ -108,6 +112,19 @@ class Hearing:
             if bridge in self._telling.mine and not reason:
                 ticket = tickets.get(bridge)
                 self._owed[id, bridge] = self._telling.confirmation(id, bridge) if ticket is None else ticket
+
+    def _say_that_policies_differ(self, other: str) -> None:
+        """Now and then: one row comes for each attempt there is."""
+        now = self._times.clock()
+        said = self._differing.get(other)
+        if said is None or now - said >= DIFFERING_SECONDS:
+            self._differing[other] = now
+            LOG.error(
+                "attempts are decided by another controller with another policy: %s, and %s here; each bridge has that "
+                "of its master. Let policy.yaml be the same for all controllers, and send SIGHUP to each",
+                other[:12],
+                self._present.world.policy.digest[:12],
+            )
 
     def _note_collisions(self, row: AttemptRow) -> None:
         present = self._present
@@ -164,8 +181,11 @@ class Hearing:
         """This controller is the bridge's master from now on: it says the whole truth, and answers for the bridge."""
         ticket = self._telling.master(bridge, generation)
         for id, leaving in self._departures.known.items():
-            if bridge in leaving.tickets and not gone(leaving.tickets[bridge]):
+            before = leaving.tickets.get(bridge)
+            if before is not None and not gone(before):
                 leaving.tickets[bridge] = ticket
+                if isinstance(before, Elsewhere):
+                    before.follow(ticket)
                 self._departures.to_confirm[id] = self._times.until()
         for id, row in self._records.stored.items():
             if asked(row).get(bridge) == "" and id in self._present.rows:

@@ -257,6 +257,17 @@ def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_b
     assert pair.flows() == {name: compiler.desired_flows(world, name) for name in pair.site.bridges}
 
 
+def test_an_end_that_waits_for_a_dead_controllers_bridge_is_answered_as_soon_as_that_is_taken_over(pair: Pair) -> None:
+    pair.a.controller.register(aid(), spec())
+    pair.b.die()
+    time.sleep(1.5)
+    began = time.monotonic()
+    answer = pair.a.controller.delete(aid())
+    assert answer.bridges == dict.fromkeys(("br1", "gate1"), BridgeRealisation.REALISED)
+    assert time.monotonic() - began < 3.0, "the deadline of a request"
+    assert pair.a.store.attempts == {}
+
+
 def test_switches_that_remember_more_than_a_store_that_was_lost_are_taken_all_the_same(pair: Pair) -> None:
     """Their generations are those of another store; until somebody is above them, nobody is anybody's master."""
     for name, state in pair.a.fabric.state.items():
