@@ -491,11 +491,14 @@ class Rig:
         flows = {bridge: [LANE] for bridge in self.bridges}
         flows[CORE] = [f"priority=2,ip,nw_dst={SERVER},actions=output:999", "priority=0,actions=output:1000"]
         flows[CORE] += [f"priority=1,ip,nw_dst=10.20.{n}.0/24,actions=output:{n}" for n in self.workers]
-        for bridge, texts in flows.items():
-            self.machine.run(
-                ["ovs-ofctl", "-OOpenFlow14", "add-flows", f"unix:{RUN}/{bridge}.mgmt", "-"],
-                given="\n".join(texts) + "\n",
-            ).need()
+        # All at once, as the agents of so many nodes do: one after the other they would wait for each other's turn in
+        # the one switch that all of them share here.
+        script = "".join(
+            f"ovs-ofctl -OOpenFlow14 add-flows unix:{RUN}/{bridge}.mgmt - <<'.' &\n" + "\n".join(texts) + "\n.\n"
+            'all="$all $!"\n'
+            for bridge, texts in flows.items()
+        )
+        self.machine.run(["sh", "-e"], given=script + 'for one in $all; do wait "$one"; done\n').need()
 
     def kill_switch(self) -> None:
         self.switch.kill_switch()
