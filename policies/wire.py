@@ -242,12 +242,30 @@ class Denial(Answer):
     """The reason in a sentence, for example `no grant of this job covers service fileserver`."""
 
 
+class Crossed(Answer):
+    """What of an attempt's packets has come to a border, in both directions together."""
+
+    packets: int
+    bytes: int
+    rate: int
+    """bit/s of late."""
+
+
 class Counters(Answer):
+    """What an attempt's flows have counted since it began. They never go back, also when the switch has restarted."""
+
     admitted_packets: int
     admitted_bytes: int
+    """What it sent as itself, headers of Ethernet included."""
     delivered_packets: int
     delivered_bytes: int
+    """What it was sent."""
     denied: list[Denial]
+    admitted_rate: int = 0
+    """bit/s between two readings of late; 0 until there are two."""
+    delivered_rate: int = 0
+    borders: dict[str, Crossed] = Field(default_factory=dict)
+    """Of borders that look for the job, because it can be of another class than what they do not know."""
 
 
 class ExposureView(Answer):
@@ -420,6 +438,64 @@ class BridgeStatus(Answer):
 
 class BridgeList(Answer):
     bridges: list[BridgeStatus]
+
+
+class ClassStats(Answer):
+    """A traffic class on one way out of a border, with what its queue has carried."""
+
+    bridge: Name
+    port: PortName
+    direction: str
+    """`out`: to the WAN; `in`: from there, which is shaped on its way to the site."""
+    name: Name
+    dscp: Annotated[int, Field(ge=0, le=63)]
+    rank: Annotated[int, Field(ge=0, le=63)]
+    guarantee: int
+    """bit/s"""
+    ceiling: int
+    """bit/s"""
+    bytes: int
+    """Headers of Ethernet included. Like all counts here it never goes back, also when the queues are made anew."""
+    packets: int
+    drops: int
+    backlog: int
+    """Bytes that wait now."""
+    rate: int
+    """bit/s over the last seconds."""
+
+
+class BorderStats(Answer):
+    """How fresh the counts of a border's classes are. `age`: seconds since its agent reported; None: it never did."""
+
+    bridge: Name
+    age: float | None
+    in_force: bool
+
+
+class Refusals(Answer):
+    """Packets of all attempts that were refused for one reason (let on, where audit mode says so)."""
+
+    reason: str
+    packets: int
+    bytes: int
+
+
+class JobStats(Answer):
+    """Of all attempts, since this controller has been running. Sent: as themselves; received: delivered to them."""
+
+    attempts: int
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+    refused: list[Refusals]
+
+
+class SiteStats(Answer):
+    classes: list[ClassStats]
+    """Of every border, also of those whose agent has not reported yet: then the counts are 0."""
+    borders: list[BorderStats]
+    jobs: JobStats
 
 
 class Deleted(Answer):

@@ -26,10 +26,12 @@ from ryu_apps import engine
 from ryu_apps.fabric import (
     REALISED,
     BridgeState,
+    Counts,
     FabricError,
     OnConnected,
     OnPorts,
     Outcome,
+    Tell,
     TicketResult,
 )
 from ryu_apps.openflow import cookies, decode, encode, oxm, stencils
@@ -37,7 +39,7 @@ from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.reconcile import switch as machine
-from ryu_apps.reconcile.switch import Counts, Output, SwitchMachine, TicketId
+from ryu_apps.reconcile.switch import Output, SwitchMachine, TicketId
 from ryu_apps.tls import SOON
 
 LOG = logging.getLogger("lark.switch")
@@ -85,9 +87,11 @@ class SwitchTicket:
 class _Question:
     """A request for counters that waits for its answer."""
 
-    def __init__(self, bridge: str, datapath: Any, forget: Callable[[], object]) -> None:
+    def __init__(self, bridge: str, datapath: Any, forget: Callable[[], object], tell: Tell | None = None) -> None:
         self.bridge = bridge
         self.datapath = datapath
+        self.tell = tell
+        """Set: it is told the counters as they come, and nothing is kept."""
         self.event = engine.Event()
         self.found: list[FlowStats] = []
         self.failure: str | None = None
@@ -106,6 +110,12 @@ class _Question:
 
     def result(self) -> list[FlowStats] | None:
         return self._answer() if self.event.is_set() else None
+
+    def done(self) -> bool:
+        return self.result() is not None
+
+    def finish(self, timeout: float) -> None:
+        self.wait(timeout)
 
     def _answer(self) -> list[FlowStats]:
         if self.failure is not None:
@@ -411,12 +421,28 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one.ask(send, question.datapath)
         return question
 
-    def _question(self, bridge: str, cookie: int, mask: int, at: Any = None) -> tuple[_Question, bytes]:
+    def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> _Question:
+        question, request = self._question(bridge, cookie, mask, tell=tell)
+        one = self._by_name[bridge]
+
+        def send(now: float) -> list[Output]:
+            if gently and not one.machine.converged:
+                question.end("is being programmed")
+            else:
+                one.send([request])
+            return []
+
+        one.ask(send, question.datapath)
+        return question
+
+    def _question(
+        self, bridge: str, cookie: int, mask: int, at: Any = None, tell: Tell | None = None
+    ) -> tuple[_Question, bytes]:
         datapath = self._by_name[bridge].datapath if at is None else at
         if datapath is None:
             raise FabricError(f"bridge {bridge} is not connected")
         xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
-        question = _Question(bridge, datapath, lambda: self._questions.pop(xid, None))
+        question = _Question(bridge, datapath, lambda: self._questions.pop(xid, None), tell)
         self._questions[xid] = question
         return question, encode.flow_stats_request(xid, cookie & mask, mask)
 
@@ -436,7 +462,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
     def bridges(self) -> list[BridgeState]:
         return [self.bridge(bridge) for bridge in sorted(self._by_name)]
 
-    def counts(self, bridge: str) -> Counts:
+    def counts(self, bridge: str) -> machine.Counts:
         """What was sent to a bridge since the controller started."""
         return self._by_name[bridge].machine.counts
 
@@ -595,17 +621,24 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if not msg.xid & STATS_XID:
             one.ask(lambda now: one.dump_part(msg.buf, now), msg.datapath)
             return
+        question = self._questions.get(msg.xid)
+        if question is None or question.datapath is not msg.datapath:
+            return
         try:
-            reply = decode.flow_stats(msg.buf)
+            if question.tell is not None:
+                part = decode.counts(msg.buf)
+                more = part.more
+                question.tell(Counts(one.bridge, one.machine.counts.emptied, part.entries))
+            else:
+                reply = decode.flow_stats(msg.buf)
+                more = reply.more
+                question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
         except decode.DecodeError as error:
             LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
             engine.hang_up(msg.datapath)
             return
-        question = self._questions.get(reply.xid)
-        if question is not None and question.datapath is msg.datapath:
-            question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
-            if not reply.more:
-                question.end()
+        if not more:
+            question.end()
 
     @engine.handler(engine.FlowMonitor, engine.UP)
     def _flow_monitor(self, event: Any) -> None:

@@ -1,7 +1,9 @@
-"""What borders are to do with their queues, and what their agents said last.
+"""What borders are to do with their queues, what their agents said last, and what each class has carried.
 
 Invariants: the wish follows from the policy and `site.yaml` alone, so every controller of a site gives the same one; a
-report is news, not state: it is kept in memory by the controller that it was told to, and forgotten with it.
+report is news, not state: it is kept in memory by the controller that it was told to, and forgotten with it. What a
+class has carried never goes back, also when its queue is made anew; it is counted for the classes of the wish alone,
+whatever else an agent reports.
 """
 
 from __future__ import annotations
@@ -9,11 +11,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from policies.model import Policy, Role, Site
+from policies.model import Bridge, Policy, Role, Site
 from policies.queues import queue_plan
-from policies.wire import PortQueues, QueueClass, QueueReport, QueueStatus, QueueWish, queues_digest
+from policies.wire import (
+    BorderStats,
+    ClassStats,
+    PortQueues,
+    QueueClass,
+    QueueReport,
+    QueueStatus,
+    QueueWish,
+    queues_digest,
+)
 from ryu_apps.refusals import Refused, Slug
+from ryu_apps.sums import Sums
 
 STALE = 15.0
 """Seconds without a report after which queues do not count as in force: an agent reports every two."""
@@ -45,6 +58,14 @@ class _Said:
     at: float
 
 
+_Where = tuple[str, str, str]
+"""Bridge, port, class."""
+
+
+def _places(wish: QueueWish) -> list[tuple[str, str]]:
+    return [(port, one.name) for port, queues in wish.ports.items() for one in queues.classes]
+
+
 class Borders:
     """The last report of each border. Any thread may call."""
 
@@ -52,11 +73,21 @@ class Borders:
         self._clock = clock
         self._lock = threading.Lock()
         self._said: dict[str, _Said] = {}
+        self._sums: dict[_Where, Sums] = {}
+        self.changed = False
+        """A queue was made anew since `stored` was called."""
 
     def hear(self, bridge: str, report: QueueReport, wish: QueueWish) -> QueueStatus:
         said = _Said(report, self._clock())
         with self._lock:
             self._said[bridge] = said
+            for port, name in _places(wish):
+                seen = report.ports[port].classes.get(name) if port in report.ports else None
+                if seen is not None:
+                    sums = self._sums.setdefault((bridge, port, name), Sums(1, 3))
+                    before = sums.resets
+                    sums.hear(0, (seen.bytes, seen.packets, seen.drops))
+                    self.changed = self.changed or sums.resets != before
         return self._status(said, wish)
 
     def status(self, bridge: str, wish: QueueWish) -> QueueStatus | None:
@@ -64,6 +95,61 @@ class Borders:
         with self._lock:
             said = self._said.get(bridge)
         return None if said is None else self._status(said, wish)
+
+    def stats(self, bridge: Bridge, wish: QueueWish) -> tuple[BorderStats, list[ClassStats]]:
+        """How fresh the counts are, and those of each class on each way out."""
+        with self._lock:
+            said = self._said.get(bridge.name)
+            sums = {
+                where: self._sums[bridge.name, *where].of(0)
+                for where in _places(wish)
+                if (bridge.name, *where) in self._sums
+            }
+        status = None if said is None else self._status(said, wish)
+        fresh = status is not None and status.age <= STALE
+        found = []
+        for port, queues in wish.ports.items():
+            here = said.report.ports.get(port) if said is not None and fresh else None
+            for one in queues.classes:
+                octets, packets, drops = sums.get((port, one.name), (0, 0, 0))
+                now = here.classes.get(one.name) if here is not None else None
+                found.append(
+                    ClassStats(
+                        bridge=bridge.name,
+                        port=port,
+                        direction="out" if port in bridge.wan else "in",
+                        name=one.name,
+                        dscp=one.dscp,
+                        rank=one.rank,
+                        guarantee=one.guarantee,
+                        ceiling=one.ceiling,
+                        bytes=octets,
+                        packets=packets,
+                        drops=drops,
+                        backlog=now.backlog if now is not None else 0,
+                        rate=now.rate if now is not None else 0,
+                    )
+                )
+        about = BorderStats(
+            bridge=bridge.name,
+            age=None if status is None else round(status.age, 1),
+            in_force=status is not None and status.in_force,
+        )
+        return about, found
+
+    def stored(self) -> list[Any]:
+        """What `restore` takes."""
+        with self._lock:
+            self.changed = False
+            return [[*where, sums.stored()] for where, sums in self._sums.items()]
+
+    def restore(self, stored: list[Any]) -> None:
+        """Before the first report. Raises ValueError."""
+        found = {
+            (str(bridge), str(port), str(name)): Sums.restored(1, 3, values) for bridge, port, name, values in stored
+        }
+        with self._lock:
+            self._sums = found
 
     def _status(self, said: _Said, wish: QueueWish) -> QueueStatus:
         age = max(0.0, self._clock() - said.at)

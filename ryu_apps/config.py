@@ -142,6 +142,7 @@ class ControllerFile(_Section):
     tokens: Text
     deadline: Annotated[float, Field(strict=False, ge=0.1, le=300)] = 10.0
     lease: Annotated[int, Field(ge=5, le=86400)] = 60
+    count_every: Annotated[float, Field(strict=False, ge=0, le=3600, alias="count-every")] = 15.0
     engine: Literal["os-ken", "ryu"] = "os-ken"
     store: StoreSection = StoreSection()
 
@@ -160,6 +161,7 @@ class Config:
         self.api = parse_listen(file.api.listen)
         self.deadline = file.deadline
         self.lease = file.lease
+        self.count_every = file.count_every
         self.engine: str = file.engine
         self.openflow_tls = file.openflow.tls.files(home) if file.openflow.tls is not None else None
         self.api_tls = file.api.tls.files(home) if file.api.tls is not None else None

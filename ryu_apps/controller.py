@@ -19,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from policies.model import Policy, Site, World
 from policies.wire import (
@@ -36,9 +37,12 @@ from policies.wire import (
     QueueReport,
     QueueStatus,
     QueueWish,
+    SiteStats,
 )
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import Fabric
+from ryu_apps.life.carried import Carried
+from ryu_apps.life.counting import Counting
 from ryu_apps.life.departures import Departures
 from ryu_apps.life.hearing import Hearing
 from ryu_apps.life.nodes import Nodes
@@ -53,6 +57,7 @@ from ryu_apps.life.statuses import Statuses
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import Times
 from ryu_apps.life.turns import Turns
+from ryu_apps.metrics import Metrics
 from ryu_apps.refusal_log import RefusalLog
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Snapshot, Store
 from ryu_apps.views import policy_status
@@ -61,7 +66,9 @@ LOG = logging.getLogger("lark.controller")
 
 
 class Controller:
-    """`start()` once, then any thread may call. `deadline`: seconds to confirm in; `name`: among several."""
+    """`start()` once, then any thread may call. `deadline`: seconds to confirm in; `name`: among several;
+    `count_every`: seconds in which every bridge is asked for its counters; `state_dir`: where sums of them outlive it.
+    """
 
     def __init__(
         self,
@@ -72,26 +79,31 @@ class Controller:
         deadline: float = 10.0,
         lease: int = 60,
         name: str | None = None,
+        count_every: float = 15.0,
+        state_dir: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
+        self.store = store
+        self.metrics = Metrics()
         self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
         self._present = present = Present(site, policy, Numbers(store))
         self._telling = telling = Telling(present, site.bridges if name is None else ())
         self._records = records = Records(store, present, self.times, name)
         turns = Turns(self.times)
-        self._refusals = RefusalLog(clock)
+        self.counting = Counting(present, telling, clock, count_every)
+        self._refusals = RefusalLog(clock, self.counting.last_seen)
         self._counts = LastCounts(present, telling, self._refusals)
         self._departures = Departures(present, telling, records, self._counts, turns, self.times)
         self._borders = Borders(clock)
-        self._statuses = Statuses(present, telling, records, self._borders)
+        self._carried = Carried(state_dir and state_dir / "counters.json", self.counting, self._borders, clock)
+        self._statuses = Statuses(present, telling, records, self._borders, self.counting)
         self._confirmation = Confirmation(present, records)
         self.node_leases = Nodes(present, telling, records, self._departures, self.times)
         self._requests = Requests(
             present, telling, records, self._departures, self.node_leases, self._counts, self._statuses,
-            self._confirmation, turns, self.times,
+            self._confirmation, turns, self.times, self.counting,
         )  # fmt: skip
         self._hearing = Hearing(present, telling, records, self._departures, self.node_leases, turns, self.times)
         records.read_again = self._hearing.read_again
@@ -103,7 +115,7 @@ class Controller:
         cannot be read.
         """
         if snapshot is None:
-            snapshot = self._store.load()
+            snapshot = self.store.load()
         leaving = read_back(snapshot, self._present, self._records)
         self.node_leases.begin({row.name for row in snapshot.controllers} - {self._records.name})
         with self._present.lock:
@@ -112,6 +124,8 @@ class Controller:
                 waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
                 self._departures.add(row, waits)
         self._started.set()
+        # Nobody counts before this returns, and the switches need not wait for it.
+        self._carried.load(self._present.world.attempts.values())
 
     @property
     def world(self) -> World:
@@ -146,6 +160,12 @@ class Controller:
         self._departures.end_quietly(orphans)
         self._departures.finish(leaving, now)
         self._refusals.report()
+        self.counting.tick()
+        self._carried.tick()
+
+    def stop(self) -> None:
+        """Before the process ends; the switches stay as they are."""
+        self._carried.save()
 
     def problems(self) -> list[str]:
         """Why the controller is not ready to serve; empty when it is."""
@@ -155,7 +175,10 @@ class Controller:
 
     def register(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
-        return self._requests.begin(id, spec)
+        with self.metrics.registration() as new:
+            status, is_new = self._requests.begin(id, spec)
+            new.append(is_new)
+        return status, is_new
 
     def advance(self, id: str, phase: Phase) -> AttemptStatus:
         """Bring the policy of a later phase into force; the same phase again confirms it. Raises Refused."""
@@ -212,6 +235,15 @@ class Controller:
     def report_queues(self, bridge: str, report: QueueReport) -> QueueStatus:
         """A border's agent says how it is. Raises Refused."""
         return self._borders.hear(bridge, report, self.queues(bridge))
+
+    @property
+    def leaving(self) -> int:
+        """Ended attempts that some bridge has not confirmed as gone."""
+        return len(self._departures.known)
+
+    def stats(self) -> SiteStats:
+        """What borders' classes and all jobs together have carried."""
+        return self._statuses.stats()
 
     def policy(self) -> PolicyStatus:
         return policy_status(self._present.world.policy)

@@ -75,7 +75,16 @@ def serve(files: Files) -> None:
             framework.start()
         store = opened.open()
         several = None if config.store.embedded else config.store.name
-        controller = Controller(site, files.policy, store, deadline=config.deadline, lease=config.lease, name=several)
+        controller = Controller(
+            site,
+            files.policy,
+            store,
+            deadline=config.deadline,
+            lease=config.lease,
+            name=several,
+            count_every=config.count_every,
+            state_dir=config.state_dir,
+        )
         if several is None:
             controller.start(switches)
         else:
@@ -86,6 +95,7 @@ def serve(files: Files) -> None:
             last.callback(framework.stop)
             framework.start()
         ready.set()
+        last.callback(controller.stop)
         gc.enable()
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
         borders = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ryu_apps.openflow.flows import Cookie, Flow, FlowKey, FlowStats
+from ryu_apps.openflow.flows import Cookie, Counted, Flow, FlowKey, FlowStats
 
 OnPorts = Callable[[str, Mapping[str, int]], None]
 """Called with a bridge and all its ports, name to number, whenever they change and once after each connect."""
@@ -72,6 +72,29 @@ class BridgeState:
     """The switch refuses this controller as its master: it knows one of a higher generation."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A part of what a switch has counted. Parts come in the order in which it counted."""
+
+    bridge: str
+    emptied: int
+    """How often this switch was found to have lost all flows, and its counters with them."""
+    entries: Sequence[Counted]
+
+
+Tell = Callable[[Counts], None]
+
+
+class Counting(Protocol):
+    """Counters that come in parts, told one by one."""
+
+    def done(self) -> bool:
+        """Has the last part come? Never waits. Raises FabricError when no more will come."""
+
+    def finish(self, timeout: float) -> None:
+        """Wait (green) for the last part. Raises FabricError."""
+
+
 class Question(Protocol):
     """Counters that a switch was asked for."""
 
@@ -102,6 +125,13 @@ class Fabric(Protocol):
         """Ask, and never wait: the switch counts before it takes up what is changed after this call.
 
         Raises FabricError when the bridge is not connected.
+        """
+
+    def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> Counting:
+        """Ask for counters alone, thousands of them; `tell` is called with each part as it comes, and must not wait.
+
+        `gently`: not while the bridge is being programmed; then FabricError comes with the answer. Raises FabricError
+        when the bridge is not connected.
         """
 
     def bridges(self) -> list[BridgeState]:
@@ -135,6 +165,23 @@ class FakeQuestion:
         return self.found
 
 
+@dataclass(frozen=True, slots=True)
+class FakeCounting:
+    """Counters that were told at once, or (why) will not be."""
+
+    failure: str | None = None
+    silent: bool = False
+
+    def done(self) -> bool:
+        if self.failure is not None:
+            raise FabricError(self.failure)
+        return not self.silent
+
+    def finish(self, timeout: float) -> None:
+        if not self.done():
+            raise FabricError(f"no answer within {timeout:g} s")
+
+
 @dataclass
 class FakeBridge:
     """A bridge of `FakeFabric`. Tests read and set these directly."""
@@ -157,6 +204,9 @@ class FakeBridge:
     waiting: list[FakeTicket] = field(default_factory=list)
     standby: bool = False
     """Another controller is the bridge's master."""
+    emptied: int = 0
+    asked: list[int] = field(default_factory=list)
+    """Masks of the cookies that counters were asked for by."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
     outranked: bool = False
@@ -237,6 +287,21 @@ class FakeFabric:
             raise FabricError(f"{bridge}: not connected")
         return FakeQuestion(None if state.silent else self._counted(state, cookie, mask))
 
+    def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> FakeCounting:
+        state = self.state[bridge]
+        if not state.connected:
+            raise FabricError(f"{bridge}: not connected")
+        if gently and not self.bridge(bridge).converged:
+            return FakeCounting(f"{bridge}: is being programmed")
+        state.asked.append(mask)
+        if state.silent:
+            return FakeCounting(silent=True)
+        counted = self._counted(state, cookie, mask)
+        entries = [(one.key.table, one.key.priority, int(one.cookie), one.packets, one.bytes) for one in counted]
+        for at in range(0, len(entries), 3):  # in several parts, as a switch with many flows does
+            tell(Counts(bridge, state.emptied, entries[at : at + 3]))
+        return FakeCounting()
+
     def _counted(self, state: FakeBridge, cookie: int, mask: int) -> list[FlowStats]:
         return [
             FlowStats(key, Cookie(flow.cookie), *state.counters.get(key, (0, 0)))
@@ -277,7 +342,9 @@ class FakeFabric:
         state = self.state[bridge]
         state.connected = False
         if forget:
+            state.emptied += bool(state.actual)
             state.actual.clear()
+            state.counters.clear()
 
     def silence(self, bridge: str) -> None:
         """From now on the switch confirms nothing."""

@@ -6,9 +6,11 @@ exactly what the API answered.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ from urllib.parse import quote
 import click
 import httpx
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +35,7 @@ from policies.wire import (
     DecisionView,
     NodeList,
     PolicyStatus,
+    SiteStats,
 )
 from ryu_apps.version import version_option
 
@@ -292,14 +296,22 @@ def sentences(counters: Counters, decision: DecisionView | None = None) -> list[
     word = "Refused, dropped unless audit mode let it on" if audit else "Dropped"
     said = [
         f"It has sent {_packets(counters.admitted_packets, counters.admitted_bytes)} as itself "
-        f"and been sent {_packets(counters.delivered_packets, counters.delivered_bytes)}."
+        f"and been sent {_packets(counters.delivered_packets, counters.delivered_bytes)}.",
+        *_of_late(counters),
     ]
-    said += [
+    refused = [
         f"{word} ({denial.reason}): {_packets(denial.packets, denial.bytes)}: {denial.text}."
         for denial in counters.denied
         if denial.packets
     ]
-    return said if len(said) > 1 else [*said, "Nothing of it was refused." if audit else "Nothing of it was dropped."]
+    return [*said, *(refused or ["Nothing of it was refused." if audit else "Nothing of it was dropped."])]
+
+
+def _of_late(counters: Counters) -> Iterator[str]:
+    if counters.admitted_rate or counters.delivered_rate:
+        yield f"Of late it sends {_rate(counters.admitted_rate)} and is sent {_rate(counters.delivered_rate)}."
+    for border, one in sorted(counters.borders.items()):
+        yield f"Border {border} has seen {_packets(one.packets, one.bytes)} of it, both directions together."
 
 
 def _packets(packets: int, octets: int) -> str:
@@ -389,6 +401,73 @@ def policy(client: Client, as_json: bool) -> None:
             console.print(_text(f"in audit mode: {line}"))
 
     _show(found, as_json, draw)
+
+
+@cli.command()
+@click.option("--watch", is_flag=True, help="Go on showing it, until interrupted.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.5, max=3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks, with --watch.",
+)
+@json_option
+@click.pass_obj
+def stats(client: Client, watch: bool, every: float, as_json: bool) -> None:
+    """Tell what borders' classes and all jobs together have carried."""
+    if not watch:
+        found = client.get("/v1/stats", SiteStats)
+        _show(found, as_json, lambda console: console.print(stats_table(found)))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        _watch(client, every, as_json)
+
+
+def _watch(client: Client, every: float, as_json: bool) -> None:
+    found = client.get("/v1/stats", SiteStats)
+    if as_json or not sys.stdout.isatty():
+        # One picture below the other: a pipe has no screen to draw it on anew.
+        while True:
+            shown = stats_table(found)
+            _show(found, as_json, lambda console, shown=shown: console.print(shown))  # type: ignore[misc]
+            sys.stdout.flush()
+            time.sleep(every)
+            found = client.get("/v1/stats", SiteStats)
+    with Live(stats_table(found), auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            live.update(stats_table(client.get("/v1/stats", SiteStats)), refresh=True)
+
+
+def stats_table(found: SiteStats) -> RenderableType:
+    """Classes of borders as a table, jobs as sentences."""
+    parts: list[RenderableType] = []
+    for border in found.borders:
+        if border.age is None:
+            parts.append(_text(f"{border.bridge}: no agent has reported its queues"))
+        elif not border.in_force:
+            parts.append(_text(f"{border.bridge}: not as the policy wishes it; larkctl bridges says why"))
+    if found.classes:
+        table = _table("BORDER", "PORT", "", "CLASS", "GUARANTEED", "RATE NOW", "AT MOST", "SENT", "DROPPED", "WAITING")
+        for one in found.classes:
+            _row(
+                table, one.bridge, one.port, one.direction, one.name, _rate(one.guarantee), _rate(one.rate),
+                _rate(one.ceiling), _packets(one.packets, one.bytes), f"{one.drops} packets", f"{one.backlog} B",
+            )  # fmt: skip
+        parts.append(table)
+    jobs = found.jobs
+    parts.append(
+        _text(
+            f"{jobs.attempts} attempts; since the controller started jobs have sent "
+            f"{_packets(jobs.sent_packets, jobs.sent_bytes)} and been sent "
+            f"{_packets(jobs.received_packets, jobs.received_bytes)}"
+        )
+    )
+    parts += [
+        _text(f"refused ({one.reason}): {_packets(one.packets, one.bytes)}") for one in jobs.refused if one.packets
+    ]
+    return Group(*parts)
 
 
 def main(argv: list[str] | None = None) -> None:

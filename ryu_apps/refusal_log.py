@@ -17,7 +17,7 @@ from policies.model import Attempt, Policy
 from policies.wire import Counters
 from ryu_apps.fabric import FabricError, Question
 from ryu_apps.openflow import cookies
-from ryu_apps.openflow.compiler import read_counters
+from ryu_apps.openflow.compiler import read_counters, seen
 from ryu_apps.openflow.flows import FlowStats
 
 LOG = logging.getLogger("lark.refusals")
@@ -29,6 +29,7 @@ MAX_OPEN = 1000
 """Attempts whose counts are waited for at a time."""
 PATIENCE = 10.0
 """Seconds that a switch has to answer."""
+LastSeen = Callable[[Attempt, Sequence[FlowStats]], None]
 Refusals = Mapping[str, tuple[int, int]]
 """Packets and bytes by reason (`policies.model.Reason.slug`, or `policy` for those that are counted together)."""
 
@@ -79,8 +80,10 @@ class _Open:
 class RefusalLog:
     """Questions that are open, and how much was said lately. One caller of `report`; the others may come meanwhile."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], last: LastSeen | None = None) -> None:
+        """`last`: told what the flows of each attempt that ended have counted."""
         self._clock = clock
+        self._last = last
         self._open: list[_Open] = []
         self._before: dict[int, Refusals] = {}
         self._tokens = float(BURST)
@@ -145,7 +148,9 @@ class RefusalLog:
         refused: list[tuple[Ended, Refusals]] = []
         for about in one.about:
             number = about.attempt.number
-            now = _refusals(read_counters(about.attempt, by_attempt.get(number, []), about.protected))
+            if one.from_now is None and self._last is not None:
+                self._last(about.attempt, by_attempt.get(number, []))
+            now = _refusals(read_counters(about.attempt, seen(by_attempt.get(number, [])), about.protected))
             since = _less(now, self._before.pop(number, {}))
             if one.from_now is not None and now:
                 self._before[number] = now

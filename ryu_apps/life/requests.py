@@ -20,6 +20,7 @@ from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Deleted
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.fabric import Ticket
 from ryu_apps.life.checks import attempt_of, check
+from ryu_apps.life.counting import Counting
 from ryu_apps.life.deciding import decide, decide_anew
 from ryu_apps.life.departures import Departures, gone
 from ryu_apps.life.nodes import Nodes
@@ -107,6 +108,7 @@ class Requests:
         confirmation: Confirmation,
         turns: Turns,
         times: Times,
+        counting: Counting,
     ) -> None:
         self._present = present
         self._telling = telling
@@ -118,6 +120,7 @@ class Requests:
         self._confirmation = confirmation
         self._turns = turns
         self._times = times
+        self._counting = counting
 
     def begin(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
@@ -145,7 +148,9 @@ class Requests:
                 check(present.world, present.nodes, id, spec)
                 self._departures.check_claims(id, spec)
                 row = self._decided(id, spec)
-                told = self._telling.shift(None, attempt_of(row))
+                attempt = attempt_of(row)
+                self._counting.begin(attempt)
+                told = self._telling.shift(None, attempt)
                 tickets = told.concerned
                 self._telling.follow_up(told.peers)
                 row = present.keep(row)

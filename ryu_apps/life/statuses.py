@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 
 from policies.model import Attempt, Role
-from policies.wire import AttemptStatus, BridgeRealisation, BridgeStatus, Counters
+from policies.wire import (
+    AttemptStatus,
+    BridgeRealisation,
+    BridgeStatus,
+    Counters,
+    Crossed,
+    JobStats,
+    Refusals,
+    SiteStats,
+)
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import BridgeState, FabricError
 from ryu_apps.life.checks import attempt_of
+from ryu_apps.life.counting import Counting
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.telling import Telling
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.cookies import FULL_MASK, Feature, cookie
+from ryu_apps.openflow.counters import Slot
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.store.store import AttemptRow
 from ryu_apps.views import decision_view
 
 LOG = logging.getLogger("lark.controller")
+PATIENCE = 5.0
+"""Seconds that a switch has to tell an attempt's counters."""
 
 
 class Statuses:
     """Builds the messages that answers consist of."""
 
-    def __init__(self, present: Present, telling: Telling, records: Records, borders: Borders) -> None:
+    def __init__(
+        self, present: Present, telling: Telling, records: Records, borders: Borders, counting: Counting
+    ) -> None:
         self._present = present
         self._telling = telling
         self._records = records
         self._borders = borders
+        self._counting = counting
 
     def attempt(self, id: str) -> AttemptStatus:
         """An attempt with its counters. Raises Refused."""
@@ -100,14 +116,53 @@ class Statuses:
         }
 
     def _counters(self, attempt: Attempt) -> Counters | None:
-        switches = self._telling.switches()
+        world = self._present.world
+        bridges = world.site.bridges
+        borders = [name for name in compiler.bridges_of(world, attempt) if Role.BORDER in bridges[name].roles]
         try:
-            stats = switches.flow_stats(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
+            found = self._counting.ask(attempt, attempt.bridge, PATIENCE)
         except FabricError as problem:
             LOG.warning("attempt=%s bridge=%s: no counters: %s", attempt.id, attempt.bridge, problem)
             return None
-        services = self._present.world.policy.services.values()
-        return compiler.read_counters(attempt, stats, [service.name for service in services if service.protected])
+        crossed: dict[str, Crossed] = {}
+        for border in borders:
+            with contextlib.suppress(FabricError):
+                there = self._counting.ask(attempt, border, PATIENCE)
+                packets, octets = there.seen[Slot.CROSSED]
+                crossed[border] = Crossed(packets=packets, bytes=octets, rate=there.crossing)
+        services = [service.name for service in world.policy.services.values() if service.protected]
+        counters = compiler.read_counters(attempt, found.seen, services)
+        return counters.model_copy(
+            update={"admitted_rate": found.sending, "delivered_rate": found.receiving, "borders": crossed}
+        )
+
+    def stats(self) -> SiteStats:
+        """What borders' classes and all jobs together have carried."""
+        world = self._present.world
+        borders, classes = [], []
+        for name, bridge in sorted(world.site.bridges.items()):
+            if Role.BORDER in bridge.roles:
+                about, found = self._borders.stats(bridge, queue_wish(world.policy, world.site, name))
+                borders.append(about)
+                classes += found
+        with self._present.lock:
+            attempts = len(self._present.rows)
+        totals = self._counting.totals
+        return SiteStats(
+            classes=classes,
+            borders=borders,
+            jobs=JobStats(
+                attempts=attempts,
+                sent_packets=totals.sent[0],
+                sent_bytes=totals.sent[1],
+                received_packets=totals.received[0],
+                received_bytes=totals.received[1],
+                refused=[
+                    Refusals(reason=why, packets=packets, bytes=octets)
+                    for why, (packets, octets) in sorted(totals.refused.items())
+                ],
+            ),
+        )
 
 
 def no_such_attempt(id: str) -> Refused:

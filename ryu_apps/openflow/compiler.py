@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from policies.model import Attempt, PortKind, Role, World
 from ryu_apps.openflow import border, gate, worker
-from ryu_apps.openflow.counters import read_counters
+from ryu_apps.openflow.counters import read_counters, seen
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.lanes import MAC_PREFIX, lane_addresses, port_numbers
 from ryu_apps.openflow.parts import attempt_flows, bridges_of, identity_flows, membership_flow
@@ -28,6 +28,7 @@ __all__ = [
     "lane_addresses",
     "membership_flow",
     "read_counters",
+    "seen",
     "slice_flows",
     "slices_on",
 ]

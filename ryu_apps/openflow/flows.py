@@ -141,3 +141,7 @@ class FlowStats:
     cookie: Cookie
     packets: int
     bytes: int
+
+
+Counted = tuple[int, int, int, int, int]
+"""The same without the match: table, priority, cookie, packets, bytes. A plain tuple: there are thousands at a time."""

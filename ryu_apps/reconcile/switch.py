@@ -267,6 +267,8 @@ class Counts:
     checks: int = 0
     repaired: int = 0
     """Entries found changed by somebody else on a running switch."""
+    emptied: int = 0
+    """How often the switch came back without any of the entries that it had: it has restarted, and counts from 0."""
     bundles: int = 0
     flow_mods: int = 0
     commits: int = 0
@@ -553,6 +555,8 @@ class SwitchMachine:
         self._actual, self._reading = self._reading.shown(), None
         self.state = State.STEADY
         self._wake = None
+        if self._base and not self._actual:
+            self.counts.emptied += 1
         self._next_check(now, 0.0)
         return self._judge(self._seen) + self._advance(now)
 

@@ -41,9 +41,11 @@ from policies.wire import (
     QueueReport,
     QueueStatus,
     QueueWish,
+    SiteStats,
 )
 from ryu_apps.controller import Controller
 from ryu_apps.doorway import WELCOME
+from ryu_apps.metrics import CONTENT_TYPE
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.rest.auth import Principal, TokenRole, Tokens, caller
 from ryu_apps.rest.problems import PROBLEM_TYPE, document, status_of
@@ -81,6 +83,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Plain:
+    """An answer that is no JSON."""
+
+    body: bytes
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One call of the API. `path` has at most one variable part, `{id}`, `{node}` or `{bridge}`."""
 
@@ -92,6 +102,8 @@ class Route:
     request: type[BaseModel] | None
     responses: Mapping[int, type[BaseModel] | None]
     query: tuple[str, ...] = ()
+    kind: str = "application/json"
+    """Media type of what comes with 200."""
 
 
 _BY_AGENTS = frozenset({_AGENT})
@@ -128,6 +140,14 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "PUT", "/v1/bridges/{bridge}/queues/report", frozenset({_BORDER}), "put_report",
         "A border's agent says what its queues are and carry", QueueReport, {200: QueueStatus},
+    ),
+    Route(
+        "GET", "/v1/stats", _PEOPLE, "get_stats", "What borders' classes and all jobs together have carried", None,
+        {200: SiteStats},
+    ),
+    Route(
+        "GET", "/metrics", _PEOPLE, "get_metrics", "The same and more, for Prometheus", None, {200: None},
+        kind=CONTENT_TYPE,
     ),
     Route("GET", "/v1/policy", _PEOPLE, "get_policy", "The policy in force", None, {200: PolicyStatus}),
 )  # fmt: skip
@@ -199,7 +219,9 @@ class Api:
                 allowed = ", ".join(sorted(role.value for role in route.roles))
                 raise Refused(Slug.FORBIDDEN, f"{route.method} {route.path} is for {allowed}, not for {who}")
             call = Call(who, name, _query(request, route), lambda limit: _read(request, limit))
-            answer: Answer = getattr(self, f"_{route.handler}")(call)
+            answer: Answer | Plain = getattr(self, f"_{route.handler}")(call)
+            if isinstance(answer, Plain):
+                return _reply(200, answer.body, kind=answer.kind), who
             return _known(request, answer) or _reply(answer.status, answer.body.model_dump_json().encode(), answer), who
         except Refused as refused:
             return _problem(refused), who
@@ -306,6 +328,12 @@ class Api:
         report = _parse(QueueReport, call.read(MAX_BODY_BYTES))
         return Answer(200, self._controller.report_queues(call.name, report))
 
+    def _get_stats(self, call: Call) -> Answer:
+        return Answer(200, self._controller.stats())
+
+    def _get_metrics(self, call: Call) -> Plain:
+        return Plain(self._controller.metrics.text(self._controller), CONTENT_TYPE)
+
     def _get_policy(self, call: Call) -> Answer:
         return Answer(200, self._controller.policy())
 
@@ -393,7 +421,8 @@ def _parse(model: type[Body], body: bytes) -> Body:
 
 
 def _reply(status: int, body: bytes, answer: Answer | None = None, kind: str = "application/json") -> webob.Response:
-    response = webob.Response(body=body, status=status, content_type=kind)
+    # As it is: WebOb would put its own charset beside the version of Prometheus' format.
+    response = webob.Response(body=body, status=status, headerlist=[("Content-Type", kind)])
     if answer is not None and answer.etag is not None:
         response.headers["ETag"] = f'"{answer.etag}"'
     response.headers["Cache-Control"] = "no-store"

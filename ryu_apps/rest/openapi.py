@@ -44,6 +44,8 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
                 str(status): {"description": "done", "content": content(model)}
                 if model is not None
                 else {"description": "as the caller has it already (If-None-Match)"}
+                if status == 304
+                else {"description": "done", "content": {route.kind: {"schema": {"type": "string"}}}}
                 for status, model in route.responses.items()
             }
             | {"default": {"description": "not done", "content": content(Problem, PROBLEM_TYPE)}},

@@ -36,6 +36,7 @@ from ryu_apps.store.store import (
     PutNumber,
     Snapshot,
     StoreConflict,
+    StoreCounts,
     StoreError,
     StoreFenced,
 )
@@ -67,6 +68,7 @@ class MemoryStore:
         self._all_feeds: list[tuple[MemoryStore, ChangeFeed]] = [] if shared is None else shared._all_feeds
         self._lock: threading.RLock = threading.RLock() if shared is None else shared._lock
         self.fail: str | None = None
+        self.counts = StoreCounts()
         self.writes = 0
         self.reservations = 0
         self._held: list[tuple[Sequence[Change], _MemoryPending]] | None = None
@@ -78,6 +80,10 @@ class MemoryStore:
     def another(self, name: str) -> MemoryStore:
         """The same rows, as the controller of this name sees them."""
         return MemoryStore(name, self)
+
+    @property
+    def trouble(self) -> str | None:
+        return self.fail
 
     @property
     def fenced(self) -> str | None:

@@ -45,6 +45,7 @@ from ryu_apps.store.store import (
     Put,
     Snapshot,
     StoreConflict,
+    StoreCounts,
     StoreError,
     StoreFenced,
     Unchecked,
@@ -120,6 +121,7 @@ class OvsdbStore:
         except OSError as problem:
             raise StoreError(f"the certificates for the store cannot be used: {problem}") from problem
         self.name = name
+        self.counts = StoreCounts()
         self._alone = alone
         self._api = api
         self._place = f"{socket.gethostname()} pid {os.getpid()} {uuid.uuid4().hex[:8]}"
@@ -783,6 +785,9 @@ class OvsdbStore:
             self._refuse(flight.writes[0], error, what)
 
     def _took_place(self, flight: Flight, result: Sequence[Any] | None) -> None:
+        self.counts.transactions += 1
+        self.counts.writes += len(flight.writes)
+        self.counts.seconds += time.monotonic() - flight.sent
         missing = []
         for owner, operation in zip(flight.owners, result or (), strict=False):
             # It found nothing: another controller has removed or replaced the row in the same moment.

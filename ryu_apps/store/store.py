@@ -207,7 +207,23 @@ class Pending(Protocol):
         """
 
 
+@dataclass(slots=True)
+class StoreCounts:
+    """What the store has been asked to do by this process. `seconds`: from sending a transaction until it was durable,
+    added up."""
+
+    transactions: int = 0
+    writes: int = 0
+    seconds: float = 0.0
+
+
 class Store(Protocol):
+    counts: StoreCounts
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be reached at present; None while it can."""
+
     @property
     def fenced(self) -> str | None:
         """Why the other controllers have given this one up; None while they have not."""

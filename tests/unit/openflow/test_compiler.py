@@ -440,7 +440,7 @@ def test_counters_name_what_was_refused() -> None:
         return FlowStats(FlowKey(flow.table, flow.priority, flow.match), flow.cookie, packets, packets * 100)
 
     stats = [seen(f, n) for n, f in enumerate(compiler.attempt_flows(here, "wn1-br", job), 1)]
-    counters = compiler.read_counters(job, stats)
+    counters = compiler.read_counters(job, compiler.seen(stats))
     assert (counters.admitted_packets, counters.delivered_packets) == (1, 6)
     assert {d.reason: d.packets for d in counters.denied} == {"spoofed": 2, "no-grant": 3, "policy": 4}
     assert {d.reason: d.bytes for d in counters.denied}["no-grant"] == 300

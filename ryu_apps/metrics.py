@@ -1,0 +1,208 @@
+"""What `/metrics` tells Prometheus: gauges and counters as they are at the moment of the question, and how long
+registrations take.
+
+Invariant: no label has a value that jobs could multiply: bridges, ports and nodes are those of `site.yaml`, classes
+those of the policy, reasons and outcomes those of the code. An attempt's own counters are in `GET /v1/attempts/{id}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from policies.wire import BridgeStatus, ClassStats, NodeStatus, SiteStats
+from ryu_apps.life.counting import Cost
+from ryu_apps.refusals import Refused
+from ryu_apps.store.store import Store
+
+if TYPE_CHECKING:
+    from ryu_apps.controller import Controller
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_CLASS = ("bridge", "port", "direction", "class")
+
+
+class Metrics:
+    """One for a controller; `text` is an answer to Prometheus."""
+
+    def __init__(self) -> None:
+        # With a registry of our own there is nothing in the answer that is not listed in docs/operations.md.
+        self._registry = CollectorRegistry()
+        self._took = Histogram(
+            "lark_registration_seconds",
+            "From a new attempt's registration until its policy was in force and its row durable.",
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._outcomes = Counter(
+            "lark_registrations",
+            "Registrations by what became of them: in-force, again (it was known), or the problem's slug.",
+            ("outcome",),
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
+        self._source: Controller | None = None
+        self._registry.register(self)
+
+    @contextlib.contextmanager
+    def registration(self) -> Iterator[list[bool]]:
+        """Around one; the block appends whether the attempt is new."""
+        began, new = time.perf_counter(), list[bool]()
+        try:
+            yield new
+        except Refused as refused:
+            self._outcomes.labels(refused.slug.value).inc()
+            raise
+        if new and new[0]:
+            self._took.observe(time.perf_counter() - began)
+        self._outcomes.labels("in-force" if new and new[0] else "again").inc()
+
+    def text(self, controller: Controller) -> bytes:
+        self._source = controller
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        source = self._source
+        if source is None:
+            return
+        stats = source.stats()
+        for part in (
+            _jobs(stats),
+            _classes(stats.classes),
+            _bridges(source.bridges()),
+            _nodes(source.nodes()),
+            [_gauge("lark_attempts_leaving", "Ended attempts that some bridge still may know.", source.leaving)],
+            _store(source.store),
+            _cost(source.counting.cost),
+        ):
+            for family in part:
+                yield family
+                time.sleep(0)  # a large site has thousands of lines: others get their turn
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing beforehand: what there is follows from site and policy."""
+        return iter(())
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _jobs(stats: SiteStats) -> Iterator[Metric]:
+    jobs = stats.jobs
+    yield _gauge("lark_attempts", "Attempts under control.", jobs.attempts)
+    octets = CounterMetricFamily("lark_job_bytes", "Bytes of all jobs, Ethernet included.", labels=("direction",))
+    packets = CounterMetricFamily("lark_job_packets", "Packets of all jobs.", labels=("direction",))
+    for direction, size, count in (
+        ("sent", jobs.sent_bytes, jobs.sent_packets),
+        ("received", jobs.received_bytes, jobs.received_packets),
+    ):
+        octets.add_metric((direction,), size)
+        packets.add_metric((direction,), count)
+    yield octets
+    yield packets
+    refused = CounterMetricFamily("lark_refused_packets", "Packets refused to jobs, by reason.", labels=("reason",))
+    refused_octets = CounterMetricFamily("lark_refused_bytes", "The bytes of these.", labels=("reason",))
+    for one in jobs.refused:
+        refused.add_metric((one.reason,), one.packets)
+        refused_octets.add_metric((one.reason,), one.bytes)
+    yield refused
+    yield refused_octets
+    ages = GaugeMetricFamily(
+        "lark_border_report_age_seconds", "Since a border's agent last reported its queues.", labels=("bridge",)
+    )
+    in_force = GaugeMetricFamily(
+        "lark_border_queues_in_force",
+        "1: the queues are as the policy wishes them, without a fault.",
+        labels=("bridge",),
+    )
+    for border in stats.borders:
+        if border.age is not None:
+            ages.add_metric((border.bridge,), border.age)
+        in_force.add_metric((border.bridge,), float(border.in_force))
+    yield ages
+    yield in_force
+
+
+def _classes(classes: list[ClassStats]) -> Iterator[Metric]:
+    counters = {
+        "bytes": "Bytes that a class has sent by a port of a border, Ethernet included.",
+        "packets": "Packets that a class has sent by a port of a border.",
+        "drops": "Packets of a class that its full queue has dropped.",
+    }
+    gauges = {
+        "backlog": ("backlog_bytes", "Bytes of a class that wait now."),
+        "rate": ("rate_bits", "bit/s of a class over the last seconds."),
+        "guarantee": ("guarantee_bits", "bit/s that a class is guaranteed."),
+        "ceiling": ("ceiling_bits", "bit/s that a class may have at most."),
+    }
+    families: dict[str, Metric] = {
+        **{key: CounterMetricFamily(f"lark_class_{key}", text, labels=_CLASS) for key, text in counters.items()},
+        **{key: GaugeMetricFamily(f"lark_class_{name}", text, labels=_CLASS) for key, (name, text) in gauges.items()},
+    }
+    for one in classes:
+        labels = (one.bridge, one.port, one.direction, one.name)
+        for key, family in families.items():
+            family.add_metric(labels, getattr(one, key))  # type: ignore[attr-defined]
+    yield from families.values()
+
+
+def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
+    connected = GaugeMetricFamily("lark_bridge_connected", "1: the bridge is connected here.", labels=("bridge",))
+    converged = GaugeMetricFamily(
+        "lark_bridge_converged", "1: all that is wanted of the bridge is confirmed.", labels=("bridge",)
+    )
+    flows = GaugeMetricFamily("lark_bridge_flows", "Flows of Lark's on the bridge.", labels=("bridge",))
+    for one in bridges:
+        connected.add_metric((one.bridge,), float(one.connected))
+        converged.add_metric((one.bridge,), float(one.converged))
+        flows.add_metric((one.bridge,), one.flows)
+    yield connected
+    yield converged
+    yield flows
+
+
+def _nodes(nodes: list[NodeStatus]) -> Iterator[Metric]:
+    left = GaugeMetricFamily(
+        "lark_node_lease_seconds",
+        "Seconds until a node's lease ends; none for a node that never registered or talks to another controller.",
+        labels=("node",),
+    )
+    attempts = GaugeMetricFamily("lark_node_attempts", "Attempts on a node.", labels=("node",))
+    for one in nodes:
+        attempts.add_metric((one.node,), one.attempts)
+        if one.lease_left is not None:
+            left.add_metric((one.node,), one.lease_left)
+    yield left
+    yield attempts
+
+
+def _store(store: Store) -> Iterator[Metric]:
+    counts = store.counts
+    yield _gauge("lark_store_reachable", "1: the store answers.", float(store.trouble is None))
+    yield _counter("lark_store_transactions", "Transactions that became durable.", counts.transactions)
+    yield _counter("lark_store_writes", "Writes in them.", counts.writes)
+    yield _counter("lark_store_seconds", "Seconds from sending a transaction until it was durable.", counts.seconds)
+
+
+def _cost(cost: Cost) -> Iterator[Metric]:
+    yield _counter("lark_counting_questions", "Questions for counters put to switches.", cost.questions)
+    yield _counter(
+        "lark_counting_put_off",
+        "Those that came while a bridge was being programmed, and were asked later.",
+        cost.put_off,
+    )
+    yield _counter("lark_counting_unanswered", "Those given up.", cost.unanswered)
+    yield _counter("lark_counting_flows", "Flows whose counters were read.", cost.flows)
+    yield _counter("lark_counting_cpu_seconds", "CPU time for reading them.", cost.seconds)
+    yield _gauge("lark_counting_round_seconds", "What the last round over all bridges took.", cost.sweep)
