@@ -11,6 +11,7 @@ begin with 0 and grow by what its attempts' counters grew. No part of an answer 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -33,6 +34,8 @@ PORTION = 256
 """Attempts asked for at a time, about: some 1,500 flows, which hold a switch up for 2 ms."""
 PATIENCE = 10.0
 """Seconds that a switch has to answer."""
+SPREAD = 0.8
+"""Part of a round's time over which its questions are spread; the rest is for answers and for what was put off."""
 SHORTEST = 1.0
 """Seconds between two readings that a rate is worth anything of."""
 _ATTEMPTS = cookie(Feature.ATTEMPT, 0)
@@ -270,11 +273,13 @@ class Counting:
                 self._doomed[bridge] = set(gone)
         mine = sorted(wanted.keys() & self._telling.mine)
         for bridge in mine:
-            parts = 1 << max(0, math.ceil(math.log2(len(wanted[bridge]) / PORTION)))
+            # One at a tick: of a bridge with very many attempts the portions are larger.
+            wished = max(1.0, min(len(wanted[bridge]) / PORTION, SPREAD * self._every / 2))
+            parts = 1 << math.ceil(math.log2(wished))
             self._due.extend(_Portion(bridge, part, parts - 1) for part in range(parts))
         self._begun = self._ticked = now
         self._swept = False
-        self._per_second = len(self._due) / self._every
+        self._per_second = len(self._due) / (SPREAD * self._every)
         self._owed = 1.0
 
     def _ask_due(self, now: float) -> None:
@@ -299,15 +304,17 @@ class Counting:
     def _look_at_answers(self, now: float) -> None:
         for bridge, (portion, answer, until) in list(self._open.items()):
             try:
-                if now < until:
-                    if not answer.done():
+                if not answer.done():
+                    if now < until:
                         continue
-                else:
-                    answer.finish(0)
+                    self.cost.unanswered += 1
+                    with contextlib.suppress(FabricError):
+                        answer.finish(0)  # nobody waits for it any more
             except FabricError:
-                if now < until and now - self._begun < 2 * self._every:
+                if now - self._begun < 2 * self._every:
                     self.cost.put_off += 1
                     self._due.append(portion)
+                    self._owed += 1
                 else:
                     self.cost.unanswered += 1
             del self._open[bridge]

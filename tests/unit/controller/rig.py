@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from policies.model import Policy, Site
 from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
@@ -101,6 +102,8 @@ class Rig:
     clock: Clock = field(default_factory=Clock)
     deadline: float = 0.2
     make_fabric: type[FakeFabric] = FakeFabric
+    count_every: float = 15.0
+    state_dir: Path | None = None
 
     def __post_init__(self) -> None:
         self.fabric = self.make_fabric(
@@ -117,7 +120,14 @@ class Rig:
 
     def begin(self) -> None:
         self.controller = Controller(
-            self.site, self.policy, self.store, deadline=self.deadline, lease=60, clock=self.clock
+            self.site,
+            self.policy,
+            self.store,
+            deadline=self.deadline,
+            lease=60,
+            clock=self.clock,
+            count_every=self.count_every,
+            state_dir=self.state_dir,
         )
         self.fabric.notify(on_ports=self.controller.fabric_ports)
         self.controller.start(self.fabric)

@@ -5,6 +5,7 @@ That Open vSwitch agrees is shown by `mininet_tests/test_switch_on_both_engines.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,15 @@ def test_every_kind_of_flow_comes_back_equal() -> None:
     assert [one.flow for one in read.entries] == KINDS
     assert (read.xid, read.more) == (7, True)
     assert {(one.packets, one.bytes) for one in read.entries} == {(11, 1300)}
+
+
+def test_counters_are_those_of_the_whole_entries() -> None:
+    message = reply(*(entry(flow) for flow in KINDS), more=True)
+    whole = decode.flow_stats(message)
+    counts = decode.counts(message)
+    assert (counts.xid, counts.more) == (whole.xid, whole.more)
+    assert counts.entries == [(e.table, e.priority, e.cookie, e.packets, e.bytes) for e in whole.entries]
+    assert decode.counts(reply()).entries == []
 
 
 def test_the_samples_hold_every_field_and_every_action() -> None:
@@ -298,9 +308,11 @@ def test_an_entry_that_says_more_than_a_flow_is_reported_and_not_mistaken() -> N
 )
 def test_a_reply_that_breaks_openflow_is_an_error(cut: Any) -> None:
     whole = reply(entry(attempt(1)), entry(attempt(2)))
-    assert len(decode.flow_stats(whole).entries) == 2
+    assert len(decode.flow_stats(whole).entries) == len(decode.counts(whole).entries) == 2
     with pytest.raises(decode.DecodeError):
         decode.flow_stats(cut(whole))
+    with pytest.raises(decode.DecodeError):
+        decode.counts(cut(whole))
 
 
 @settings(max_examples=examples(1500), deadline=None)
@@ -313,6 +325,9 @@ def test_bytes_of_a_hostile_switch_are_read_or_refused_never_worse(data: st.Data
         read = decode.flow_stats(bytes(message))
     except decode.DecodeError:
         return
+    finally:
+        with contextlib.suppress(decode.DecodeError):
+            decode.counts(bytes(message))
     for one in read.entries:
         if one.flow is not None:
             hash(one.flow)

@@ -382,6 +382,15 @@ def test_a_switch_that_lost_everything_gets_everything_in_one_bundle() -> None:
     rig.deliver()
     assert rig.held == {A, B, C}
     assert rig.machine.counts.bundles - before == 1
+    assert rig.machine.counts.emptied == 1
+    # The control: one that still has some, or all, has not lost its counters.
+    for gone in (A, None):
+        rig.lose()
+        if gone is not None:
+            del rig.switch.flows[encode.entry_key(gone)]
+        rig.connect()
+        rig.deliver()
+        assert (rig.held, rig.machine.counts.emptied) == ({A, B, C}, 1)
 
 
 def test_a_bad_change_that_waited_for_a_switch_does_not_keep_its_flows_away() -> None:
