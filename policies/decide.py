@@ -25,9 +25,12 @@ from policies.model import (
     Rate,
     Scitag,
     Seal,
+    Share,
+    Sharing,
     Slice,
     node_matches,
 )
+from policies.values import in_words
 from policies.wire import Phase
 
 HOLD_SUBCODE = 101
@@ -101,8 +104,12 @@ class Decider:
             trail.append((given.slice.place, f"in slice {slice_name}, as a member of group {given.slice.group}"))
         trail += given.exposed
         rate = _rate(given.rates, scope, trail)
+        share = None
+        if given.share is not None:
+            share = _sharing(given.share, scope)
+            trail.append((given.share.place, _share_text(given.share, share)))
         trail += given.marked
-        return Decision(given.outcome, given.groups, tuple(trail), slice_name, rate, given.scitag)
+        return Decision(given.outcome, given.groups, tuple(trail), slice_name, rate, given.scitag, share)
 
     def _what_groups_give(self, members: tuple[int, ...], node: str, phase: Phase) -> _Given:
         """What membership in these groups gives on a node in a phase."""
@@ -146,6 +153,7 @@ class Decider:
             slice=next(iter(_of(self._slices, groups)), None),
             exposed=tuple(exposed),
             rates=tuple(r for r in policy.rates if r.group is None or r.group in groups),
+            share=next((s for s in policy.shares if s.group is None or s.group in groups), None),
             marked=tuple(marked),
             scitag=None if scitag is None else (scitag.experiment, scitag.activity),
         )
@@ -161,6 +169,7 @@ class _Given:
     slice: Slice | None = None
     exposed: tuple[tuple[Place, str], ...] = ()
     rates: tuple[Rate, ...] = ()
+    share: Share | None = None
     marked: tuple[tuple[Place, str], ...] = ()
     scitag: tuple[int, int] | None = None
 
@@ -209,8 +218,34 @@ def _rate(rules: tuple[Rate, ...], scope: expressions.Scope, trail: list[tuple[P
     if not limits:
         return None
     lowest, place = min(limits)
-    trail.append((place, f"at most {lowest} bit/s"))
+    trail.append((place, f"at most {in_words(lowest)}"))
     return lowest
+
+
+MAX_SHARED_BY = 256
+
+
+def _sharing(rule: Share, scope: expressions.Scope) -> Sharing:
+    """With whom a job has its share. Who has no such attribute shares with the others that have none. Raises Held."""
+    by = ""
+    if rule.per is not None:
+        value = scope.evaluate(rule.per.text)
+        if isinstance(value, str) and len(value) <= MAX_SHARED_BY and value.isprintable():
+            by = value
+        elif value is not expressions.UNDEFINED:
+            said = value.value.upper() if isinstance(value, expressions.State) else repr(value)[:60]
+            what = f"not a text of at most {MAX_SHARED_BY} printable characters"
+            raise Held(f"what this job's share goes by ({rule.per.text}) is {said}, {what}", rule.place)
+    # Names of groups hold no slash. Another rule of the same group and `per` would never come to a job.
+    return Sharing(f"{rule.group or ''}/{rule.per.text if rule.per else ''}/{by}", rule.part)
+
+
+def _share_text(rule: Share, share: Sharing) -> str:
+    part = share.part
+    most = in_words(part.bits) if part.bits is not None else f"{part} of the node's link"
+    whose = "all jobs" if rule.group is None else f"the jobs of group {rule.group}"
+    per = f" with the same {rule.per.text}" if rule.per is not None else ""
+    return f"at most {most} together with {whose}{per} on the node"
 
 
 def _slice_name(rule: Slice, scope: expressions.Scope) -> str:

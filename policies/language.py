@@ -71,7 +71,7 @@ def load_site(path: Path) -> Site:
 def attributes_read(policy: Policy) -> frozenset[str]:
     """Job attributes that the policy reads (lower case): each must be in STARTD_JOB_ATTRS."""
     expressions = [g.condition for g in policy.groups.values()] + [s.name for s in policy.slices]
-    expressions += [r.expression for r in policy.rates]
+    expressions += [r.expression for r in policy.rates] + [s.per for s in policy.shares if s.per is not None]
     read = {n for e in expressions for n in e.references if not n.startswith("target.")}
     own = {"user"} if any(not s.site_wide for s in policy.slices) else set()
     return frozenset(read | own | {n.lower() for n in policy.attributes})

@@ -71,7 +71,7 @@ def lint(
         *_exposures(policy, site),
         *_classes(policy),
         *_node_modes(policy, site),
-        *_not_yet(policy),
+        *_shares(policy),
         *_borders(policy, site),
         *_unused(policy),
     ]
@@ -224,6 +224,7 @@ def _sealed(policy: Policy) -> Iterator[Problem]:
     rules += [("exposure", r.group, r.place) for r in policy.exposes]
     rules += [("classify rule", r.group, r.place) for r in policy.classify]
     rules += [("rate", r.group, r.place) for r in policy.rates]
+    rules += [("share", r.group, r.place) for r in policy.shares]
     rules += [("scitag", r.group, r.place) for r in policy.scitags]
     for what, group, place in rules:
         if group in sealed:
@@ -323,11 +324,10 @@ def _node_modes(policy: Policy, site: Site | None) -> Iterator[Problem]:
             yield Problem(rule.place, message, f"nodes: {', '.join(sorted(site.nodes))}")
 
 
-def _not_yet(policy: Policy) -> Iterator[Problem]:
-    """What is decided and shown, and not carried out by this version."""
-    if policy.rates:
-        message = "rates are decided and shown, and not enforced by this version: jobs are not slowed down"
-        yield Problem(policy.rates[0].place, message, "do not count on them yet")
+def _shares(policy: Policy) -> Iterator[Problem]:
+    for rule, earlier in shadow.shadowed(policy.shares, lambda a, b: shadow.group_covers(policy, a.group, b.group)):
+        message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
+        yield Problem(rule.place, message, "drop it, or move it up")
 
 
 def _borders(policy: Policy, site: Site | None) -> Iterator[Problem]:
@@ -354,7 +354,15 @@ def _borders(policy: Policy, site: Site | None) -> Iterator[Problem]:
 
 def _unused(policy: Policy) -> Iterator[Problem]:
     used: set[str | None] = {rule.group for rule in policy.seals}
-    for rules in (policy.grants, policy.slices, policy.classify, policy.rates, policy.exposes, policy.scitags):
+    for rules in (
+        policy.grants,
+        policy.slices,
+        policy.classify,
+        policy.rates,
+        policy.shares,
+        policy.exposes,
+        policy.scitags,
+    ):
         used |= {rule.group for rule in rules}
     for group in policy.groups.values():
         if group.name not in used:
@@ -402,6 +410,7 @@ def _would_be_held(policy: Policy, ads: Sequence[JobAd]) -> Iterator[Problem]:
     unknown = {g.place for g in policy.groups.values() if _about_slot(g.condition)}
     unknown |= {r.place for r in policy.slices if _about_slot(r.name)}
     unknown |= {r.place for r in policy.rates if _about_slot(r.expression)}
+    unknown |= {r.place for r in policy.shares if r.per is not None and _about_slot(r.per)}
     reasons: dict[Place, list[tuple[JobAd, str]]] = {}
     read = attributes_read(policy)
     for job in ads:
@@ -425,6 +434,7 @@ def _read_at(policy: Policy, name: str) -> Place:
     places += [a.place for a in policy.attributes.values() if a.name.lower() == name]
     places += [r.place for r in policy.slices if name in r.name.references or (name == "user" and not r.site_wide)]
     places += [r.place for r in policy.rates if name in r.expression.references]
+    places += [r.place for r in policy.shares if r.per is not None and name in r.per.references]
     return min(places, default=policy.defaults.place)
 
 
@@ -442,12 +452,13 @@ def _mutable_grounds(policy: Policy, immutable_job_attrs: Iterable[str]) -> Iter
         *(("class", r.group, frozenset(), r.place, r.trust_user) for r in policy.classify),
         *(("exposure", r.group, frozenset(), r.place, r.trust_user) for r in policy.exposes if not r.to_slice),
         *(("scitag", r.group, frozenset(), r.place, r.trust_user) for r in policy.scitags),
+        *(("share", None, r.per.references, r.place, r.trust_user) for r in policy.shares if r.per is not None),
         *(("site-wide slice", r.group, r.name.references, r.place, r.trust_user) for r in policy.slices if r.site_wide),
     ]
     for what, group, more, place, trusting in rules:
-        if group is None or trusting:
+        if trusting:
             continue
-        read = policy.groups[group].condition.references | more
+        read = more | (policy.groups[group].condition.references if group is not None else frozenset())
         loose = sorted(n for n in read if not n.startswith("target.") and n not in fixed)
         if loose:
             message = f"this {what} rests on `{', '.join(loose)}`, which condor_qedit can change"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -228,6 +228,28 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What the group's jobs on one node have together; with `per`, those for which it gives the same text.
+
+    The first that fits a job counts. A part (%) is one of the node's link.
+    """
+
+    group: str | None
+    per: Expression | None
+    part: Bandwidth
+    place: Place
+    trust_user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """That a job has one share, in each direction, with all jobs of its node whose `name` is the same."""
+
+    name: str
+    part: Bandwidth
+
+
+@dataclass(frozen=True, slots=True)
 class Expose:
     """Ports of the group's jobs that members of their slice (`to_slice`) or `networks` may reach; one of the two."""
 
@@ -282,6 +304,7 @@ class Policy:
     rates: tuple[Rate, ...] = ()
     exposes: tuple[Expose, ...] = ()
     scitags: tuple[Scitag, ...] = ()
+    shares: tuple[Share, ...] = ()
 
     def mode_of(self, node: str) -> NodeMode | None:
         """The rule that sets the mode of a node; None: `mode` does."""
@@ -380,6 +403,8 @@ class Node:
     """Addresses of the host itself, as the site declares them: closed to jobs on every node."""
     certificate: str | None = None
     """The name in its agent's certificate. None: the certificate says `urn:lark:node:NAME`."""
+    link: int | None = None
+    """What its uplink carries, in bits a second, of which shares are parts. None: the site file does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +464,7 @@ class Decision:
     slice: str | None = None
     rate: int | None = None
     scitag: tuple[int, int] | None = None
+    share: Sharing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +485,9 @@ class Attempt:
     outcome: Outcome
     slice: str | None = None
     scitag: tuple[int, int] | None = None
+    rate: int | None = None
+    """Bits a second in each direction, of whole Ethernet frames at its port; None: no limit."""
+    share: Sharing | None = None
 
     @property
     def exposed_only(self) -> bool:
@@ -483,3 +512,17 @@ class World:
     identities: Mapping[Outcome, int] = field(default_factory=dict)
     slice_numbers: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
+    share_leaders: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Bridge and name of a share -> conntrack zone of the job that gives the share's meters their numbers: of those
+    that have it the one that was registered first (see `leaders`)."""
+
+
+def leaders(attempts: Iterable[Attempt]) -> dict[tuple[str, str], int]:
+    """`World.share_leaders` of these attempts."""
+    first: dict[tuple[str, str], Attempt] = {}
+    for attempt in attempts:
+        if attempt.share is not None:
+            key = (attempt.bridge, attempt.share.name)
+            if key not in first or attempt.number < first[key].number:
+                first[key] = attempt
+    return {key: attempt.zone for key, attempt in first.items()}

@@ -254,6 +254,11 @@ def _marks(classes: _Classes, before: Decision, after: Decision) -> list[str]:
     if before.scitag != after.scitag:
         was, will = ("none" if tag is None else f"{tag[0]}/{tag[1]}" for tag in (before.scitag, after.scitag))
         told.append(f"scitag {was} becomes {will}")
+    if before.share != after.share:
+        was, will = (
+            "none" if one is None else f"{_amount(one.part)} ({one.name})" for one in (before.share, after.share)
+        )
+        told.append(f"share {was} becomes {will}")
     return told
 
 

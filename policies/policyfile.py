@@ -40,6 +40,7 @@ from policies.model import (
     Scitag,
     Seal,
     Service,
+    Share,
     Slice,
     TrafficClass,
     Verdict,
@@ -57,6 +58,7 @@ from policies.sections import (
     SCITAG,
     SEAL,
     SERVICE,
+    SHARE,
     SLICE,
     AttributeIn,
     DefaultsIn,
@@ -138,6 +140,7 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
     slices = tuple(_slices(sources, trusted))
     seals = tuple(_seals(sources, trusted))
     rates = tuple(_rates(sources, trusted))
+    shares = tuple(_shares(sources, trusted))
     exposes = tuple(_exposes(sources, networks, trusted))
     scitags = tuple(_scitags(sources, trusted))
     node_modes = tuple(
@@ -164,6 +167,7 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
         classes=classes,
         classify=classify,
         rates=rates,
+        shares=shares,
         exposes=exposes,
         scitags=scitags,
     )
@@ -407,6 +411,22 @@ def _rates(sources: Sources, trusted: Beliefs) -> Iterator[Rate]:
                 spot.at("rate").add(message, "write a number above 0")
         trusted.restricting(spot, "restriction", source.for_, expression)
         yield Rate(source.for_, expression, unit, entry.place)
+
+
+def _shares(sources: Sources, trusted: Beliefs) -> Iterator[Share]:
+    for entry in sources.of("shares", SHARE):
+        source, spot = entry.value, entry.spot
+        sources.defined(spot.at("for"), "groups", source.for_)
+        part = spot.at("share").convert(source.share, values.bandwidth)
+        per = None
+        if source.per is not None:
+            per = _expression(spot.at("per"), "attribute that a share goes by", source.per, Kind.STRING)
+            if per is None:
+                continue
+        if part is None:
+            continue
+        trusted.sharing(spot, source.for_, per, trusting=source.trust_user)
+        yield Share(source.for_, per, part, entry.place, source.trust_user)
 
 
 def _exposes(sources: Sources, networks: Mapping[str, tuple[Network, ...]], trusted: Beliefs) -> Iterator[Expose]:

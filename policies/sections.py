@@ -80,6 +80,13 @@ class RateIn(Section):
     unit: object
 
 
+class ShareIn(Section):
+    for_: Name | None = Field(default=None, alias="for")
+    per: object = None
+    share: object
+    trust_user: bool = Field(default=False, alias="trust-user")
+
+
 class ExposeIn(Section):
     for_: Name = Field(alias="for")
     ports: Some
@@ -115,6 +122,7 @@ CLASSIFY: Schema[ClassifyIn] = Schema(ClassifyIn)
 SLICE: Schema[SliceIn] = Schema(SliceIn)
 SEAL: Schema[str] = Schema(Name)
 RATE: Schema[RateIn] = Schema(RateIn)
+SHARE: Schema[ShareIn] = Schema(ShareIn)
 EXPOSE: Schema[ExposeIn] = Schema(ExposeIn)
 SCITAG: Schema[ScitagIn] = Schema(ScitagIn)
 _MODE: Schema[str] = Schema(_ModeWord)
@@ -133,6 +141,7 @@ LISTS: Mapping[str, Schema[Any]] = {
     "slices": SLICE,
     "seal": SEAL,
     "rates": RATE,
+    "shares": SHARE,
     "expose": EXPOSE,
     "scitags": SCITAG,
 }
@@ -140,7 +149,7 @@ SINGLE: Mapping[str, Schema[Any]] = {"mode": _MODE, "defaults": _DEFAULTS}
 """Sections that one file alone may give."""
 SECTIONS = (
     "include", "mode", "node-modes", "networks", "services", "attributes", "groups", "grants", "classes", "classify",
-    "slices", "seal", "rates", "expose", "scitags", "defaults",
+    "slices", "seal", "rates", "shares", "expose", "scitags", "defaults",
 )  # fmt: skip
 _NAME_OF = {"networks": "network", "services": "service", "attributes": "attribute", "groups": "group"}
 _NAME: Schema[str] = Schema(Name)

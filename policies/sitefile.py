@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -48,6 +48,7 @@ class NodeIn(Section):
     ipv4: Text
     ipv6: Text | None = None
     host_addresses: list[object] = Field(default_factory=list, alias="host-addresses")
+    link: object = None
     certificate: CertificateName | None = None
 
 
@@ -189,7 +190,10 @@ def _node(spot: Spot, name: str, source: NodeIn, site: _SiteIn, network: JobNetw
     if twins:
         message = f"node `{twins[0]}` has this certificate too"
         at_certificate.add(message, "an agent's certificate is for one node: give each its own")
-    return None if ipv4 is None else Node(name, source.bridge, ipv4, ipv6, spot.place, hosts, source.certificate)
+    link = None if source.link is None else spot.at("link").convert(source.link, values.link_rate)
+    if ipv4 is None:
+        return None
+    return Node(name, source.bridge, ipv4, ipv6, spot.place, hosts, source.certificate, link)
 
 
 def _refuse_own_urn(spot: Spot, certificate: str | None) -> None:
@@ -356,5 +360,16 @@ def check_together(policy: Policy, site: Site) -> None:
             message = f"`nodes: [{', '.join(grant.nodes)}]` matches no node of the site"
             problems.append(Problem(grant.place, message, f"nodes: {', '.join(sorted(site.nodes))}"))
     problems += queue_faults(policy, site)
+    problems += _parts_of_nothing(policy, site)
     if problems:
         raise PolicyError(problems)
+
+
+def _parts_of_nothing(policy: Policy, site: Site) -> Iterator[Problem]:
+    unsaid = sorted(name for name, node in site.nodes.items() if node.link is None)
+    rule = next((one for one in policy.shares if one.part.percent is not None), None)
+    if rule is None or not unsaid:
+        return
+    shown = ", ".join(unsaid[:3]) + (f" and {len(unsaid) - 3} others" if len(unsaid) > 3 else "")
+    message = f"a share of {rule.part} is part of a node's link, and the site file does not say what that of {shown} is"
+    yield Problem(rule.place, message, "add `link: 10 Gbit/s` to the node in the site file, or write an amount")

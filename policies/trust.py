@@ -125,6 +125,18 @@ class Beliefs:
             )
         return bool(groups)
 
+    def sharing(self, spot: Spot, group: str | None, per: Expression | None, *, trusting: bool) -> None:
+        """A restriction that its members may bring upon themselves. But who could choose `per` would have a share for
+        each of his jobs."""
+        self.restricting(spot, "restriction", group, per)
+        doubtful = _all_but(self._read(None, per), self._believed)
+        if doubtful and not trusting:
+            spot.add(
+                f"this share goes by `{doubtful}`, which the job's owner can set: each job could have one of its own",
+                "use an attribute that the schedd sets, such as User, or one that a JOB_TRANSFORM sets and"
+                " IMMUTABLE_JOB_ATTRS lists (declare it with `set-by: access-point`), or say `trust-user: true`",
+            )
+
     def slice(self, spot: Spot, group: str, name: Expression, *, trusting: bool, site_wide: bool) -> None:
         read = self._read(group, name)
         doubtful, loose = _all_but(read, self._believed), _all_but(read, self._known)

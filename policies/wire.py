@@ -312,7 +312,9 @@ class DecisionView(Answer):
     audited_defaults: list[str] = Field(default_factory=list)
     """Of `egress`, `ingress` and `between-jobs` those whose refusals are counted and let on."""
     rate: int | None = None
-    """Bits a second; None: no limit. Decided, not enforced yet."""
+    """Bits a second in each direction, of whole Ethernet frames at its port; None: no limit."""
+    share: str | None = None
+    """What it has together with which jobs of its node, in words; None: no share."""
     scitag: ScitagView | None = None
     """In the flow label of its IPv6 packets, and in fireflies about its connections."""
     exposes: list[ExposureView] = Field(default_factory=list)

@@ -36,7 +36,8 @@ from ryu_apps.fabric import (
 )
 from ryu_apps.openflow import cookies, decode, encode, oxm, stencils
 from ryu_apps.openflow.encode import EntryKey, EntryValue
-from ryu_apps.openflow.flows import Flow, FlowKey, FlowStats
+from ryu_apps.openflow.flows import FlowStats
+from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Output, SwitchMachine, TicketId
@@ -196,7 +197,10 @@ class _Switch:
                 case machine.Watch(xid):
                     self.send([encode.monitor_request(xid, MONITOR)])
                 case machine.RequestDump(xid):
-                    self.send([encode.flow_stats_request(xid)])
+                    # In this order they are answered: what ends the dump is the end of the flows.
+                    self.send([encode.meters_request(xid), encode.flow_stats_request(xid)])
+                case machine.SetMeters():
+                    self._set_meters(output)
                 case machine.Stage():
                     self._stage(output)
                 case machine.Commit(bundle, xid, barrier):
@@ -212,6 +216,13 @@ class _Switch:
                 case machine.Disconnect(reason):
                     LOG.warning("bridge=%s: connection given up: %s", self.bridge, reason)
                     self._close()
+
+    def _set_meters(self, change: machine.SetMeters) -> None:
+        messages = []
+        for xid, (key, value, there) in enumerate(change.items, change.first_xid):
+            taken = encode.take_meter(key, xid)
+            messages.append(taken if value is None else encode.put_meter(key, value, xid, there=there))
+        self.send([*messages, encode.barrier(change.barrier)])
 
     def _stage(self, stage: machine.Stage) -> None:
         self.send([encode.bundle_open(stage.bundle, stage.open_xid)])
@@ -245,7 +256,7 @@ class _Switch:
             self._held.append(message)
             return []
         try:
-            part = decode.flow_entries(message)
+            part = decode.meter_entries(message) if decode.is_meters(message) else decode.flow_entries(message)
         except decode.DecodeError as error:
             LOG.warning("bridge=%s: connection given up: %s", self.bridge, error)
             self._close()
@@ -253,7 +264,7 @@ class _Switch:
         engine.sleep(0)
         return self.machine.dump_part(part.xid, part.entries, part.more, now)
 
-    def set_desired(self, number: TicketId, flows: Mapping[FlowKey, Flow]) -> list[Output]:
+    def set_desired(self, number: TicketId, flows: Mapping[RuleKey, Rule]) -> list[Output]:
         try:
             if isinstance(flows, Whole):
                 wanted: dict[EntryKey, EntryValue] = {}
@@ -266,7 +277,7 @@ class _Switch:
             return [machine.Settle(number, str(error))]
         return self.machine.set_desired(number, wanted, time.monotonic())
 
-    def change(self, number: TicketId, add: Sequence[Flow], remove: Sequence[FlowKey]) -> list[Output]:
+    def change(self, number: TicketId, add: Sequence[Rule], remove: Sequence[RuleKey]) -> list[Output]:
         try:
             added = self._entries(add)
             removed = [encode.entry_key(key) for key in remove]
@@ -274,7 +285,7 @@ class _Switch:
             return [machine.Settle(number, str(error))]
         return self.machine.change(number, added, removed, time.monotonic())
 
-    def _entries(self, flows: Iterable[Flow]) -> dict[EntryKey, EntryValue]:
+    def _entries(self, flows: Iterable[Rule]) -> dict[EntryKey, EntryValue]:
         """Flows as they go to the switch. Raises EncodeError."""
         entries: dict[EntryKey, EntryValue] = {}
         for count, flow in enumerate(flows, 1):
@@ -388,13 +399,13 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     # ------------------------------------------------------------------------------------------- the Fabric protocol
 
-    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> SwitchTicket:
+    def set_desired(self, bridge: str, flows: Mapping[RuleKey, Rule]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
         wanted = flows if isinstance(flows, Whole) else dict(flows)
         one.ask(lambda now: one.set_desired(number, wanted))
         return ticket
 
-    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> SwitchTicket:
+    def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
         added, removed = tuple(add), tuple(remove)
         one.ask(lambda now: one.change(number, added, removed))
@@ -639,6 +650,12 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             return
         if not more:
             question.end()
+
+    @engine.handler(engine.Meters, engine.UP)
+    def _meters(self, event: Any) -> None:
+        one, msg = self._at(event)
+        if one is not None:
+            one.ask(lambda now: one.dump_part(msg.buf, now), msg.datapath)
 
     @engine.handler(engine.FlowMonitor, engine.UP)
     def _flow_monitor(self, event: Any) -> None:

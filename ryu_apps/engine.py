@@ -130,6 +130,8 @@ PortDesc: Any = _ofp_event.EventOFPPortDescStatsReply
 PortStatus: Any = _ofp_event.EventOFPPortStatus
 FlowStats: Any = _ofp_event.EventOFPFlowStatsReply
 """`event.msg.buf` are the bytes of the reply; its body is left to `ryu_apps.openflow.decode`."""
+Meters: Any = _ofp_event.EventOFPMeterConfigStatsReply
+"""The same: the bytes only."""
 FlowMonitor: Any = _ofp_event.EventOFPFlowMonitorReply
 """The same: the bytes only."""
 Description: Any = _ofp_event.EventOFPDescStatsReply
@@ -148,7 +150,7 @@ def error_name(message: Any) -> str:
 
 
 def _register_passages() -> None:
-    """Let what a switch tells of its flows and ports through unread.
+    """Let what a switch tells of its flows, meters and ports through unread.
 
     The framework's parser makes objects we do not want (8,000 flows a second at best; 0.1 ms a port, twice at every
     connect), and drops the whole reply when one entry holds something it does not know, so that the dump would never
@@ -157,6 +159,7 @@ def _register_passages() -> None:
     original = _ofproto_parser._MSG_PARSERS[ofproto.OFP_VERSION]
     passages = {
         ofproto.OFPMP_FLOW: parser.OFPFlowStatsReply,
+        ofproto.OFPMP_METER_CONFIG: parser.OFPMeterConfigStatsReply,
         ofproto.OFPMP_FLOW_MONITOR: parser.OFPFlowMonitorReply,
         ofproto.OFPMP_PORT_DESC: parser.OFPPortDescStatsReply,
     }

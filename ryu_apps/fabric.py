@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ryu_apps.openflow.flows import Cookie, Counted, Flow, FlowKey, FlowStats
+from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
 
 OnPorts = Callable[[str, Mapping[str, int]], None]
 """Called with a bridge and all its ports, name to number, whenever they change and once after each connect."""
@@ -105,10 +106,10 @@ class Question(Protocol):
 class Fabric(Protocol):
     """All bridges under control. An unknown bridge name is a KeyError everywhere: the caller checks names first."""
 
-    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> Ticket:
+    def set_desired(self, bridge: str, flows: Mapping[RuleKey, Rule]) -> Ticket:
         """Say the whole truth for a bridge. Before it is said for the first time nothing on the bridge is touched."""
 
-    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> Ticket:
+    def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> Ticket:
         """Change that truth, all or nothing. Removals are taken first, so a key in both is replaced."""
 
     def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
@@ -193,12 +194,12 @@ class FakeBridge:
     """Connected, but confirms nothing: tickets stay open."""
     refuse: str | None = None
     """When set: the reason for which the next changes are refused."""
-    desired: dict[FlowKey, Flow] | None = None
+    desired: dict[RuleKey, Rule] | None = None
     """The whole truth, as last said; None before it was said."""
-    actual: dict[FlowKey, Flow] = field(default_factory=dict)
+    actual: dict[RuleKey, Rule] = field(default_factory=dict)
     """What would be on the switch."""
     flow_mods: int = 0
-    """How many flow-mods were sent to the switch so far."""
+    """How many flow-mods and meter-mods were sent to the switch so far."""
     counters: dict[FlowKey, tuple[int, int]] = field(default_factory=dict)
     """Packets and bytes that `flow_stats` shall report; (0, 0) where nothing is said."""
     waiting: list[FakeTicket] = field(default_factory=list)
@@ -211,6 +212,16 @@ class FakeBridge:
     """The highest generation that the switch has seen; shared like `actual`."""
     outranked: bool = False
     """A master of a lower generation asked to be its master, and was refused."""
+
+    @property
+    def flows(self) -> dict[FlowKey, Flow]:
+        """Of what would be on the switch the flows."""
+        return {flow.key: flow for flow in self.actual.values() if isinstance(flow, Flow)}
+
+    @property
+    def meters(self) -> dict[int, int]:
+        """And the meters, with their rates in kbit/s."""
+        return {one.number: one.rate for one in self.actual.values() if isinstance(one, MeterRule)}
 
 
 class FakeFabric:
@@ -248,10 +259,10 @@ class FakeFabric:
 
     # --- the Fabric protocol
 
-    def set_desired(self, bridge: str, flows: Mapping[FlowKey, Flow]) -> FakeTicket:
+    def set_desired(self, bridge: str, flows: Mapping[RuleKey, Rule]) -> FakeTicket:
         return self._want(self.state[bridge], dict(flows))
 
-    def change(self, bridge: str, add: Sequence[Flow], remove: Sequence[FlowKey]) -> FakeTicket:
+    def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> FakeTicket:
         state = self.state[bridge]
         if state.desired is None and not state.standby:
             ticket = FakeTicket()
@@ -303,9 +314,10 @@ class FakeFabric:
         return FakeCounting()
 
     def _counted(self, state: FakeBridge, cookie: int, mask: int) -> list[FlowStats]:
+        flows = sorted((flow for flow in state.actual.values() if isinstance(flow, Flow)), key=lambda flow: flow.key)
         return [
-            FlowStats(key, Cookie(flow.cookie), *state.counters.get(key, (0, 0)))
-            for key, flow in sorted(state.actual.items(), key=lambda item: item[0])
+            FlowStats(flow.key, Cookie(flow.cookie), *state.counters.get(flow.key, (0, 0)))
+            for flow in flows
             if flow.cookie & mask == cookie & mask
         ]
 
@@ -371,7 +383,7 @@ class FakeFabric:
         """Flow-mods sent to all bridges so far."""
         return sum(state.flow_mods for state in self.state.values())
 
-    def _want(self, state: FakeBridge, wanted: dict[FlowKey, Flow]) -> FakeTicket:
+    def _want(self, state: FakeBridge, wanted: dict[RuleKey, Rule]) -> FakeTicket:
         ticket = FakeTicket()
         if state.standby:
             ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.certificates import TlsFault, tls_fault
+from policies.values import in_words
 from policies.wire import (
     AttemptList,
     AttemptStatus,
@@ -273,18 +274,13 @@ def _given(decision: DecisionView) -> Iterator[tuple[str, str]]:
         what = "all else" if rule.service is None else f"service {rule.service}"
         yield "class", f"{rule.name} (DSCP {rule.dscp}) for {what} ({rule.rule})"
     if decision.rate is not None:
-        yield "rate", f"{_rate(decision.rate)} (decided, not enforced yet)"
+        yield "rate", f"{in_words(decision.rate)} in each direction"
+    if decision.share is not None:
+        yield "share", f"{decision.share}, in each direction with all that have it on the node"
     if decision.scitag is not None:
         tag = decision.scitag
         sent = "IPv6 flow label; fireflies, where the agent has a collector"
         yield "scitag", f"experiment {tag.experiment}, activity {tag.activity} ({sent})"
-
-
-def _rate(bits: int) -> str:
-    for unit, name in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
-        if bits >= unit:
-            return f"{bits / unit:g} {name}"
-    return f"{bits} bit/s"
 
 
 def sentences(counters: Counters, decision: DecisionView | None = None) -> list[str]:
@@ -383,7 +379,7 @@ def _tell_queues(console: Console, bridge: BridgeStatus) -> None:
     for name, port in status.report.ports.items():
         for title, one in port.classes.items():
             sent, drops = _packets(one.packets, one.bytes), f"{one.drops} packets"
-            _row(table, f"{name} ({_rate(port.rate)})", title, _rate(one.rate), sent, drops, f"{one.backlog} B")
+            _row(table, f"{name} ({in_words(port.rate)})", title, in_words(one.rate), sent, drops, f"{one.backlog} B")
     if status.report.ports:
         console.print(table)
 

@@ -28,6 +28,7 @@ def decision_view(policy: Policy, node: str, identity: int, decision: Decision) 
         audited=[] if outcome.sealed else sorted(_audited(policy, decision)),
         audited_defaults=[] if outcome.sealed else [_DEFAULT_KEYS[r] for r in sorted(policy.defaults.audited)],
         rate=decision.rate,
+        share=None if decision.share is None else f"{decision.share.part} ({decision.share.name})",
         scitag=None
         if decision.scitag is None
         else ScitagView(experiment=decision.scitag[0], activity=decision.scitag[1]),

@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from policies.decide import Held, decide
 from policies.language import check_together, load_site, policy_from_text
-from policies.model import Address, Attempt, Outcome, Policy, Role, Site, World
+from policies.model import Address, Attempt, Outcome, Policy, Role, Site, World, leaders
 from policies.semantics import Fragment, Transport
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
@@ -141,8 +141,12 @@ def world_of(case: Case) -> World:
             outcome=decision.outcome,
             slice=decision.slice,
             scitag=decision.scitag,
+            rate=decision.rate,
+            share=decision.share,
         )
-    return replace(world, identities=identities, slice_numbers=slices, attempts=attempts)
+    return replace(
+        world, identities=identities, slice_numbers=slices, share_leaders=leaders(attempts.values()), attempts=attempts
+    )
 
 
 def _ports(site: Site) -> dict[str, dict[str, int]]:

@@ -215,7 +215,13 @@ def draw_policy(dice: Dice, nodes: Sequence[str]) -> tuple[str, list[str]]:
     if not dice.chance(4):
         lines.append("seal: [hermits]")
     if dice.chance(8):
-        lines += _section("rates", [_rule(rate="'100'", unit="Mbit/s", for_=dice.pick((None, "alice")))])
+        limited = dice.pick((None, "alice"))
+        lines += _section("rates", [_rule(rate="'100'", unit="Mbit/s", for_=limited)])
+        # Whoever has a rate may have a share besides, or instead.
+        per = "User" if limited is None else "'substr(User, 0, 1)'"
+        lines += _section(
+            "shares", [_rule(share="10 Mbit/s", per=per, for_=limited and "bob"), _rule(share="9 Mbit/s")]
+        )
     if dice.chance(8):
         lines += _section("scitags", [_rule(for_="alice", experiment="cms", activity="production-input")])
     egress, ingress, between = (

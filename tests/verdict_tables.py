@@ -20,7 +20,19 @@ from ruamel.yaml import YAML
 from policies.border import Direction, class_at_border, judge_at_border
 from policies.decide import Held, decide
 from policies.language import check_together, load_policy, load_site
-from policies.model import Address, Attempt, Bridge, Decision, Place, PortKind, Protocol, Role, TrafficClass, World
+from policies.model import (
+    Address,
+    Attempt,
+    Bridge,
+    Decision,
+    Place,
+    PortKind,
+    Protocol,
+    Role,
+    TrafficClass,
+    World,
+    leaders,
+)
 from policies.model import Verdict as V
 from policies.path import borders_of, outside
 from policies.semantics import Judgement, Packet, Transport, class_of, judge, judge_at_gate
@@ -136,7 +148,7 @@ class Example:
             decision = self.decision(row, phase)
             attempts[name] = Attempt(
                 name, number, row.node, node.bridge, f"lj{lane}", FIRST_JOB_PORT + lane, mac, ipv4, ipv6, 1000 + lane,
-                phase, decision.outcome, decision.slice,
+                phase, decision.outcome, decision.slice, decision.scitag, decision.rate, decision.share,
             )  # fmt: skip
         outcomes = dict.fromkeys(a.outcome for a in attempts.values())
         slices = dict.fromkeys(a.slice for a in attempts.values() if a.slice is not None)
@@ -149,6 +161,7 @@ class Example:
             node_numbers={name: n for n, name in enumerate(sorted(self.site.nodes), 1)},
             identities={outcome: n for n, outcome in enumerate(outcomes, 1)},
             slice_numbers={name: n for n, name in enumerate(slices, 1)},
+            share_leaders=leaders(attempts.values()),
             attempts=attempts,
         )
 

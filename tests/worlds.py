@@ -9,7 +9,7 @@ from pathlib import Path
 
 from policies.decide import decide
 from policies.language import load_policy, load_site
-from policies.model import Attempt, Mode, Policy, Site, World
+from policies.model import Attempt, Mode, Policy, Site, World, leaders
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
 
@@ -64,6 +64,8 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
         outcome=outcome,
         slice=decision.slice,
         scitag=decision.scitag,
+        rate=decision.rate,
+        share=decision.share,
     )
     identities = dict(before.identities)
     identities.setdefault(outcome, len(identities) + 1)
@@ -71,4 +73,6 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
     if decision.slice is not None:
         slices.setdefault(decision.slice, len(slices) + 1)
     attempts = {**before.attempts, job.id: job}
-    return replace(before, identities=identities, slice_numbers=slices, attempts=attempts)
+    return replace(
+        before, identities=identities, slice_numbers=slices, share_leaders=leaders(attempts.values()), attempts=attempts
+    )

@@ -89,6 +89,8 @@ def attempt_of(row: AttemptRow) -> Attempt:
         outcome=row.decision.outcome,
         slice=row.decision.slice,
         scitag=row.decision.scitag,
+        rate=row.decision.rate,
+        share=row.decision.share,
     )
 
 

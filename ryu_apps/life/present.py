@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from policies.model import Address, Attempt, Policy, Role, Site, World
+from policies.model import Address, Attempt, Policy, Role, Site, World, leaders
 from policies.wire import DIGEST_MASK, attempt_summand
 from ryu_apps.life.checks import Claim, claims, host_addresses, nobodys_host
 from ryu_apps.life.numbers import Numbers
@@ -56,6 +56,8 @@ class Present:
         self.claims: dict[Claim, str] = {}
         self.members: dict[str, dict[str, Attempt]] = {}
         """The attempts of each slice."""
+        self.sharers: dict[tuple[str, str], dict[str, Attempt]] = {}
+        """The attempts of each share, by bridge and name."""
         self._on_bridge: dict[str, dict[str, Attempt]] = {}
         self.replace(World(site=site, policy=policy))
 
@@ -72,6 +74,7 @@ class Present:
                 world,
                 identities=dict(world.identities),
                 slice_numbers=dict(world.slice_numbers),
+                share_leaders=dict(world.share_leaders),
                 attempts=dict(world.attempts),
             )
 
@@ -83,23 +86,33 @@ class Present:
         self._identities = dict(world.identities)
         self._slices = dict(world.slice_numbers)
         self._outcomes = Counter(attempt.outcome for attempt in self._attempts.values())
+        self._leaders = leaders(self._attempts.values())
         self.members = {}
+        self.sharers = {}
         self._on_bridge = {}
         for attempt in self._attempts.values():
             self._on_bridge.setdefault(attempt.bridge, {})[attempt.id] = attempt
             if attempt.slice is not None:
                 self.members.setdefault(attempt.slice, {})[attempt.id] = attempt
+            if attempt.share is not None:
+                self.sharers.setdefault((attempt.bridge, attempt.share.name), {})[attempt.id] = attempt
         self._world = replace(
             world,
             identities=MappingProxyType(self._identities),
             slice_numbers=MappingProxyType(self._slices),
+            share_leaders=MappingProxyType(self._leaders),
             attempts=MappingProxyType(self._attempts),
         )
 
     def seen_from(self, bridge: str) -> World:
         """The present world, a value, with no attempts but those that flows of a bridge follow from: looking at all of
         them for each of many bridges would make a restart of a large site slow."""
-        world = replace(self._world, identities=dict(self._identities), slice_numbers=dict(self._slices))
+        world = replace(
+            self._world,
+            identities=dict(self._identities),
+            slice_numbers=dict(self._slices),
+            share_leaders=dict(self._leaders),
+        )
         if world.site.bridges[bridge].roles != {Role.WORKER}:
             return replace(world, attempts=dict(self._attempts))
         here = self._on_bridge.get(bridge, {})
@@ -141,14 +154,31 @@ class Present:
             del self._attempts[old.id]
             del self._on_bridge[old.bridge][old.id]
             self._outcomes[old.outcome] -= 1
+            self._share(old, None)
         if new is not None:
             self._attempts[new.id] = new
             self._on_bridge.setdefault(new.bridge, {})[new.id] = new
             self._outcomes[new.outcome] += 1
+            self._share(new, new)
             if new.outcome not in self._identities:
                 self._identities[new.outcome] = self.numbers.take(Kind.IDENTITY)
             if new.slice is not None and new.slice not in self._slices:
                 self._slices[new.slice] = self.numbers.take(Kind.SLICE)
+
+    def _share(self, one: Attempt, now: Attempt | None) -> None:
+        """The attempt has its share from now on, or (None) no more; who leads the share follows."""
+        if one.share is None:
+            return
+        key = (one.bridge, one.share.name)
+        sharers = self.sharers.setdefault(key, {})
+        if now is None:
+            del sharers[one.id]
+        else:
+            sharers[one.id] = one
+        if sharers:
+            self._leaders.update(leaders(sharers.values()))
+        else:
+            del self.sharers[key], self._leaders[key]
 
     def release(self, old: Attempt) -> None:
         """Forget the numbers of what nobody uses any more."""

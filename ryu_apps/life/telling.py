@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policies.model import Attempt, Outcome
 from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
@@ -22,6 +22,7 @@ from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.openflow.meters import MeterRule, Rule
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
@@ -133,22 +134,29 @@ class Telling:
     def shift(self, old: Attempt | None, new: Attempt | None) -> Told:
         """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
         world = self._present.world
+        here_before = compiler.bridges_of(world, old) if old is not None else ()
+        before = {} if old is None else {bridge: compiler.attempt_rules(world, bridge, old) for bridge in here_before}
+        shares = self._shares(old, new)
         self._present.swap(old, new)
         memberships = self._shift_membership(old, new)
-        here_before = compiler.bridges_of(world, old) if old is not None else ()
         here_after = compiler.bridges_of(world, new) if new is not None else ()
         tickets: dict[str, Ticket] = {}
+        worker = next(one.bridge for one in (new, old) if one is not None)
         for bridge in dict.fromkeys((*here_before, *here_after)):
             gone, come = memberships.pop(bridge, ([], []))
             uses = self._uses[bridge]
             outcomes = {a.outcome for a in (old, new) if a is not None}
             had = {outcome: uses[outcome] for outcome in outcomes}
             if old is not None and bridge in here_before:
-                gone += compiler.attempt_flows(world, bridge, old)
+                gone += before[bridge]
                 uses[old.outcome] -= 1
             if new is not None and bridge in here_after:
-                come += compiler.attempt_flows(world, bridge, new)
+                come += compiler.attempt_rules(world, bridge, new)
                 uses[new.outcome] += 1
+            if bridge == worker:
+                gone += (one for _, meters in shares.values() for one in meters)
+                come += (one for _, meters in self._shares(old, new).values() for one in meters)
+                self._follow_leaders(shares, new, gone, come)
             for outcome in outcomes:
                 if had[outcome] and not uses[outcome]:
                     gone += compiler.identity_flows(world, bridge, outcome)
@@ -162,13 +170,43 @@ class Telling:
             self._present.release(old)
         return Told(tickets, peers)
 
-    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Flow], list[Flow]]]:
+    def _shares(self, *attempts: Attempt | None) -> dict[tuple[str, str], tuple[int, list[MeterRule]]]:
+        """Who leads the shares of these now, and the shares' meters."""
+        world = self._present.world
+        found = {}
+        for one in attempts:
+            if one is not None and one.share is not None:
+                key = (one.bridge, one.share.name)
+                if key in world.share_leaders:
+                    sharer = next(iter(self._present.sharers[key].values()))
+                    found[key] = (world.share_leaders[key], compiler.share_meters(world, sharer))
+        return found
+
+    def _follow_leaders(
+        self,
+        were: Mapping[tuple[str, str], tuple[int, list[MeterRule]]],
+        new: Attempt | None,
+        gone: list[Rule],
+        come: list[Rule],
+    ) -> None:
+        """Where a share has come to be led by another job, the flows of its other jobs name other meters."""
+        world = self._present.world
+        for key, (leader, _) in were.items():
+            if world.share_leaders.get(key, leader) == leader:
+                continue
+            former = replace(world, share_leaders={key: leader})
+            for one in self._present.sharers[key].values():
+                if new is None or one.id != new.id:
+                    gone += compiler.attempt_rules(former, one.bridge, one)
+                    come += compiler.attempt_rules(world, one.bridge, one)
+
+    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Rule], list[Rule]]]:
         """What goes and comes on each bridge because a slice loses or gains a member.
 
         A bridge knows all members of the slices that have a job on it, and no others.
         """
         world, members = self._present.world, self._present.members
-        changes: dict[str, tuple[list[Flow], list[Flow]]] = {}
+        changes: dict[str, tuple[list[Rule], list[Rule]]] = {}
         for name in dict.fromkeys(a.slice for a in (old, new) if a is not None):
             if name is None:
                 continue
@@ -204,8 +242,8 @@ class Telling:
             if bridge in self.mine:
                 self._standing.setdefault(bridge, []).append(ticket)
 
-    def tell(self, bridge: str, gone: Sequence[Flow], come: Sequence[Flow]) -> Ticket:
-        """The difference between flows that go and flows that come."""
+    def tell(self, bridge: str, gone: Sequence[Rule], come: Sequence[Rule]) -> Ticket:
+        """The difference between what goes and what comes."""
         if bridge not in self.mine:
             return Elsewhere(bridge)
         unheard = self._unheard.get(bridge)
@@ -222,7 +260,7 @@ class Telling:
         world = self._present.world
         attempt = world.attempts[id]
         return {
-            bridge: self.switches().change(bridge, compiler.attempt_flows(world, bridge, attempt), [])
+            bridge: self.switches().change(bridge, self._rules(bridge, attempt), [])
             if bridge in self.mine
             else Elsewhere(bridge)
             for bridge in compiler.bridges_of(world, attempt)
@@ -231,7 +269,13 @@ class Telling:
     def confirmation(self, id: str, bridge: str) -> Ticket:
         """The same for one bridge, which may not be heard of yet."""
         world = self._present.world
-        return self.tell(bridge, [], compiler.attempt_flows(world, bridge, world.attempts[id]))
+        return self.tell(bridge, [], self._rules(bridge, world.attempts[id]))
+
+    def _rules(self, bridge: str, attempt: Attempt) -> list[Rule]:
+        """What a bridge needs for an attempt."""
+        world = self._present.world
+        shared = compiler.share_meters(world, attempt) if bridge == attempt.bridge else []
+        return [*shared, *compiler.attempt_rules(world, bridge, attempt)]
 
     def follow_base(self, bridges: Iterable[str]) -> None:
         """Bring the standing flows of bridges in line with the world."""

@@ -14,21 +14,26 @@ from ryu_apps.openflow import border, gate, worker
 from ryu_apps.openflow.counters import read_counters, seen
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.lanes import MAC_PREFIX, lane_addresses, port_numbers
+from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey, rate_meters, share_meters
 from ryu_apps.openflow.parts import attempt_flows, bridges_of, identity_flows, membership_flow
 
 __all__ = [
     "MAC_PREFIX",
     "attempt_flows",
+    "attempt_rules",
     "attempts_on",
     "base_flows",
     "bridges_of",
     "connected",
     "desired_flows",
+    "desired_rules",
     "identity_flows",
     "lane_addresses",
     "membership_flow",
     "read_counters",
     "seen",
+    "share_meters",
+    "shared_meters",
     "slice_flows",
     "slices_on",
 ]
@@ -64,6 +69,30 @@ def attempts_on(world: World, bridge: str) -> list[Attempt]:
                 continue
         here.append(attempt)
     return here
+
+
+def attempt_rules(world: World, bridge: str, attempt: Attempt) -> list[Rule]:
+    """An attempt's own meters and flows on one of its bridges."""
+    flows = attempt_flows(world, bridge, attempt)
+    return [*rate_meters(attempt), *flows] if bridge == attempt.bridge else [*flows]
+
+
+def shared_meters(world: World, bridge: str) -> list[MeterRule]:
+    """The meters of all shares that jobs of a bridge have."""
+    leading = [
+        a
+        for a in world.attempts.values()
+        if a.share is not None and a.bridge == bridge and world.share_leaders[bridge, a.share.name] == a.zone
+    ]
+    return [one for attempt in leading for one in share_meters(world, attempt)]
+
+
+def desired_rules(world: World, bridge: str, base: Iterable[Flow] | None = None) -> dict[RuleKey, Rule]:
+    """Every meter and every flow of ours that a bridge should have."""
+    rates = [one for a in world.attempts.values() if a.bridge == bridge for one in rate_meters(a)]
+    flows = desired_flows(world, bridge, base).values()
+    rules: list[Rule] = [*rates, *shared_meters(world, bridge), *flows]
+    return {rule.key: rule for rule in rules}
 
 
 def slices_on(world: World, bridge: str) -> set[str]:

@@ -28,6 +28,7 @@ from ryu_apps.openflow.flows import (
     FlowStats,
     Goto,
     Match,
+    Meter,
     Move,
     Normal,
     Output,
@@ -138,8 +139,33 @@ def flow_entries(message: bytes) -> FlowEntries:
     return FlowEntries(xid, bool(flags & REPLY_MORE), entries)
 
 
+def meter_entries(message: bytes) -> FlowEntries:
+    """A reply about meters, as entries; never the last part of a dump: flows follow. Raises DecodeError."""
+    message = bytes(message)
+    entries: list[tuple[EntryKey, EntryValue]] = []
+    at = 16
+    while at < len(message):
+        try:
+            length, flags, number = struct.unpack_from("!H2sI", message, at)
+        except struct.error as error:
+            raise DecodeError(f"meter-config reply is cut short: {error}") from error
+        if length < 8 or at + length > len(message):
+            raise DecodeError("a meter of a meter-config reply does not hold together")
+        value = encode.meter_value(number, flags + message[at + 8 : at + length])
+        entries.append((encode.meter_key(number), value))
+        at += length
+    return FlowEntries(int(encode.HEADER.unpack_from(message)[3]), True, entries)
+
+
+def is_meters(message: bytes) -> bool:
+    """Is this whole message a reply about meters' settings?"""
+    return len(message) >= 16 and int.from_bytes(message[8:10], "big") == encode.MP_METER_CONFIG
+
+
 def canonical(key: EntryKey, value: EntryValue) -> tuple[EntryKey, EntryValue]:
     """The entry as `encode` would write it, if a `Flow` can say it. What a Flow cannot say stays as it is."""
+    if encode.is_meter(key):
+        return key, value
     match = key_match(key)
     if match is not None:
         try:
@@ -359,6 +385,8 @@ def _instructions(data: bytes) -> Iterator[Action]:
             yield from _actions(data[at + 8 : at + length])
         elif kind == encode.INSTRUCTION_GOTO:
             goto = Goto(data[at + 4])
+        elif kind == encode.INSTRUCTION_METER and at == 0:
+            yield Meter(int.from_bytes(data[4:8], "big"))
         else:
             raise _Unknown
         at += length

@@ -33,26 +33,35 @@ from ryu_apps.openflow.flows import (
     FlowKey,
     Goto,
     Match,
+    Meter,
     Move,
     Normal,
     Output,
     OutputReg,
     SetField,
 )
+from ryu_apps.openflow.meters import MeterKey, MeterRule
 
 VERSION = 0x05
 HEADER = struct.Struct("!BBHI")
 
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
-MP_DESC, MP_FLOW, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 13, 16
+MP_DESC, MP_FLOW, MP_METER_CONFIG, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 10, 13, 16
 SET_CONFIG, FRAGMENTS_NX_MATCH = 9, 3
 ROLE_REQUEST, ROLE_MASTER, ROLE_SLAVE = 24, 2, 3
 ADD, DELETE_STRICT = 0, 4
+METER_MOD, METER_ADD, METER_MODIFY, METER_DELETE = 29, 0, 1, 2
+METER_FLAGS = 0xD
+"""Rates in kbit/s, a burst of our own, and counted."""
+METER_BAND_DROP = 1
+ALL_METERS = 0xFFFFFFFF
+METER_TABLE = 0xFE
+"""Stands where an entry key has its table: this is no flow's key but a meter's. No flow can be in such a table."""
 MONITOR_ADD, MONITOR_REMOVED, MONITOR_MODIFY = 2, 4, 8
 ANY = 0xFFFFFFFF
 ALL_TABLES = 0xFF
 PORT_NORMAL = 0xFFFFFFFA
-INSTRUCTION_GOTO, INSTRUCTION_APPLY = 1, 4
+INSTRUCTION_GOTO, INSTRUCTION_APPLY, INSTRUCTION_METER = 1, 4, 6
 ACTION_OUTPUT, ACTION_SET_FIELD, ACTION_EXPERIMENTER = 0, 25, 0xFFFF
 NX_REG_MOVE, NX_REG_LOAD, NX_OUTPUT_REG, NX_REG_LOAD2, NX_CT = 6, 7, 15, 33, 35
 CT_COMMIT = 1
@@ -290,14 +299,19 @@ def _action(action: Action) -> bytes:
 
 def _instructions_template(actions: Sequence[Action]) -> _Template:
     built = _Builder()
+    if actions and isinstance(actions[0], Meter):
+        built.add(struct.pack("!HH", INSTRUCTION_METER, 8))
+        built.hole(4, 0, ~0xFFFFFFFF)
+        actions = actions[1:]
     apply = [action for action in actions if not isinstance(action, Goto)]
     if len(apply) < len(actions) and (len(apply) < len(actions) - 1 or not isinstance(actions[-1], Goto)):
         raise EncodeError("goto must be the last action")
     if apply:
+        begin = len(built.data)
         built.add(bytes(8))
         for action in apply:
             _put_action(built, action)
-        struct.pack_into("!HH", built.data, 0, INSTRUCTION_APPLY, len(built.data))
+        struct.pack_into("!HH", built.data, begin, INSTRUCTION_APPLY, len(built.data) - begin)
     if len(apply) < len(actions):
         last = actions[-1]
         assert isinstance(last, Goto)
@@ -306,7 +320,7 @@ def _instructions_template(actions: Sequence[Action]) -> _Template:
 
 
 def instructions(actions: Sequence[Action]) -> bytes:
-    """The instructions of a flow: apply-actions, then goto. No actions: no instructions, which means drop."""
+    """The instructions of a flow: meter, apply-actions, goto. No actions: no instructions, which means drop."""
     shape: list[object] = []
     values: list[int] = []
     for action in actions:
@@ -317,6 +331,9 @@ def instructions(actions: Sequence[Action]) -> bytes:
         elif type(action) is Output:
             shape.append(Output)
             values.append(action.port)
+        elif type(action) is Meter:
+            shape.append(Meter)
+            values.append(action.number)
         else:
             shape.append(action.table if type(action) is Goto else action)
     found = _actions.get(tuple(shape))
@@ -328,7 +345,9 @@ def instructions(actions: Sequence[Action]) -> bytes:
     for value, (shift, outside, fill) in zip(values, found.holes, strict=True):
         if value & outside:
             place = next(n for n, hole in enumerate(found.holes) if values[n] & hole[1])
-            culprit = [action for action in actions if isinstance(action, SetField | Output)][place]
+            culprit = [action for action in actions if isinstance(action, SetField | Output | Meter)][place]
+            if isinstance(culprit, Meter):
+                raise EncodeError(f"meter {culprit.number:#x} does not fit into 32 bits")
             if isinstance(culprit, Output):
                 raise EncodeError(f"port {culprit.port} is not a 16-bit port number")
             raise EncodeError(f"{culprit.field}: {culprit.value:#x} does not fit into {culprit.width} bits")
@@ -347,20 +366,51 @@ def entry_head(table: int, priority: int) -> bytes:
     return ENTRY_HEAD.pack(table, ADD, 0, 0, priority, ANY, ANY, ANY, 0, 0)
 
 
-def entry_key(key: FlowKey | Flow) -> EntryKey:
+def entry_key(key: FlowKey | Flow | MeterKey | MeterRule) -> EntryKey:
     """What identifies an entry on a switch, as bytes. Raises EncodeError."""
+    if isinstance(key, MeterRule | int):
+        return meter_key(key if isinstance(key, int) else key.number)
     try:
         return entry_head(key.table, key.priority) + match_bytes(key.match)
     except struct.error as error:
         raise EncodeError(f"table {key.table}, priority {key.priority}: {error}") from error
 
 
-def entry_value(flow: Flow) -> EntryValue:
+def entry_value(flow: Flow | MeterRule) -> EntryValue:
     """What the switch is to do with it: cookie and instructions. Raises EncodeError."""
+    if isinstance(flow, MeterRule):
+        try:
+            band = struct.pack("!HHII4x", METER_BAND_DROP, 16, flow.rate, flow.burst)
+        except struct.error as error:
+            raise EncodeError(f"meter {flow.number:#x}, rate {flow.rate}: {error}") from error
+        return meter_value(flow.number, METER_FLAGS.to_bytes(2, "big") + band)
     try:
         return flow.cookie.to_bytes(COOKIE_LENGTH, "big") + instructions(flow.actions)
     except (struct.error, OverflowError) as error:
         raise EncodeError(f"cookie {flow.cookie:#x}, {flow.actions}: {error}") from error
+
+
+def meter_key(number: int) -> EntryKey:
+    """A meter's own entry key."""
+    return bytes((METER_TABLE,)) + number.to_bytes(4, "big")
+
+
+def meter_value(number: int, setting: bytes) -> EntryValue:
+    """A meter's entry value: like a cookie it begins with the octet that says whose it is. `setting`: flags, bands."""
+    return bytes((number >> 24,)) + setting
+
+
+def meter_text(value: EntryValue) -> str:
+    """A meter's setting as ours are, for a message."""
+    return f"rate={int.from_bytes(value[7:11], 'big')} kbit/s" if len(value) >= 11 else "without a rate"
+
+
+def is_meter(key: EntryKey) -> bool:
+    return key[0] == METER_TABLE
+
+
+def key_meter(key: EntryKey) -> int:
+    return int.from_bytes(key[1:], "big")
 
 
 def key_table(key: EntryKey) -> int:
@@ -396,6 +446,22 @@ def put_entry(key: EntryKey, value: EntryValue, xid: int) -> bytes:
 def take_entry(key: EntryKey, xid: int) -> bytes:
     """Delete exactly one entry of Lark's; no error if there is none."""
     return _message(FLOW_MOD, xid, b"".join((OUR_COOKIES, key[:1], bytes((DELETE_STRICT,)), key[2:])))
+
+
+def put_meter(key: EntryKey, value: EntryValue, xid: int, *, there: bool) -> bytes:
+    """Make a meter, or (`there`) give it another rate in place: flows that use it stay."""
+    command = (METER_MODIFY if there else METER_ADD).to_bytes(2, "big")
+    return _message(METER_MOD, xid, b"".join((command, value[1:3], key[1:], value[3:])))
+
+
+def take_meter(key: EntryKey, xid: int) -> bytes:
+    """Delete a meter, and with it the flows that still use it; no error if there is none."""
+    return _message(METER_MOD, xid, struct.pack("!HH", METER_DELETE, 0) + key[1:])
+
+
+def meters_request(xid: int) -> bytes:
+    """Ask for every meter's setting."""
+    return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4xI4x", MP_METER_CONFIG, 0, ALL_METERS))
 
 
 def add_flow(flow: Flow, xid: int) -> bytes:

@@ -100,13 +100,23 @@ class ConnTrack:
 
 
 @dataclass(frozen=True, slots=True)
+class Meter:
+    """Pass the packet through a meter, which may drop it (OFPIT_METER); always the first of a flow's actions.
+
+    The meter must be on the switch before the flow; deleting it deletes the flow (see `ryu_apps.openflow.meters`).
+    """
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goto:
     """OFPIT_GOTO_TABLE; always the last of a flow's actions."""
 
     table: int
 
 
-Action = SetField | Move | Output | OutputReg | Normal | ConnTrack | Goto
+Action = SetField | Move | Output | OutputReg | Normal | ConnTrack | Meter | Goto
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,6 +7,9 @@ on a gate, and one on a border (`border`) or none:
     DENIED        refusals for lack of a grant    DENIED        its other refusals
     RECEIVER      packets for it                  DELIVER       packets delivered to it
 
+A rate or a share is kept by a meter that the first and the last of these name, and costs no flow; both together cost
+two flows more (SHARE_OUT, SHARE_IN).
+
 What an identity may reach costs on a worker bridge one flow per service and one per class of hosts that has such a
 service (for later fragments), for all its jobs together; a membership one flow on each bridge that has the slice.
 """
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from policies.model import Attempt, Bridge, Outcome, Reason, Role, Site, World
-from ryu_apps.openflow import border
+from ryu_apps.openflow import border, meters
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import exact
@@ -130,12 +133,24 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
     )
     claims = tuple(c.equals(bits) for c in (r.CLAIM_ADDRESS, r.CLAIM_LINK, r.CLAIM_TARGET))
     receiver = (r.DESTINATION.equals(bits),)
+    out, into = (meters.limits(world, attempt, way) for way in meters.Way)
+    deliver = Output(attempt.ofport)
+    on: Action = Goto(Table.PLUMBING)
+    last: Action = deliver
+    second: list[Flow] = []
+    if len(out) > 1:
+        # A flow names one meter. The first is on the flow that every job has, the other on one of its own.
+        sent = (r.ATTEMPT.equals(attempt.number),)
+        second.append(entry(Table.SHARE_OUT, Priority.OBJECT, sent, (out[1], on), own))
+        second.append(entry(Table.SHARE_IN, Priority.OBJECT, receiver, (into[1], deliver), own))
+        on, last = Goto(Table.SHARE_OUT), Goto(Table.SHARE_IN)
     return [
+        *second,
         entry(
             Table.SPOOF_GUARD,
             Priority.OBJECT,
             (port, exact("dl_src", attempt.mac), *claims),
-            (*known, Goto(Table.PLUMBING)),
+            (*out[:1], *known, on),
             own,
         ),
         entry(Table.SPOOF_GUARD, Priority.OTHERWISE_OBJECT, (port,), (), own),
@@ -148,7 +163,7 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
         ),
         counted,
         entry(Table.RECEIVER, Priority.OBJECT, receiver, (*known, Goto(Table.REPLY)), own),
-        entry(Table.DELIVER, Priority.OBJECT, receiver, (Output(attempt.ofport),), own),
+        entry(Table.DELIVER, Priority.OBJECT, receiver, (*into[:1], last), own),
     ]
 
 

@@ -13,6 +13,8 @@ Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → S
                anything refused:        … → DENIED (counted for the attempt) → ENFORCE (dropped; in audit mode let on)
                what a job sends:        TRACK → (KIND → KIND_PORT → CLASS → MARK) → OUT → uplink or DELIVER
                                         (MARK alone where there are scitags and no classes)
+               what a job has of rate and share: on its own flows in SPOOF_GUARD and DELIVER, and if it has both, in
+                                        SPOOF_GUARD → SHARE_OUT → PLUMBING and DELIVER → SHARE_IN
 Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT
                → GATE_SERVICE_PAIR → GATE_GRANT → GATE_SERVERS
                from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RETURN_PAIR → GATE_RECEIVER
@@ -41,6 +43,7 @@ from ryu_apps.openflow.flows import (
     FieldMatch,
     Flow,
     Goto,
+    Meter,
     Move,
     Output,
     OutputReg,
@@ -53,30 +56,32 @@ class Table(enum.IntEnum):
     HOST_LANE = 0
     CLASSIFY = 1
     SPOOF_GUARD = 2
-    PLUMBING = 3
-    SLICE = 4
-    SERVICE = 5
-    RECEIVER = 6
-    REPLY = 7
-    SERVICE_PORT = 8
-    SERVICE_PAIR = 9
-    NODE = 10
-    MEMBER = 11
-    EXPOSED = 12
-    GRANT = 13
-    REPLY_TRACK = 14
-    REPLY_STATE = 15
-    EXPOSE_SOURCE = 16
-    EXPOSE_PORT = 17
-    DENIED = 18
-    ENFORCE = 19
-    TRACK = 20
-    KIND = 21
-    KIND_PORT = 22
-    CLASS = 23
-    MARK = 24
-    OUT = 25
-    DELIVER = 26
+    SHARE_OUT = 3
+    PLUMBING = 4
+    SLICE = 5
+    SERVICE = 6
+    RECEIVER = 7
+    REPLY = 8
+    SERVICE_PORT = 9
+    SERVICE_PAIR = 10
+    NODE = 11
+    MEMBER = 12
+    EXPOSED = 13
+    GRANT = 14
+    REPLY_TRACK = 15
+    REPLY_STATE = 16
+    EXPOSE_SOURCE = 17
+    EXPOSE_PORT = 18
+    DENIED = 19
+    ENFORCE = 20
+    TRACK = 21
+    KIND = 22
+    KIND_PORT = 23
+    CLASS = 24
+    MARK = 25
+    OUT = 26
+    DELIVER = 27
+    SHARE_IN = 28
     GATE_SOURCE = 30
     GATE_IDENTITY = 31
     GATE_SERVICE = 32
@@ -160,8 +165,11 @@ PIPELINE: Mapping[Table, TableSpec] = {
         "drop",
     ),
     _T.SPOOF_GUARD: TableSpec(
-        "the frame is from the job whose port it came in by", frozenset({_T.PLUMBING, _T.DENIED}), "drop"
+        "the frame is from the job whose port it came in by; its rate",
+        frozenset({_T.SHARE_OUT, _T.PLUMBING, _T.DENIED}),
+        "drop",
     ),
+    _T.SHARE_OUT: TableSpec("the share of a job that has a rate of its own besides", frozenset({_T.PLUMBING}), "drop"),
     _T.PLUMBING: TableSpec(
         "ARP and ND of a job; no multicast", frozenset({_T.SLICE, _T.MEMBER, _T.DENIED, _T.OUT}), "drop"
     ),
@@ -225,7 +233,8 @@ PIPELINE: Mapping[Table, TableSpec] = {
     _T.CLASS: TableSpec("the first rule of `classify` that fits", frozenset({_T.MARK}), "drop"),
     _T.MARK: TableSpec("write the class's DSCP and the job's scitag", frozenset({_T.OUT}), "drop"),
     _T.OUT: TableSpec("to the uplink, or to a job on this node", frozenset({_T.DELIVER}), "drop"),
-    _T.DELIVER: TableSpec("to the port of the job", frozenset(), "drop"),
+    _T.DELIVER: TableSpec("to the port of the job; its rate", frozenset({_T.SHARE_IN}), "drop"),
+    _T.SHARE_IN: TableSpec("the share of a job that has a rate of its own besides", frozenset(), "drop"),
     _T.GATE_SOURCE: TableSpec(
         "job addresses come only from worker-facing ports", frozenset({_T.GATE_IDENTITY, _T.GATE_SERVICE}), "drop"
     ),
@@ -297,8 +306,8 @@ def entry(
             [
                 (action.field, action.low, action.width)
                 if type(action) is SetField
-                else Output
-                if type(action) is Output
+                else type(action)
+                if type(action) in (Output, Meter)
                 else action
                 for action in actions
             ]
@@ -309,13 +318,15 @@ def entry(
 
 @functools.lru_cache(maxsize=4096)
 def _check(table: Table, matched: tuple[str, ...], actions: tuple[object, ...]) -> None:
-    """`actions`: a SetField as its field, lowest bit and width, an Output as its class. Raises NotInPipeline."""
+    """`actions`: a SetField as its field, lowest bit and width, Output and Meter as classes. Raises NotInPipeline."""
     spec = PIPELINE[table]
     if table is Table.HOST_LANE:
         raise NotInPipeline("table 0 belongs to the agent")
     for name in matched:
         if name not in fields.FIELDS or not fields.FIELDS[name].matchable:
             raise NotInPipeline(f"unknown field {name}")
+    if Meter in actions[1:]:
+        raise NotInPipeline("a meter must be first")
     for position, action in enumerate(actions):
         match action:
             case Goto(to):

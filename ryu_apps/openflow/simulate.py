@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ryu_apps.openflow import fields
-from ryu_apps.openflow.flows import ConnTrack, Flow, FlowKey, Goto, Move, Normal, Output, OutputReg, SetField
+from ryu_apps.openflow.flows import ConnTrack, Flow, FlowKey, Goto, Meter, Move, Normal, Output, OutputReg, SetField
 
 Frame = Mapping[str, int]
 FIRST_TABLE = 1
@@ -96,6 +96,8 @@ class SimulatedSwitch:
                     if recirc_table is not None:
                         state["ct_state"] = self._lookup(zone)
                         following = recirc_table
+                case Meter():
+                    pass  # a single frame is never too much
                 case Goto(table):
                     following = table
         return following

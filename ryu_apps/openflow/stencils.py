@@ -1,4 +1,4 @@
-"""The flows of many attempts straight to bytes, as `encode` would write what `parts` makes of them. Pure.
+"""The flows and meters of many attempts straight to bytes, as `encode` would write what `parts` makes of them. Pure.
 
 The flows of two attempts with the same outcome differ in a few numbers only, and each of these stands somewhere in the
 bytes as it is. So a *stencil* is found out by asking the compiler: what it writes when all these numbers are 0, and
@@ -15,26 +15,26 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from policies.model import Attempt, World
 from ryu_apps.openflow import encode
 from ryu_apps.openflow.encode import EntryKey, EntryValue
-from ryu_apps.openflow.flows import Flow
+from ryu_apps.openflow.meters import MeterRule, Rule
 
 Entries = dict[EntryKey, EntryValue]
-Make = Callable[[World, Attempt], list[Flow]]
+Make = Callable[[World, Attempt], Sequence[Rule]]
 """What the compiler makes of an attempt."""
-_Numbers = tuple[int, int, int, int, int, int]
-"""Number, port, MAC address, IPv4 address, zone, number of the slice (0: none)."""
+_Numbers = tuple[int, int, int, int, int, int, int]
+"""Number, port, MAC address, IPv4 address, zone, number of the slice, zone of who heads its share (0: none)."""
 
-_MOST: _Numbers = (0xFFFF_FFFF, 0xFEFF, 0xFFFF_FFFF_FFFF, 0xFFFF_FFFF, 0xFFFF, 0xFFFF_FFFF)
+_MOST: _Numbers = (0xFFFF_FFFF, 0xFEFF, 0xFFFF_FFFF_FFFF, 0xFFFF_FFFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF)
 """The largest of each that stands in the bytes as it is; ports above this one are written otherwise."""
-_NUMBERS = frozenset({"number", "ofport", "mac", "ipv4", "zone", "slice"})
+_NUMBERS = frozenset({"number", "ofport", "mac", "ipv4", "zone", "slice", "share"})
 _NO_MATTER = frozenset({"id", "node", "bridge", "port_name", "ipv6", "phase"})
-"""What no flow of an attempt says (of its slice, only the number)."""
+"""What no flow of an attempt says (of its slice, only the number; of its share, only who leads it)."""
 _others: Callable[[Attempt], Hashable] = attrgetter(
     *(one.name for one in dataclasses.fields(Attempt) if one.name not in _NUMBERS | _NO_MATTER | {"outcome"})
 )
@@ -55,9 +55,10 @@ class _Stencil:
 
     def put(self, numbers: _Numbers, into: Entries) -> None:
         """The entries of an attempt."""
-        n, p, m, a, z, s = numbers
-        fn, fp, fm, fa, fz, fs = self.factors
-        data = (self.nobody + n * fn + p * fp + m * fm + a * fa + z * fz + s * fs).to_bytes(self.length, "big")
+        n, p, m, a, z, s, h = numbers
+        fn, fp, fm, fa, fz, fs, fh = self.factors
+        total = self.nobody + n * fn + p * fp + m * fm + a * fa + z * fz + s * fs + h * fh
+        data = total.to_bytes(self.length, "big")
         values = [data[begin:end] for begin, end in self.values]
         for begin, end, which in self.places:
             into[data[begin:end]] = values[which]
@@ -85,7 +86,9 @@ class Stencils:
 
     def put(self, attempt: Attempt, into: Entries) -> None:
         """The entries of an attempt's flows. Raises what the compiler and `encode` raise."""
-        shape = (id(attempt.outcome), attempt.slice is None, attempt.exposed_only, _others(attempt))
+        shape = (
+            id(attempt.outcome), attempt.slice is None, attempt.exposed_only, attempt.share is None, _others(attempt),
+        )  # fmt: skip
         if shape not in self._here:
             self._here[shape] = self._found(attempt)
         stencil = self._here[shape]
@@ -102,7 +105,7 @@ class Stencils:
         world, make = self._world, self._make
         key = (
             self._kind, world.policy.digest, attempt.outcome, world.identities.get(attempt.outcome),
-            attempt.slice is None, attempt.exposed_only, _others(attempt),
+            attempt.slice is None, attempt.exposed_only, attempt.share is None, _others(attempt),
         )  # fmt: skip
         numbers = _numbers_of(world, attempt)
         if not _fit(*numbers):
@@ -120,23 +123,25 @@ class Stencils:
         return made
 
 
-def entries(flows: Iterable[Flow]) -> Entries:
+def entries(flows: Iterable[Rule]) -> Entries:
     """Flows as they go to the switch. Raises EncodeError."""
     return dict(map(entry, flows))
 
 
-def entry(flow: Flow) -> tuple[EntryKey, EntryValue]:
+def entry(flow: Rule) -> tuple[EntryKey, EntryValue]:
     """A flow as it goes to the switch. Raises EncodeError."""
     try:
         return encode.entry_key(flow), encode.entry_value(flow)
     except encode.EncodeError as error:
+        if isinstance(flow, MeterRule):
+            raise
         raise encode.EncodeError(
             f"cannot be written: {error}: table={flow.table},priority={flow.priority} cookie={flow.cookie:#x}"
         ) from error
 
 
-def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: int) -> bool:
-    n, p, m, a, z, s = _MOST
+def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: int, leader: int) -> bool:
+    n, p, m, a, z, s, h = _MOST
     return (
         0 <= number <= n
         and 0 <= port <= p
@@ -144,22 +149,27 @@ def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: i
         and 0 <= ipv4 <= a
         and 0 <= zone <= z
         and 0 <= slice_number <= s
+        and 0 <= leader <= h
     )
 
 
 def _numbers_of(world: World, attempt: Attempt) -> _Numbers:
     name = attempt.slice
     number = 0 if name is None else world.slice_numbers[name]
-    return attempt.number, attempt.ofport, attempt.mac, int(attempt.ipv4), attempt.zone, number
+    share = attempt.share
+    leader = 0 if share is None else world.share_leaders[attempt.bridge, share.name]
+    return attempt.number, attempt.ofport, attempt.mac, int(attempt.ipv4), attempt.zone, number, leader
 
 
 def _with(world: World, attempt: Attempt, numbers: _Numbers) -> tuple[World, Attempt]:
-    """Such an attempt with other numbers, and a world in which its slice has this one."""
-    number, port, mac, ipv4, zone, slice_number = numbers
+    """Such an attempt with other numbers, and a world in which its slice and its share have these."""
+    number, port, mac, ipv4, zone, slice_number, leader = numbers
     made = replace(attempt, number=number, ofport=port, mac=mac, ipv4=ipaddress.IPv4Address(ipv4), zone=zone)
-    if made.slice is None:
-        return world, made
-    return replace(world, slice_numbers={made.slice: slice_number}), made
+    if made.slice is not None:
+        world = replace(world, slice_numbers={made.slice: slice_number})
+    if made.share is not None:
+        world = replace(world, share_leaders={(made.bridge, made.share.name): leader})
+    return world, made
 
 
 def _cut(make: Make, world: World, attempt: Attempt) -> _Stencil | None:
@@ -171,21 +181,22 @@ def _cut(make: Make, world: World, attempt: Attempt) -> _Stencil | None:
     def number(found: list[tuple[EntryKey, EntryValue]]) -> int:
         return int.from_bytes(b"".join(part for one in found for part in one), "big")
 
-    nobody, most = written((0, 0, 0, 0, 0, 0)), written(_MOST)
+    nobody, most = written((0, 0, 0, 0, 0, 0, 0)), written(_MOST)
     ones = [
-        written((1, 0, 0, 0, 0, 0)),
-        written((0, 1, 0, 0, 0, 0)),
-        written((0, 0, 1, 0, 0, 0)),
-        written((0, 0, 0, 1, 0, 0)),
-        written((0, 0, 0, 0, 1, 0)),
-        written((0, 0, 0, 0, 0, 1)),
+        written((1, 0, 0, 0, 0, 0, 0)),
+        written((0, 1, 0, 0, 0, 0, 0)),
+        written((0, 0, 1, 0, 0, 0, 0)),
+        written((0, 0, 0, 1, 0, 0, 0)),
+        written((0, 0, 0, 0, 1, 0, 0)),
+        written((0, 0, 0, 0, 0, 1, 0)),
+        written((0, 0, 0, 0, 0, 0, 1)),
     ]
     sizes = [(len(key), len(value)) for key, value in nobody]
     if any([(len(key), len(value)) for key, value in one] != sizes for one in (*ones, most)):
         return None
     first = number(nobody)
-    n, p, m, a, z, s = (number(one) - first for one in ones)
-    if sum(factor * most_ for factor, most_ in zip((n, p, m, a, z, s), _MOST, strict=True)) + first != number(most):
+    n, p, m, a, z, s, h = (number(one) - first for one in ones)
+    if sum(factor * most_ for factor, most_ in zip((n, p, m, a, z, s, h), _MOST, strict=True)) + first != number(most):
         return None
     # Entries whose values are the same for whatever numbers share one.
     at = 0
@@ -198,5 +209,5 @@ def _cut(make: Make, world: World, attempt: Attempt) -> _Stencil | None:
         places.append((at, middle, which))
         at = end
     return _Stencil(
-        first, (n, p, m, a, z, s), at, tuple(places), tuple((begin, end) for _, begin, end in values.values())
+        first, (n, p, m, a, z, s, h), at, tuple(places), tuple((begin, end) for _, begin, end in values.values())
     )

@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ryu_apps.openflow import fields
-from ryu_apps.openflow.flows import Action, ConnTrack, Flow, Goto, Match, Move, Normal, Output, OutputReg, SetField
+from ryu_apps.openflow.flows import (
+    Action,
+    ConnTrack,
+    Flow,
+    Goto,
+    Match,
+    Meter,
+    Move,
+    Normal,
+    Output,
+    OutputReg,
+    SetField,
+)
 from ryu_apps.openflow.pipeline import Table
 
 # Prerequisites first, then from the outside of a frame to its inside: the order in which people read a packet.
@@ -48,6 +60,8 @@ def action_text(action: Action, numeric: bool) -> str:
                 parts.append(f"table={_table(recirc_table, numeric)}")
             parts.append(f"zone={_bits(zone_field, zone_low, 16)}")
             return f"ct({','.join(parts)})"
+        case Meter(number):
+            return f"meter:{number}"
         case Goto(table):
             return f"goto_table:{_table(table, numeric)}"
     raise TypeError(f"not an action: {action!r}")

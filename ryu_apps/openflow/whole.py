@@ -1,6 +1,6 @@
 """The whole truth of a bridge, made when it is looked at: as bytes for its switch, or as flow values for whoever asks.
 
-Invariants: both say the same, `compiler.desired_flows`; the world is a value that nobody changes any more.
+Invariants: both say the same, `compiler.desired_rules`; the world is a value that nobody changes any more.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from functools import cached_property
 
 from policies.model import Attempt, World
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.openflow.flows import Flow
+from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.openflow.stencils import Entries, Stencils, entries
 
 BLOCK = 64
 """Attempts whose entries are made at a time."""
 
 
-class Whole(Mapping[FlowKey, Flow]):
+class Whole(Mapping[RuleKey, Rule]):
     """What a bridge should have in a world. `base`: what `compiler.base_flows` gives for it."""
 
     def __init__(self, world: World, bridge: str, base: Iterable[Flow]) -> None:
@@ -26,23 +27,23 @@ class Whole(Mapping[FlowKey, Flow]):
         self._base = list(base)
 
     @cached_property
-    def _flows(self) -> dict[FlowKey, Flow]:
-        return compiler.desired_flows(self._world, self._bridge, self._base)
+    def _rules(self) -> dict[RuleKey, Rule]:
+        return compiler.desired_rules(self._world, self._bridge, self._base)
 
-    def __getitem__(self, key: FlowKey) -> Flow:
-        return self._flows[key]
+    def __getitem__(self, key: RuleKey) -> Rule:
+        return self._rules[key]
 
-    def __iter__(self) -> Iterator[FlowKey]:
-        return iter(self._flows)
+    def __iter__(self) -> Iterator[RuleKey]:
+        return iter(self._rules)
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return len(self._rules)
 
     def blocks(self) -> Iterator[Entries]:
         """All entries, some hundreds at a time. Raises what the compiler and `encode` raise."""
         world, bridge = self._world, self._bridge
         here = compiler.attempts_on(world, bridge)
-        standing = list(self._base)
+        standing: list[Rule] = [*compiler.shared_meters(world, bridge), *self._base]
         for outcome in {a.outcome for a in here}:
             standing += compiler.identity_flows(world, bridge, outcome)
         yield entries(standing)
@@ -54,7 +55,7 @@ class Whole(Mapping[FlowKey, Flow]):
         for kind, attempts in of_jobs:
             roles = world.site.bridges[bridge].roles
             yield from _blocks(
-                Stencils(world, (kind, roles), lambda world, one: compiler.attempt_flows(world, bridge, one)), attempts
+                Stencils(world, (kind, roles), lambda world, one: compiler.attempt_rules(world, bridge, one)), attempts
             )
         members = [a for a in world.attempts.values() if a.slice in slices and compiler.connected(a)]
         yield from _blocks(

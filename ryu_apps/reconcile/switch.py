@@ -1,10 +1,10 @@
 """The conversation with one switch, as a state machine without input or output. Pure: `now` is passed in.
 
-            connected              dump ends                  differs            all accepted
-    AWAY ──────────────▶ DUMPING ────────────▶ (difference) ─────────▶ STAGING ──────────────▶ COMMITTING
-     ▲                      ▲                       │                     │ refused                │ confirmed
-     │ lost (any state)     │ RESTING: retry        │ same                ▼                        ▼
-     └──────                └────────────           └──▶ STEADY ◀──── DISCARDING               STEADY
+            connected           dump ends              differs             taken         all accepted
+    AWAY ──────────────▶ DUMPING ────────▶ (difference) ───────▶ (METERING) ─────▶ STAGING ───────────▶ COMMITTING
+     ▲                      ▲                   │                    │ refused        │ refused             │ confirmed
+     │ lost (any state)     │ RESTING: retry    │ same               ▼                ▼                     ▼
+     └──────                └────────────       └──▶ STEADY ◀────────────────── DISCARDING               STEADY
 
 Flows are entry keys and entry values here (`ryu_apps.openflow.encode`): bytes, as they go to the switch and come back.
 Beside the states runs the *check*: now and then, and soon after the switch says that somebody else changed a flow, its
@@ -27,8 +27,10 @@ What holds:
   after the switch has said that it is: whatever another one did before is seen. Who is not refuses every change.
 * What is wrong with the bridge itself (`faults`) stops nothing; it is said once, and shown as long as it lasts.
 
-There is room for meters, which cannot be parts of a bundle: new ones with a barrier before STAGING, stale ones after
-COMMITTING is confirmed (deleting a meter deletes the flows that use it).
+* Meters are entries like flows (`encode.is_meter`), but cannot be parts of a bundle: new and altered ones go before it,
+  with a barrier; stale ones after it is confirmed, because deleting a meter deletes the flows that use it. If the
+  bundle is refused after all, its meters are put back to what they were. A meter whose number does not begin with
+  Lark's mark is never touched.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class State(enum.Enum):
     AWAY = "not connected"
     DUMPING = "reading the flows of the switch"
     STEADY = "in line"
+    METERING = "setting meters"
     STAGING = "sending a bundle"
     COMMITTING = "committing a bundle"
     DISCARDING = "taking back a refused bundle"
@@ -101,6 +104,19 @@ class Watch:
     """Ask the switch to tell when somebody else changes a flow."""
 
     xid: int
+
+
+MeterItem = tuple[EntryKey, EntryValue | None, bool]
+"""A meter, its setting (None: delete it), and whether it is there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetMeters:
+    """Send every item under its own transaction id, then a barrier."""
+
+    first_xid: int
+    items: tuple[MeterItem, ...]
+    barrier: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +178,7 @@ Output = (
     | RequestDescription
     | RequestRole
     | Watch
+    | SetMeters
     | Stage
     | Commit
     | Discard
@@ -204,12 +221,22 @@ class _Flight:
     """The new base, or None if only `overlay` changes it."""
     overlay: dict[EntryKey, EntryValue | None]
     items: tuple[Item, ...] = ()
+    """Flows: parts of the bundle."""
+    meters: tuple[tuple[EntryKey, EntryValue, EntryValue | None], ...] = ()
+    """New and altered meters, what they shall be and what they were; set before the bundle."""
+    stale: tuple[EntryKey, ...] = ()
+    """Meters that go when the bundle is confirmed."""
     first_xid: int = 0
     control_xids: dict[int, str] = field(default_factory=dict)
     barrier: int = 0
     item_error: str | None = None
     control_error: str | None = None
     committed: bool = False
+
+    @property
+    def keys(self) -> list[EntryKey]:
+        """Everything that it changes."""
+        return [*(key for key, _ in self.items), *(key for key, _, _ in self.meters), *self.stale]
 
     @property
     def refusal(self) -> str | None:
@@ -271,6 +298,7 @@ class Counts:
     """How often the switch came back without any of the entries that it had: it has restarted, and counts from 0."""
     bundles: int = 0
     flow_mods: int = 0
+    meter_mods: int = 0
     commits: int = 0
     refused: int = 0
 
@@ -282,6 +310,8 @@ def is_larks(value: EntryValue) -> bool:
 
 def describe(key: EntryKey, value: EntryValue | None) -> str:
     """An entry with its cookie, or only its key, in one line for a message."""
+    if encode.is_meter(key):
+        return f"meter={encode.key_meter(key):#x}" + ("" if value is None else f" {encode.meter_text(value)}")
     matches = decode.key_match(key)
     parts = [f"table={encode.key_table(key)}", f"priority={encode.key_priority(key)}"]
     if matches is None:
@@ -565,6 +595,8 @@ class SwitchMachine:
         flight = self._flight
         if flight is None or xid != flight.barrier:
             return []
+        if self.state is State.METERING:
+            return self._metered(flight, now)
         if self.state is State.STAGING:
             return self._staged(flight, now)
         if self.state is State.COMMITTING:
@@ -607,9 +639,12 @@ class SwitchMachine:
         flight = self._flight
         if flight is not None:
             at = xid - flight.first_xid
-            if 0 <= at < len(flight.items):
+            parts = (
+                flight.items if self.state is not State.METERING else [(key, value) for key, value, _ in flight.meters]
+            )
+            if 0 <= at < len(parts):
                 if flight.item_error is None:
-                    flight.item_error = f"{text}: {_item(*flight.items[at])}"
+                    flight.item_error = f"{text}: {_item(*parts[at])}"
                 return []
             if xid in flight.control_xids:
                 if flight.control_error is None:
@@ -651,8 +686,7 @@ class SwitchMachine:
             self._suspicious = True
             self._next_check(now, 0.0)
             return []
-        under_way = () if self._flight is None else self._flight.items
-        touched = {key for key, _ in under_way}
+        touched = set() if self._flight is None else set(self._flight.keys)
         self._check = _Check(self._next_xid(), now, now + self._patience, touched, set(self._base or ()))
         self._check_at = None
         self.counts.checks += 1
@@ -798,7 +832,7 @@ class SwitchMachine:
             else:
                 requests = 1
             flight = self._plan(requests)
-            if not flight.items:
+            if not flight.keys:
                 out += self._adopt(flight)
                 continue
             out += self._send(flight, now)
@@ -836,23 +870,48 @@ class SwitchMachine:
             puts = [item for item in target.items() if actual.get(item[0]) != item[1]]
             takes = [(key, None) for key in actual if key not in target]
             whole, overlay = target, {}
-        return _Flight(self._bundle, requests, catches_up, whole, overlay, (*puts, *takes))
+        flight = _Flight(self._bundle, requests, catches_up, whole, overlay, (*puts, *takes))
+        if any(encode.is_meter(key) for key, _ in flight.items):
+            was = self._drift if self._drift else base if self._actual is None else self._actual
+            flight.items = tuple(item for item in flight.items if not encode.is_meter(item[0]))
+            flight.meters = tuple(
+                (key, value, was.get(key)) for key, value in puts if value is not None and encode.is_meter(key)
+            )
+            flight.stale = tuple(key for key, _ in takes if encode.is_meter(key))
+        return flight
 
     def _send(self, flight: _Flight, now: float) -> list[Output]:
+        self._flight = flight
+        if self._check is not None:
+            self._check.touched.update(flight.keys)
+        if not flight.meters:
+            return self._stage(flight, now)
+        flight.first_xid = self._next_xid(len(flight.meters))
+        flight.barrier = self._next_xid()
+        self.state = State.METERING
+        self.activity = f"setting {len(flight.meters)} meters"
+        self._wait(flight, now)
+        self.counts.meter_mods += len(flight.meters)
+        items = tuple((key, value, was is not None) for key, value, was in flight.meters)
+        return [SetMeters(flight.first_xid, items, flight.barrier)]
+
+    def _metered(self, flight: _Flight, now: float) -> list[Output]:
+        return self._refused(flight, now) if flight.refusal is not None else self._stage(flight, now)
+
+    def _stage(self, flight: _Flight, now: float) -> list[Output]:
+        if not flight.items:
+            return self._realised(flight, now)
         self._bundle = (self._bundle + 1) & 0xFFFF_FFFF
         flight.bundle = self._bundle
         open_xid = self._next_xid()
         flight.first_xid = self._next_xid(len(flight.items))
         flight.barrier = self._next_xid()
         flight.control_xids = {open_xid: "opening a bundle"}
-        self._flight = flight
         self.state = State.STAGING
         self.activity = f"sending {len(flight.items)} changes"
         self._wait(flight, now)
         self.counts.bundles += 1
         self.counts.flow_mods += len(flight.items)
-        if self._check is not None:
-            self._check.touched.update(key for key, _ in flight.items)
         out: list[Output] = []
         replaced = [item for item in flight.items if item[0] in self._seen.foreign] if self._seen.foreign else []
         if replaced:
@@ -864,7 +923,7 @@ class SwitchMachine:
 
     def _wait(self, flight: _Flight, now: float) -> None:
         # A switch takes well over 5,000 changes a second; a large bundle is given that much more time.
-        self._wake = now + self._patience + len(flight.items) / 5000
+        self._wake = now + self._patience + (len(flight.items) + len(flight.meters)) / 5000
 
     def _staged(self, flight: _Flight, now: float) -> list[Output]:
         xid = self._next_xid()
@@ -883,7 +942,15 @@ class SwitchMachine:
         self._flight = None
         self._wake = None
         self.state = State.STEADY
-        return self._adopt(flight) + self._advance(now)
+        # No flow uses them any more; whatever takes their numbers comes after them on the same connection.
+        return self._set_meters([(key, None, True) for key in flight.stale]) + self._adopt(flight) + self._advance(now)
+
+    def _set_meters(self, items: Sequence[MeterItem]) -> list[Output]:
+        """Changes of meters that nobody waits for."""
+        if not items:
+            return []
+        self.counts.meter_mods += len(items)
+        return [SetMeters(self._next_xid(len(items)), tuple(items), self._next_xid())]
 
     def _adopt(self, flight: _Flight) -> list[Output]:
         """What the flight says is true now."""
@@ -895,7 +962,7 @@ class SwitchMachine:
                     self._base.pop(key, None)
                 else:
                     self._base[key] = wanted
-        for key, _ in flight.items if self._drift else ():
+        for key in flight.keys if self._drift else ():
             self._drift.pop(key, None)
         if flight.catches_up:
             self._actual = None
@@ -910,6 +977,10 @@ class SwitchMachine:
         self.state = State.STEADY
         self.counts.refused += 1
         reason = flight.refusal or "the switch did not confirm the bundle"
+        return self._set_meters([(key, was, True) for key, _, was in flight.meters]) + self._go_on(flight, reason, now)
+
+    def _go_on(self, flight: _Flight, reason: str, now: float) -> list[Output]:
+        """After a refusal."""
         if flight.requests + int(flight.catches_up and self._base is not None) > 1:
             # Not known whose fault it was. Each part is tried alone; the parts that were good go in after all.
             self._alone = max(flight.requests, 1)
@@ -934,6 +1005,8 @@ class SwitchMachine:
 
 def _ours(key: EntryKey, value: EntryValue, seen: _Seen) -> bool:
     """Is this entry one of Lark's in the controller's tables? What is not is noted down."""
+    if encode.is_meter(key):
+        return is_larks(value)
     if encode.key_table(key) == HOST_LANE_TABLE:
         if is_larks(value):
             seen.lane += 1

@@ -13,9 +13,9 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
-from policies.model import Decision, Outcome, Place
+from policies.model import Bandwidth, Decision, Outcome, Place, Sharing
 from policies.wire import AttemptSpec, NodeSpec
 
 
@@ -251,12 +251,13 @@ def decision_to_text(decision: Decision) -> str:
 
     What most jobs do not have is left out, so that a row stays small.
     """
-    outcome = decision.outcome
+    outcome, share = decision.outcome, decision.share
     rare: dict[str, object] = {
         "a": sorted(outcome.audited),
         "m": sorted(outcome.groups),
         "r": decision.rate,
         "c": list(decision.scitag or ()),
+        "p": [] if share is None else [share.name, share.part.percent, share.part.bits],
     }
     return json.dumps(
         {
@@ -287,9 +288,17 @@ def decision_from_text(text: str) -> Decision:
             slice=value.get("l"),
             rate=value.get("r"),
             scitag=_scitag(value.get("c")),
+            share=_sharing(value.get("p")),
         )
     except (ValueError, KeyError, TypeError) as problem:
         raise StoreError(f"a stored decision cannot be read ({problem}); text: {text[:200]}") from problem
+
+
+def _sharing(stored: Sequence[Any] | None) -> Sharing | None:
+    if stored is None:
+        return None
+    name, percent, bits = stored
+    return Sharing(str(name), Bandwidth(percent, bits))
 
 
 def _scitag(stored: Sequence[int] | None) -> tuple[int, int] | None:

@@ -146,7 +146,7 @@ class Rig:
         self.begin()
 
     def specification(self) -> dict[str, dict[FlowKey, Flow]]:
-        return {name: compiler.desired_flows(self.controller.world, name) for name in self.site.bridges}
+        return {name: compiler.desired_rules(self.controller.world, name) for name in self.site.bridges}
 
     def desired(self) -> dict[str, dict[FlowKey, Flow] | None]:
         return {name: state.desired for name, state in self.fabric.state.items()}

@@ -36,7 +36,7 @@ def bordered(tmp_path: Path, load: Callable[[str], Policy]) -> Rig:
 
 
 def known_at_border(rig: Rig) -> int:
-    actual = rig.fabric.state["edge"].actual.values()
+    actual = rig.fabric.state["edge"].flows.values()
     return sum(1 for f in actual if (explain(f.cookie) or (None,))[0] is Feature.ATTEMPT)
 
 
@@ -77,7 +77,7 @@ def test_a_class_added_and_a_guarantee_changed_touch_only_flows_of_classes(
     bordered: Rig, load: Callable[[str], Policy]
 ) -> None:
     bordered.controller.register(aid(), spec())
-    old = dict(bordered.fabric.state["edge"].actual)
+    old = bordered.fabric.state["edge"].flows
     before = bordered.fabric.state["edge"].flow_mods
     other = CLASSES.replace("50%", "40%")
     bordered.controller.reload(load(POLICY + other))
@@ -85,7 +85,7 @@ def test_a_class_added_and_a_guarantee_changed_touch_only_flows_of_classes(
     more = other.replace("classify:", "classify:\n  - {service: bulk, class: rest}")
     bordered.controller.reload(load((POLICY + more).replace("services:", "services:\n  bulk: {ports: [tcp/80]}")))
     bordered.check()
-    new = bordered.fabric.state["edge"].actual
+    new = bordered.fabric.state["edge"].flows
     kinds = {Table.BORDER_SENDER, Table.BORDER_SENDER_PORT, Table.BORDER_RECEIVER, Table.BORDER_RECEIVER_PORT}
     changed = {key.table for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
     assert changed == {*kinds, Table.BORDER_CLASS}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from policies.language import PolicyError, check_together
-from policies.model import Attempt, World
+from policies.model import Attempt, World, leaders
 from policies.wire import AttemptSpec, PortSpec
 from policies.wire import Phase as JobPhase
 from ryu_apps.fabric import FakeFabric, FakeTicket
@@ -205,7 +205,14 @@ def renumbered(world: World, like: World) -> World:
     identities = {outcome: like.identities[outcome] for outcome in world.identities}
     slices = {name: like.slice_numbers[name] for name in world.slice_numbers}
     services = {name: like.service_numbers[name] for name in world.service_numbers}
-    return replace(world, attempts=attempts, identities=identities, slice_numbers=slices, service_numbers=services)
+    return replace(
+        world,
+        attempts=attempts,
+        identities=identities,
+        slice_numbers=slices,
+        service_numbers=services,
+        share_leaders=leaders(attempts.values()),
+    )
 
 
 def new_rig(drawn: Drawn, make_fabric: type[FakeFabric]) -> Rig:
@@ -244,7 +251,7 @@ def live(drawn: Drawn, make_fabric: type[FakeFabric] = TwiceFabric) -> None:
             take(there, group[n])
         other = renumbered(there.controller.world, here.controller.world)
         for bridge in BRIDGES:
-            assert compiler.desired_flows(other, bridge) == here.fabric.state[bridge].actual
+            assert compiler.desired_rules(other, bridge) == here.fabric.state[bridge].actual
     here.check()
     sent = here.fabric.flow_mods
     here.restart()

@@ -26,7 +26,7 @@ GATE_FLOWS = 2
 
 
 def owned(rig: Rig, bridge: str, feature: Feature) -> int:
-    actual = rig.fabric.state[bridge].actual
+    actual = rig.fabric.state[bridge].flows
     return sum(1 for flow in actual.values() if (explain(flow.cookie) or (None,))[0] is feature)
 
 
@@ -354,7 +354,7 @@ def test_a_crash_between_storing_and_programming(rig: Rig) -> None:
     rig.controller.register(aid(), spec())
     for state in rig.fabric.state.values():
         state.actual = {
-            key: f for key, f in state.actual.items() if (explain(f.cookie) or (0,))[0] is not Feature.ATTEMPT
+            key: f for key, f in state.flows.items() if (explain(f.cookie) or (0,))[0] is not Feature.ATTEMPT
         }
     rig.restart()
     status, new = rig.controller.register(aid(), spec())

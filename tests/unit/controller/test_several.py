@@ -101,7 +101,7 @@ class Pair:
             until(lambda one=one: not one.controller.owing)  # type: ignore[misc]
         world = self.a.controller.world
         assert world.slice_numbers == self.b.controller.world.slice_numbers
-        assert self.flows() == {name: compiler.desired_flows(world, name) for name in self.site.bridges}
+        assert self.flows() == {name: compiler.desired_rules(world, name) for name in self.site.bridges}
         assert {id for id, row in self.a.store.attempts.items() if not row.leaving} == set(world.attempts)
 
 
@@ -138,7 +138,7 @@ def test_a_registration_through_either_is_in_force_on_every_bridge_when_it_is_an
     assert status.bridges == dict.fromkeys(("br1", "gate1"), BridgeRealisation.REALISED)
     number = one.controller.world.attempts[aid()].number
     for bridge in ("br1", "gate1"):
-        found = [flow for flow in pair.a.fabric.state[bridge].actual.values() if flow.cookie & 0xFFFF_FFFF == number]
+        found = [flow for flow in pair.a.fabric.state[bridge].flows.values() if flow.cookie & 0xFFFF_FFFF == number]
         assert found, f"{bridge}: nothing of the attempt at the moment of the answer"
     pair.check()
 
@@ -232,7 +232,7 @@ def test_a_killed_controllers_bridges_are_taken_over_without_a_flow_mod_and_noth
     # It serves everyone: an agent of the dead one's too.
     pair.b.controller.register(aid(20), spec(20))
     pair.b.controller.delete(aid(3))
-    assert pair.flows() == {name: compiler.desired_flows(pair.b.controller.world, name) for name in pair.site.bridges}
+    assert pair.flows() == {name: compiler.desired_rules(pair.b.controller.world, name) for name in pair.site.bridges}
 
 
 def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_by_the_other(pair: Pair) -> None:
@@ -254,7 +254,7 @@ def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_b
     assert set(status.bridges.values()) == {BridgeRealisation.REALISED}
     asking.join()
     world = pair.b.controller.world
-    assert pair.flows() == {name: compiler.desired_flows(world, name) for name in pair.site.bridges}
+    assert pair.flows() == {name: compiler.desired_rules(world, name) for name in pair.site.bridges}
 
 
 def test_an_end_that_waits_for_a_dead_controllers_bridge_is_answered_as_soon_as_that_is_taken_over(pair: Pair) -> None:

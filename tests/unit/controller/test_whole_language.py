@@ -151,11 +151,11 @@ def test_membership_in_a_slice_of_exposed_ports_follows_another_policy(
     in_slice(whole, 2)
     in_slice(whole, 2, "wn2")
     whole.check()
-    members = {key for key in whole.fabric.state["br2"].actual if key.table == Table.MEMBER and key.match}
+    members = {key for key in whole.fabric.state["br2"].flows if key.table == Table.MEMBER and key.match}
     assert len(members) == 2
     whole.controller.reload(load(POLICY.replace("physics: 'LarkGroup =?= \"physics\"'", "physics: 'false'")))
     whole.check()
-    assert {key for key in whole.fabric.state["br2"].actual if key.table == Table.MEMBER and key.match} == members
+    assert {key for key in whole.fabric.state["br2"].flows if key.table == Table.MEMBER and key.match} == members
     assert whole.controller.attempt(aid(2)).decision.grants == []
 
 
@@ -168,7 +168,7 @@ def test_larkctl_tells_what_a_decision_gives(whole: Rig) -> None:
         ("serves", "tcp/8000-8999 to slice (policy.yaml:"),
         ("serves", "tcp/8080, icmp to 10.9.0.0/16, 2001:db8:9::/48 (policy.yaml:"),
         ("class", "first (DSCP 34) for all else (policy.yaml:"),
-        ("rate", "100 Mbit/s (decided, not enforced yet)"),
+        ("rate", "100 Mbit/s in each direction"),
         ("scitag", "experiment 3, activity 11 (IPv6 flow label; fireflies, where the agent has a collector)"),
     ):
         assert any(line.startswith(words[0]) and words[1] in line for line in told), (words, told)
@@ -200,7 +200,7 @@ def refuse(rig: Rig, n: int, packets: int, node: str = "wn1") -> None:
     """The switch counts refusals for want of a grant."""
     number = rig.controller.world.attempts[aid(n, node)].number
     state = rig.fabric.state[f"br{node[-1]}"]
-    for key, flow in state.actual.items():
+    for key, flow in state.flows.items():
         if key.table == Table.DENIED and key.priority == Priority.OBJECT and flow.cookie & 0xFFFF_FFFF == number:
             state.counters[key] = (packets, 60 * packets)
             return

@@ -274,7 +274,7 @@ def test_actions_that_cannot_be_written_are_refused(actions: Any, why: str) -> N
 def test_an_entry_that_says_more_than_a_flow_is_reported_and_not_mistaken() -> None:
     flow = attempt(1)
     dec_ttl = struct.pack("!HHHH4x", 4, 16, 24, 8)[:8] + struct.pack("!HH4x", 24, 8)
-    meter = struct.pack("!HHI", 6, 8, 1)
+    metadata = struct.pack("!HH4xQQ", 2, 24, 1, 1)
     foreign_match = encode.match_fields(flow.match) + struct.pack("!HBB", 0x8000, 8 << 1, 1) + b"\x09"  # ip_dscp
     raw = struct.pack("!HH", 1, 4 + len(foreign_match)) + foreign_match
     raw += bytes(-len(raw) % 8)
@@ -282,7 +282,7 @@ def test_an_entry_that_says_more_than_a_flow_is_reported_and_not_mistaken() -> N
     read = decode.flow_stats(
         reply(
             entry(plain, tail=dec_ttl),
-            entry(plain, tail=meter),
+            entry(plain, tail=metadata),
             entry(flow, idle=5),
             entry(flow, match_bytes=raw),
             entry(flow),

@@ -16,6 +16,7 @@ from ryu_apps.openflow import compiler, cookies, explain, registers
 from ryu_apps.openflow.fields import masked, port_masks
 from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, FlowStats, Goto, Output, match
 from ryu_apps.openflow.hosts import SEVERAL, host_classes, shared_hosts
+from ryu_apps.openflow.meters import MeterRule
 from ryu_apps.openflow.pipeline import PIPELINE, NotInPipeline, Priority, Table, entry
 from ryu_apps.openflow.text import flow_text, flows_text
 from tests.worlds import demo_policy, demo_site, with_job, world
@@ -82,6 +83,11 @@ classify: [{for: physics, service: files, class: first}, {service: xrootd, class
 groups: {physics: 'LarkGroup =?= "physics"'}
 scitags: [{for: physics, experiment: cms, activity: analysis-input}]
 """,
+    "rates": """
+groups: {physics: 'LarkGroup =?= "physics"'}
+rates: [{for: physics, rate: 50, unit: Mbit/s}]
+shares: [{per: User, share: 300 Mbit/s}]
+""",
     "scitags-and-classes": """
 groups: {physics: 'LarkGroup =?= "physics"', everybody: 'Owner =!= undefined'}
 scitags: [{for: physics, experiment: cms, activity: analysis-input}, {for: everybody, experiment: atlas, activity: 1}]
@@ -109,7 +115,12 @@ def test_the_flows_of_each_feature_are_the_reviewed_ones(feature: str) -> None:
     """Regenerate with LARK_REGENERATE_GOLDEN=1, then read the difference."""
     here = feature_world(feature)
     for bridge in here.site.bridges:
-        text = flows_text(compiler.desired_flows(here, bridge).values())
+        text = "".join(
+            f"meter={one.number:#x}, rate={one.rate} kbit/s, burst={one.burst} kbit\n"
+            for one in compiler.desired_rules(here, bridge).values()
+            if isinstance(one, MeterRule)
+        )
+        text += flows_text(compiler.desired_flows(here, bridge).values())
         file = GOLDEN / f"feature-{feature}-{bridge}.flows"
         if os.environ.get("LARK_REGENERATE_GOLDEN"):
             file.write_text(text)
@@ -129,6 +140,7 @@ def test_every_cookie_leads_to_something_of_today(feature: str) -> None:
         "exposed-slices": "what jobs of group physics serve (policy.yaml:5)",
         "exposed-to-networks": "what jobs of group everybody serve (policy.yaml:6)",
         "classes": "class second (policy.yaml:7)",
+        "rates": "attempt job1 on wn1",
         "scitags": "standing rule: scitags",
         "scitags-and-classes": "standing rule: scitags",
     }

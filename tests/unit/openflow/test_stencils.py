@@ -12,6 +12,7 @@ from policies.model import Attempt, World
 from ryu_apps.openflow import compiler, stencils
 from ryu_apps.openflow.encode import EncodeError
 from ryu_apps.openflow.flows import Flow, Output
+from ryu_apps.openflow.meters import Rule
 from ryu_apps.openflow.stencils import Entries, Stencils, entries
 from ryu_apps.openflow.whole import Whole
 from tests.cases import Case
@@ -36,17 +37,17 @@ def test_the_whole_truth_as_bytes_is_what_the_compiler_says_of_every_bridge_of_r
 ) -> None:
     _, here = drawn
     for bridge in here.site.bridges:
-        meant = compiler.desired_flows(here, bridge)
+        meant = compiler.desired_rules(here, bridge)
         assert blocks(here, bridge) == entries(meant.values())
         assert Whole(here, bridge, compiler.base_flows(here, bridge)) == meant
-        made = Stencils(here, "test", lambda world, one, bridge=bridge: compiler.attempt_flows(world, bridge, one))
+        made = Stencils(here, "test", lambda world, one, bridge=bridge: compiler.attempt_rules(world, bridge, one))
         into: Entries = {}
         for attempt in compiler.attempts_on(here, bridge):
             made.put(attempt, into)
         assert made.alone == 0
 
 
-def one_by_one(here: World, make: Callable[[World, Attempt], list[Flow]]) -> tuple[Entries, int]:
+def one_by_one(here: World, make: Callable[[World, Attempt], list[Rule]]) -> tuple[Entries, int]:
     """What stencils make of all attempts, compared with what it should be, and how many were compiled one by one."""
     made, into, meant = Stencils(here, make.__name__, make), {}, {}  # type: ignore[var-annotated]
     for attempt in here.attempts.values():
@@ -56,8 +57,8 @@ def one_by_one(here: World, make: Callable[[World, Attempt], list[Flow]]) -> tup
     return into, made.alone
 
 
-def own(here: World, attempt: Attempt) -> list[Flow]:
-    return compiler.attempt_flows(here, attempt.bridge, attempt)
+def own(here: World, attempt: Attempt) -> list[Rule]:
+    return compiler.attempt_rules(here, attempt.bridge, attempt)
 
 
 def with_first(here: World, **changed: object) -> World:
@@ -80,11 +81,11 @@ def test_a_port_that_is_written_otherwise_is_written_by_itself(port: int) -> Non
 
 
 def test_flows_that_are_no_sum_are_compiled_one_by_one() -> None:
-    def odd(here: World, attempt: Attempt) -> list[Flow]:
+    def odd(here: World, attempt: Attempt) -> list[Rule]:
         flows = own(here, attempt)
         return flows if attempt.number % 2 else [*flows[:-1], replace(flows[-1], actions=(Output(7), Output(8)))]
 
-    def squared(here: World, attempt: Attempt) -> list[Flow]:
+    def squared(here: World, attempt: Attempt) -> list[Rule]:
         return own(here, replace(attempt, zone=attempt.zone * attempt.zone & 0xFFFF))
 
     here = world(ADS)
@@ -97,7 +98,7 @@ def test_flows_that_are_no_sum_are_compiled_one_by_one() -> None:
 def test_a_stencil_of_another_world_is_made_anew_where_it_does_not_hold() -> None:
     """The same kind, policy and outcome, but the flows say something else there."""
 
-    def more(here: World, attempt: Attempt) -> list[Flow]:
+    def more(here: World, attempt: Attempt) -> list[Rule]:
         flows = own(here, attempt)
         return [*flows[:-1], replace(flows[-1], actions=(Output(here.ports[attempt.bridge]["p"]),))]
 

@@ -1,0 +1,113 @@
+"""Meters: how rates and shares are kept on a worker bridge. Pure.
+
+A meter drops what is more than its rate: nothing waits in a queue and starves other ports. It is a rule of the bridge
+like a flow (`MeterRule` has a key, as `Flow` has), and must be there before the first flow that names it.
+
+Invariants: the number of a meter says whose it is. Its first octet is Lark's mark; then come one bit for what it
+limits, the conntrack zone of an attempt (which no other attempt of that node has, living or leaving), and one bit for
+the direction. So nothing has to be stored, a restart finds every meter as it is, and others' meters are never touched.
+A share's zone is that of the job that leads it: of those that have it now the one that was registered first. When it
+ends, the flows of the others come to name the meters of the next one, in the same bundle.
+
+    31      24   23    22       17 16              1      0
+    +---------+-------+-----------+-----------------+----------+
+    |  0x4c   | share |     0     |  zone (16 bits) | to a job |
+    +---------+-------+-----------+-----------------+----------+
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NewType
+
+from policies.model import Attempt, Sharing, World
+from ryu_apps.openflow.cookies import MARK
+from ryu_apps.openflow.flows import Flow, FlowKey, Meter
+
+MeterKey = NewType("MeterKey", int)
+
+SHARE_BIT = 1 << 23
+MOST = (1 << 32) - 1
+"""A meter's rate and burst are 32 bits of kbit/s and kbit."""
+LEAST_BURST = 1024
+"""In kbit: two of the largest frames that a segmentation offload makes (64 KB) must fit into a bucket, or none pass."""
+
+
+class Way(enum.IntEnum):
+    """Seen from the job."""
+
+    OUT = 0
+    IN = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MeterRule:
+    """A meter that a bridge shall have. `rate`: kbit/s, of whole Ethernet frames."""
+
+    number: int
+    rate: int
+
+    @property
+    def key(self) -> MeterKey:
+        return MeterKey(self.number)
+
+    @property
+    def burst(self) -> int:
+        """In kbit: half a second of the rate. With a fifth of a second a single TCP connection stays 5 % below."""
+        return min(MOST, max(LEAST_BURST, self.rate // 2))
+
+
+Rule = Flow | MeterRule
+"""What a bridge can be told to have. A meter must be told not later than the flows that name it."""
+RuleKey = FlowKey | MeterKey
+
+
+def kilobits(bits: int) -> int:
+    """A rate as meters have it: never nothing, never more than they can say (4.29 Tbit/s)."""
+    return min(MOST, max(1, round(bits / 1000)))
+
+
+def limits(world: World, attempt: Attempt, way: Way) -> tuple[Meter, ...]:
+    """What all of an attempt's frames of a direction pass: its rate, its share, both or nothing; its own comes first,
+    so that what it drops is nobody's loss."""
+    found = []
+    if attempt.rate is not None:
+        found.append(Meter(_number(attempt.zone, way)))
+    if attempt.share is not None:
+        found.append(Meter(SHARE_BIT | _number(_leader(world, attempt), way)))
+    return tuple(found)
+
+
+def rate_meters(attempt: Attempt) -> list[MeterRule]:
+    """The meters of an attempt's rate, on its worker bridge."""
+    if attempt.rate is None:
+        return []
+    return [MeterRule(_number(attempt.zone, way), kilobits(attempt.rate)) for way in Way]
+
+
+def share_meters(world: World, attempt: Attempt) -> list[MeterRule]:
+    """The meters of the share that an attempt has with others, on its worker bridge."""
+    if attempt.share is None:
+        return []
+    leader, rate = _leader(world, attempt), kilobits(_bits(world, attempt, attempt.share))
+    return [MeterRule(SHARE_BIT | _number(leader, way), rate) for way in Way]
+
+
+def _leader(world: World, attempt: Attempt) -> int:
+    assert attempt.share is not None
+    return world.share_leaders[attempt.bridge, attempt.share.name]
+
+
+def _bits(world: World, attempt: Attempt, share: Sharing) -> int:
+    if share.part.bits is not None:
+        return share.part.bits
+    link, percent = world.site.nodes[attempt.node].link, share.part.percent
+    # A policy with parts of links that the site does not know is not accepted.
+    assert link is not None
+    assert percent is not None
+    return int(link * percent / 100)
+
+
+def _number(zone: int, way: Way) -> int:
+    return MARK << 24 | zone << 1 | way
