@@ -305,7 +305,7 @@ def sentences(counters: Counters, decision: DecisionView | None = None) -> list[
 
 def _of_late(counters: Counters) -> Iterator[str]:
     if counters.admitted_rate or counters.delivered_rate:
-        yield f"Of late it sends {_rate(counters.admitted_rate)} and is sent {_rate(counters.delivered_rate)}."
+        yield f"Of late it sends {in_words(counters.admitted_rate)} and is sent {in_words(counters.delivered_rate)}."
     for border, one in sorted(counters.borders.items()):
         yield f"Border {border} has seen {_packets(one.packets, one.bytes)} of it, both directions together."
 
@@ -448,8 +448,8 @@ def stats_table(found: SiteStats) -> RenderableType:
         table = _table("BORDER", "PORT", "", "CLASS", "GUARANTEED", "RATE NOW", "AT MOST", "SENT", "DROPPED", "WAITING")
         for one in found.classes:
             _row(
-                table, one.bridge, one.port, one.direction, one.name, _rate(one.guarantee), _rate(one.rate),
-                _rate(one.ceiling), _packets(one.packets, one.bytes), f"{one.drops} packets", f"{one.backlog} B",
+                table, one.bridge, one.port, one.direction, one.name, in_words(one.guarantee), in_words(one.rate),
+                in_words(one.ceiling), _packets(one.packets, one.bytes), f"{one.drops} packets", f"{one.backlog} B",
             )  # fmt: skip
         parts.append(table)
     jobs = found.jobs

@@ -25,7 +25,7 @@ def count(rig: Rig, id: str, slot: Slot, packets: int, octets: int, bridge: str 
     attempt = rig.controller.world.attempts[id]
     state = rig.fabric.state[bridge or attempt.bridge]
     whose = cookie(Feature.ATTEMPT, attempt.number)
-    (key,) = [k for k, flow in state.actual.items() if flow.cookie == whose and (k.table, k.priority) == PLACE[slot]]
+    (key,) = [k for k, flow in state.flows.items() if flow.cookie == whose and (k.table, k.priority) == PLACE[slot]]
     state.counters[key] = (packets, octets)
 
 
@@ -218,7 +218,7 @@ def test_many_attempts_are_asked_for_in_portions_over_the_whole_time(rig: Rig, m
         rig.clock.now += 1
         rig.controller.tick()
     # Each attempt once, and never more than one question a second.
-    mine = {key for key, flow in rig.fabric.state["br1"].actual.items() if flow.cookie >> 48 == 0x4C07}
+    mine = {key for key, flow in rig.fabric.state["br1"].flows.items() if flow.cookie >> 48 == 0x4C07}
     assert set(told) == mine
     assert set(told.values()) == {1}
     assert max(flows for _, flows in asked) <= 6 * 7
