@@ -66,12 +66,13 @@ def run(path: Path, engine: str | None, log_level: str) -> None:
     os.environ["LARK_ENGINE"] = name = engine or configured_engine(path)
     with engine_faults(name):
         from ryu_apps.engine import EngineError  # isort: skip
-    from ryu_apps.daemon import serve
     from ryu_apps.files import read_files
-    from ryu_apps.store.store import StoreError
 
     with faults_in_files():
         files = read_files(path)
+    from ryu_apps.daemon import serve
+    from ryu_apps.store.store import StoreError
+
     try:
         serve(files)
     except (EngineError, StoreError) as problem:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from ryu_apps import engine  # isort: skip
 
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -21,20 +20,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from policies.certificates import bridge_certificate_name, node_certificate_name
 from policies.model import Role
-from ryu_apps.app import SwitchApp
 from ryu_apps.collector import Collector
 from ryu_apps.config import ConfigError
-from ryu_apps.controller import Controller
 from ryu_apps.files import Files, read_files
-from ryu_apps.peers import Peers
 from ryu_apps.refusals import Refused
-from ryu_apps.rest.api import Api
 from ryu_apps.store.opening import OpenStore
 from ryu_apps.store.store import StoreError
 from ryu_apps.tls import TlsDoor
+
+if TYPE_CHECKING:
+    from ryu_apps.controller import Controller
+    from ryu_apps.rest.api import Api
 
 LOG = logging.getLogger("lark")
 
@@ -49,8 +49,10 @@ def serve(files: Files) -> None:
         signals = last.enter_context(Signals())
         opened = OpenStore(config.store)
         last.callback(opened.close)
-        # Its server reads the database while we go on.
         opened.begin()
+        # Here and not above: a server of our own reads its file meanwhile, on another core.
+        from ryu_apps.app import SwitchApp
+
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
         ready = threading.Event()
@@ -73,6 +75,10 @@ def serve(files: Files) -> None:
             # of all, because a switch that finds nobody tries again only a second or more later.
             last.callback(framework.stop)
             framework.start()
+        from ryu_apps.controller import Controller
+        from ryu_apps.peers import Peers
+        from ryu_apps.rest.api import Api
+
         store = opened.open()
         several = None if config.store.embedded else config.store.name
         controller = Controller(
@@ -96,7 +102,9 @@ def serve(files: Files) -> None:
             framework.start()
         ready.set()
         last.callback(controller.stop)
-        gc.enable()
+        collector = Collector()
+        collector.start(time.monotonic())
+        last.callback(collector.stop)
         agents = {node_certificate_name(name, node.certificate): name for name, node in site.nodes.items()}
         borders = {
             bridge_certificate_name(name, bridge.certificate): name
@@ -111,9 +119,6 @@ def serve(files: Files) -> None:
                 "the API listens on %s without TLS: tokens can be read on the way; keep it on a management network",
                 _address(wsgi.address),
             )
-        collector = Collector()
-        collector.start(time.monotonic())
-        last.callback(collector.stop)
         ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi, collector))
         last.callback(ticker.stop)
         print(
