@@ -1,9 +1,15 @@
-"""Flows of every kind that the controller can say, for tests of the road to a switch and back."""
+"""Flows of every kind that the controller can say, and many of them, for tests of the road to a switch and back."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+from policies import decide as deciding
+from policies.language import load_site, policy_from_text
+from policies.model import Attempt, Phase, World
+from ryu_apps.openflow.compiler import lane_addresses
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.flows import (
     Action,
@@ -155,3 +161,51 @@ def attempt(number: int, table: int = 5) -> Flow:
 def impossible(number: int = 1) -> Flow:
     """A flow that can be written and that Open vSwitch refuses: it goes backwards."""
     return Flow(5, 300, match(FieldMatch("in_port", number)), (Goto(4),), cookie(Feature.ATTEMPT, 900 + number))
+
+
+SITE = """\
+site: bench
+network: {ipv4: 10.0.0.0/8, gateway-ipv4: 10.255.0.1}
+nodes:
+  wn1: {bridge: BRIDGE, ipv4: 10.64.0.0/12}
+bridges:
+  BRIDGE: {datapath-id: "1", roles: [worker], ports: {uplink: [up0]}}
+"""
+POLICY = """\
+services: {files: {hosts: [192.0.2.5], ports: [tcp/1094], protected: true}}
+attributes: {LarkSlice: {type: string}}
+groups: {physics: 'LarkGroup =?= "physics"', asks: 'LarkSlice =!= undefined'}
+grants: [{for: physics, to: files, trust-user: true}]
+slices: [{for: asks, name: LarkSlice}]
+"""
+
+
+def worker_world(bridge: str, count: int) -> World:
+    """A worker bridge with so many flows, or a few more: every second attempt is granted a service, every tenth is in a
+    slice of some ten."""
+    policy = policy_from_text(POLICY)
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "site.yaml"
+        file.write_text(SITE.replace("BRIDGE", bridge))
+        site = load_site(file)
+    ads: list[dict[str, object]] = [{"LarkGroup": "physics"}, {}]
+    outcomes = [deciding.decide(policy, "wn1", ad, {}, Phase.RUN).outcome for ad in ads]
+    attempts = {}
+    for number in range(1, count // 6 + 1):
+        ipv4 = site.nodes["wn1"].ipv4[number]
+        mac, ipv6 = lane_addresses(site, "wn1", ipv4)
+        attempts[f"a{number}"] = Attempt(
+            id=f"a{number}", number=number, node="wn1", bridge=bridge, port_name=f"lj{number}", ofport=100 + number,
+            mac=mac, ipv4=ipv4, ipv6=ipv6, zone=1000 + number, phase=Phase.RUN, outcome=outcomes[number % 2],
+            slice=None if number % 10 else f"slice{number // 100}",
+        )  # fmt: skip
+    return World(
+        site=site,
+        policy=policy,
+        ports={bridge: {"up0": 1}},
+        service_numbers={"files": 1},
+        node_numbers={"wn1": 1},
+        identities={outcome: n for n, outcome in enumerate(outcomes, 1)},
+        slice_numbers={f"slice{n}": n + 1 for n in range(1 + count // 600)},
+        attempts=attempts,
+    )

@@ -261,8 +261,11 @@ def _to_port(number: int) -> Any:
 def _serve(descriptor: int) -> None:
     import logging
 
+    from mininet_tests.switch_flows import worker_world
     from ryu_apps import engine
     from ryu_apps.app import SwitchApp
+    from ryu_apps.openflow.compiler import base_flows
+    from ryu_apps.openflow.whole import Whole
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     channel = socket.socket(fileno=descriptor)
@@ -307,12 +310,14 @@ def _serve(descriptor: int) -> None:
                 took.append(time.perf_counter() - start)
         return took
 
-    kept: dict[Any, Any] = {}
+    kept: list[Any] = []
 
     def timed(bridge: str) -> tuple[str, float, float]:
-        """Want the kept flows: outcome, seconds until the switch confirmed it, seconds of this process's CPU."""
+        """Want what follows from the kept world: outcome, seconds until the switch confirmed it, seconds of CPU."""
+        world = kept[-1]
         cpu, start = time.process_time(), time.perf_counter()
-        outcome = app.set_desired(bridge, kept).wait(time.monotonic() + 60).outcome.value
+        whole = Whole(world, bridge, base_flows(world, bridge))
+        outcome = app.set_desired(bridge, whole).wait(time.monotonic() + 60).outcome.value
         return outcome, time.perf_counter() - start, time.process_time() - cpu
 
     stalls: list[float] = []
@@ -348,7 +353,7 @@ def _serve(descriptor: int) -> None:
         return [b"hello"]
 
     calls: dict[str, Callable[..., Any]] = {
-        "keep": kept.update,
+        "keep": lambda bridge, count: kept.append(worker_world(bridge, count)),
         "timed": timed,
         "begin_probes": begin_probes,
         "end_probes": end_probes,
