@@ -8,7 +8,8 @@ from pathlib import Path
 
 from policies import decide as deciding
 from policies.language import load_site, policy_from_text
-from policies.model import Attempt, Phase, World
+from policies.model import Attempt, World
+from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.flows import (
