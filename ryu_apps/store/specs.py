@@ -58,11 +58,17 @@ def spec_from_text(text: str) -> AttemptSpec | None:
             "ipv6": value.get("ipv6"),
             "zone": value["zone"],
             "phase": _PHASES[value.get("phase", Phase.STAGE_IN.value)],
-            "ad": {sys.intern(name): one for name, one in value["ad"].items()},
-            "slot": {sys.intern(name): one for name, one in value["slot"].items()} if value.get("slot") else _NOTHING,
+            "ad": _shared(value["ad"]),
+            "slot": _shared(value["slot"]) if value.get("slot") else _NOTHING,
             "job": value.get("job"),
         },
     )
+
+
+def _shared(ad: dict[str, Any]) -> dict[str, Any]:
+    """Thousands of jobs have the same attributes, and a few users."""
+    intern = sys.intern
+    return {intern(name): intern(one) if type(one) is str else one for name, one in ad.items()}
 
 
 def _made(model: type[ModelT], given: set[str], content: dict[str, Any]) -> ModelT:
