@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from ovs_agent.config_errors import in_words
 from ovs_agent.errors import AgentError
 from policies.wire import NAME_PATTERN
 
@@ -34,6 +35,15 @@ def _node(text: str) -> str:
         raise ValueError("a node name is letters, digits, '.', '_' and '-', at most 64, for example wn1")
     if len(text) > 48:
         raise ValueError("a node name of more than 48 characters does not fit into a namespace's name")
+    return text
+
+
+def _bridge(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise ValueError(
+            f"{text!r} is no bridge's name: letters, digits, '.', '_' and '-', at most 64, as in site.yaml; "
+            "write for example border-br"
+        )
     return text
 
 
@@ -196,7 +206,7 @@ class AgentConfig(Section):
 class BorderConfig(Section):
     """`border.yaml`, of the daemon that keeps a border's queues."""
 
-    bridge: Annotated[str, AfterValidator(_node)]
+    bridge: Annotated[str, AfterValidator(_bridge)]
     """As in site.yaml, and as Open vSwitch has it."""
     controller: ControllerSection
     state_dir: Path = Path("/var/lib/lark/border")
@@ -265,14 +275,17 @@ def _load(path: Path, model: type[M], first: str) -> M:
         raise ConfigError(f"cannot be read: {e.strerror}", str(path)) from None
     except MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
-        raise ConfigError(f"not valid YAML: {e.problem}", f"{path}:{mark.line + 1 if mark else 1}") from None
+        said = f"not valid YAML: {e.problem}; mend this line, or the one before it"
+        raise ConfigError(said, f"{path}:{mark.line + 1 if mark else 1}") from None
     except (YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"not valid YAML: {e}", f"{path}:1") from None
     if not isinstance(document, Mapping):
-        raise ConfigError(f"a configuration is a mapping that begins with `{first}:`", f"{path}:1")
+        raise ConfigError(
+            f"a configuration is a mapping that begins with `{first}:` (docs/operations.md has an example)", f"{path}:1"
+        )
     raw = _plain(document)
     if "file" in raw:
-        raise ConfigError("unknown key 'file'", f"{path}:{_line_of(document, ('file',))}")
+        raise ConfigError("unknown key 'file'; remove it", f"{path}:{_line_of(document, ('file',))}")
     for steps in _PATHS:
         here = raw
         for step in steps[:-1]:
@@ -284,15 +297,7 @@ def _load(path: Path, model: type[M], first: str) -> M:
     except ValidationError as e:
         texts = []
         for problem in e.errors():
-            place = tuple(problem["loc"])
-            name = ".".join(str(p) for p in place)
-            if problem["type"] == "extra_forbidden":
-                text = f"unknown key '{name}'; remove it or mend its spelling"
-            elif problem["type"] == "missing":
-                text = f"'{name}' is missing"
-            else:
-                text = f"{name}: {problem['msg'].removeprefix('Value error, ')}"
-            texts.append(f"{path}:{_line_of(document, place)}: {text}")
+            texts.append(f"{path}:{_line_of(document, tuple(problem['loc']))}: {in_words(problem, model)}")
         raise ConfigError("\n".join(texts)) from None
 
 

@@ -1,4 +1,4 @@
-"""agent.yaml: errors name file, line and remedy."""
+"""agent.yaml and border.yaml: errors name file, line and remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ovs_agent.config import ConfigError, load, read_token
+from ovs_agent.config import ConfigError, load, load_border, read_token
 
 GOOD = """\
 node: wn1
@@ -59,6 +59,63 @@ def test_errors_name_file_and_line(tmp_path: Path, change: tuple[str, str], line
         load(path)
     assert f"{path}:{line}: " in str(error.value)
     assert text in str(error.value)
+
+
+BORDER = """\
+bridge: border-br
+controller:
+  urls: ["https://controller.example.org:8080"]
+  token-file: border.token
+"""
+URLS = 'urls: ["https://controller.example.org:8080"]'
+
+
+def test_a_good_border_file(tmp_path: Path) -> None:
+    path = tmp_path / "border.yaml"
+    path.write_text(BORDER + "state-dir: state\novsdb: tcp:127.0.0.1:6640\n")
+    found = load_border(path)
+    assert (found.bridge, found.state_dir) == ("border-br", tmp_path / "state")
+    assert found.controller.token_file == tmp_path / "border.token"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "text"),
+    [
+        ((BORDER, ""), 1, "a mapping that begins with `bridge:` (docs/operations.md has an example)"),
+        (("bridge: border-br\n", ""), 1, "'bridge' is missing; write for example bridge: border-br"),
+        (("bridge: border-br", "brigde: border-br"), 1, "unknown key 'brigde' (did you mean 'bridge'?)"),
+        (("bridge: border-br", "bridge: bor der"), 1, "'bor der' is no bridge's name"),
+        (("bridge: border-br", "bridge: {name: x}"), 1, "bridge: must be text; write for example bridge: border-br"),
+        (("bridge: border-br", "bridge: a\nbridge: b"), 2, "not valid YAML: found duplicate key"),
+        (("bridge: border-br", "bridge: [a"), 2, "mend this line, or the one before it"),
+        (("token-file", "tokenfile"), 4, "(did you mean 'token-file'?)"),
+        (("  token-file: border.token\n", ""), 2, "give token-file, or certificate-file and private-key-file"),
+        ((URLS, "urls: https://x"), 3, f"must be a list: write it in [ ]; write for example {URLS}"),
+        ((URLS, "urls: []"), 3, "must not be empty"),
+        (("https:", "http:"), 2, "use https or say allow-plaintext: true"),
+        (("token-file:", "wait: 0\n  token-file:"), 4, "controller.wait: must be greater than 0"),
+        (("token-file:", "allow-plaintext: 2\n  token-file:"), 4, "must be true or false"),
+        (
+            ("bridge: border-br", "bridge: a\novsdb: /run/x"),
+            2,
+            "write for example ovsdb: unix:/run/openvswitch/db.sock",
+        ),
+        (("bridge: border-br", "bridge: a\nstate-dir: 5"), 2, "state-dir: must be a path; write for example"),
+    ],
+)
+def test_errors_in_a_border_file_name_file_line_and_the_way_out(
+    tmp_path: Path, change: tuple[str, str], line: int, text: str
+) -> None:
+    path = tmp_path / "border.yaml"
+    path.write_text(BORDER)
+    load_border(path)  # positive control
+    assert change[0] in BORDER
+    path.write_text(BORDER.replace(*change))
+    with pytest.raises(ConfigError) as error:
+        load_border(path)
+    assert f"{path}:{line}: " in str(error.value)
+    assert text in str(error.value)
+    assert not [word for word in ("pathlib", "Input", "pattern", "dictionary", "Section") if word in str(error.value)]
 
 
 def test_plaintext_to_another_machine_when_said(tmp_path: Path) -> None:
