@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from mininet_tests.border_rig import BorderRig
 from mininet_tests.site.namespaces import Daemon, Machine, wait_until, wire
 from mininet_tests.site.users import private_etc
 from ovs_agent import queues
@@ -26,13 +26,18 @@ SENDER, RECEIVER = "10.8.0.1", "10.8.0.2"
 
 @dataclass(slots=True)
 class ControlLine:
-    """Its machines end with the rig's. `share` is of the line's rate."""
+    """`share` is of the line's rate. Its two machines have directories below `root`; `stop` ends them."""
 
-    rig: BorderRig
+    root: Path
     plan: PortPlan
     dscp: int
     udp: str | None = None
     """Send at this rate (iperf3's notation), and not as a TCP."""
+    tcp: str = ""
+    """Congestion control of the sender; empty: the machine's own."""
+    hurry: int = 0
+    """Real-time priority of both ends; 0: none."""
+    machines: dict[str, Machine] = field(default_factory=dict)
     sender: Daemon | None = None
 
     def start(self) -> None:
@@ -46,25 +51,30 @@ class ControlLine:
             call_in_namespace(fd, functools.partial(queues.split_frames, "eth0"))
         finally:
             os.close(fd)
-        hurry = ["chrt", "-f", str(self.rig.hurry)] if self.rig.hurry else []
+        hurry = ["chrt", "-f", str(self.hurry)] if self.hurry else []
         far.spawn("server", [*hurry, "iperf3", "-s"])
         wait_until("the control's iperf3 listens", lambda: ":5201" in far.need("ss", "-ltnH"), 5, 0.05)
         words = ["iperf3", "-c", RECEIVER, "-t", "3600", "-S", str(self.dscp << 2)]
         words += ["-u", "-b", self.udp, "-l", "1400"] if self.udp else ["-P", "2"]
+        words += ["-C", self.tcp] if self.tcp else []
         self.sender = near.spawn("client", [*hurry, *words])
 
     def _machine(self, name: str) -> Machine:
-        home = self.rig.root / name
+        home = self.root / name
         home.mkdir()
         private_etc(home / "etc", [], [])
         machine = Machine(name, home)
         machine.start()
-        self.rig.machines[name] = machine
+        self.machines[name] = machine
         return machine
+
+    def stop(self) -> None:
+        for machine in self.machines.values():
+            machine.stop()
 
     def mark(self) -> tuple[float, int]:
         """A moment, for `share`."""
-        text = self.rig.machines["control-far"].need("cat", "/sys/class/net/eth0/statistics/rx_bytes")
+        text = self.machines["control-far"].need("cat", "/sys/class/net/eth0/statistics/rx_bytes")
         return time.monotonic(), int(text)
 
     def share(self, since: tuple[float, int]) -> float:

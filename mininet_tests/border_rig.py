@@ -8,12 +8,9 @@ not by the queues themselves. Rates are on the wire: IP bytes and 14 bytes of Et
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from mininet_tests.site.lark import ENVIRONMENT, OPENFLOW, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, this_python, wait_until, wire
-from mininet_tests.site.openvswitch import OpenVSwitch
+from mininet_tests.site.openvswitch import OpenVSwitch, hurry
 from mininet_tests.site.users import private_etc
 from ovs_agent.netlink import call_in_namespace
 
@@ -114,7 +112,7 @@ class BorderRig:
             )
             hook = "add table inet t\nadd chain inet t i { type filter hook prerouting priority -300; }\n"
             machine.run(["nft", "-f", "-"], given=hook + rules).need()
-            machine.spawn("echo", [*self._chrt(2), this_python(), "-c", _ECHO])
+            machine.spawn("echo", [*self._chrt(2), this_python(), "-c", ECHO])
         for port in ("lan0", "wan0"):
             self.border.need("sysctl", "-q", "-w", f"net.ipv6.conf.{port}.disable_ipv6=1")
         self.switch = OpenVSwitch(self.border)
@@ -125,32 +123,18 @@ class BorderRig:
         )  # fmt: skip
         self.switch.vsctl("add-port", BRIDGE, "lan0", "--", "add-port", BRIDGE, "wan0")
         if self.hurry:
-            assert self.switch.switch is not None
-            subprocess.run(["chrt", "-a", "-f", "-p", str(self.hurry + 1), str(self.switch.switch.pid)], check=True)
+            hurry(self.border, self.hurry + 1)
         if self.flows:
             self.write_flows()
 
     def _chrt(self, more: int = 0) -> list[str]:
         return ["chrt", "-f", str(self.hurry + more)] if self.hurry else []
 
-    def widen(self, octets: int) -> None:
-        """Give the switch's sockets buffers as `net.core.wmem_default` and `rmem_default` would have, had they been
-        set before.
-
-        Those settings are one for all of the carrying machine, and not ours to change.
-        """
-        assert self.switch is not None
-        assert self.switch.switch is not None
-        pid = self.switch.switch.pid
-        packet_sockets = {line.split()[-1] for line in self.border.need("cat", "/proc/net/packet").splitlines()[1:]}
-        fds = [f.name for f in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(f)[8:-1] in packet_sockets]
-        pidfd = os.pidfd_open(pid)
-        for fd in fds:
-            got = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, int(fd), 0)  # pidfd_getfd
-            with socket.socket(fileno=got) as mine:
-                for so_bufforce in (32, 33):  # sending, receiving
-                    mine.setsockopt(socket.SOL_SOCKET, so_bufforce, octets // 2)
-        os.close(pidfd)
+    def hand_over(self) -> None:
+        """The bridge becomes the controller's, which listens on this machine, as an administrator would do it."""
+        argv = ["prepare-bridge", "--bridge", BRIDGE, "--role", "border", "--datapath-id", "c1"]
+        argv += ["--datapath-type", "netdev", "--controller", f"tcp:{OPENFLOW}", "--uplink", "lan0", "--uplink", "wan0"]
+        self.border.run(python_command("ovs_agent.cli", *argv), env=ENVIRONMENT, timeout=60).need()
 
     def write_flows(self) -> None:
         """DSCP by address, whatever the sender wrote; the rest is marked 0 and passes."""
@@ -267,7 +251,7 @@ class BorderRig:
         """Milliseconds from one side to the other and back, sorted; lost ones count as infinite."""
         source, target = (lane.outside, lane.inside) if inbound else (lane.inside, lane.outside)
         machine = self.outside if inbound else self.inside
-        words = [*self._chrt(2), this_python(), "-c", _PROBE, source, target, str(count), str(every)]
+        words = [*self._chrt(2), this_python(), "-c", PROBE, source, target, str(count), str(every)]
         return sorted(json.loads(machine.run(words, timeout=30 + 3 * count * every).need().out))
 
 
@@ -297,7 +281,7 @@ def entitlement(
     return got
 
 
-_ECHO = f"""
+ECHO = f"""
 import socket
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -314,7 +298,7 @@ while True:
         pass
 """
 
-_PROBE = f"""
+PROBE = f"""
 import json, select, socket, struct, sys, time
 source, target, count, every = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -5,6 +5,7 @@ What happens to the traffic in these queues is `test_border_traffic.py`.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -15,22 +16,15 @@ from typing import Any
 
 import pytest
 
-from mininet_tests.border_rig import BRIDGE, BorderRig, Lane
-from mininet_tests.site.lark import API, ENVIRONMENT, Controller, Larkctl, python_command
-from mininet_tests.site.namespaces import Daemon, wait_until
+from mininet_tests.border_rig import BRIDGE, Lane
+from mininet_tests.border_site import BorderSite, border_site, site_text
+from mininet_tests.site.lark import ENVIRONMENT, python_command
+from mininet_tests.site.namespaces import wait_until
+from mininet_tests.site.openvswitch import widen
 
 LANES = [Lane("production", 1, 34), Lane("xrootd", 2, 26), Lane("osg", 3, 8)]
-SITE = f"""\
-site: border
-network: {{ipv4: 10.9.0.0/24, gateway-ipv4: 10.9.0.254, mtu: 1500}}
-infrastructure: [192.0.2.0/24]
-nodes: {{}}
-bridges:
-  {BRIDGE}:
-    datapath-id: "00000000000000c1"
-    roles: [border]
-    ports: {{uplink: [lan0], wan: [{{name: wan0, rate: 50 Mbit/s}}]}}
-"""
+RATE = 50_000_000
+SITE = site_text(RATE)
 POLICY = """\
 mode: enforce
 classes:
@@ -48,34 +42,8 @@ def _bits(text: str) -> int:
 
 
 @dataclass
-class Border:
-    """The daemon, its controller, and the machine's queues as `tc` tells them."""
-
-    rig: BorderRig
-    controller: Controller
-    larkctl: Larkctl
-    daemon: Daemon | None = None
-
-    @property
-    def config(self) -> Path:
-        return self.rig.border.root / "lark" / "border.yaml"
-
-    def start(self) -> None:
-        argv = python_command("ovs_agent.cli", "border", "--config", str(self.config))
-        log = self.rig.border.root / "log" / "border.log"
-        log.unlink(missing_ok=True)
-        self.daemon = self.rig.border.spawn("border", argv, env=ENVIRONMENT)
-        self.daemon.wait_for_line("keeping the queues", 20)
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        assert self.daemon is not None
-        self.daemon.stop(number=number)
-        self.daemon = None
-
-    def policy(self, text: str) -> None:
-        (self.controller.home / "policy.yaml").write_text(text)
-        assert self.controller.daemon is not None
-        self.controller.daemon.send(signal.SIGHUP)
+class Border(BorderSite):
+    """With the machine's queues as `tc` tells them."""
 
     def qdiscs(self, port: str) -> list[dict[str, Any]]:
         return list(json.loads(self.rig.border.need("tc", "-j", "qdisc", "show", "dev", port) or "[]"))
@@ -100,14 +68,6 @@ class Border:
             if one.get("root")
         }
 
-    def status(self) -> dict[str, Any]:
-        found: Any = self.larkctl.json("bridges")
-        return dict(found["bridges"][0]["queues"] or {})
-
-    def wait_in_force(self) -> None:
-        # A busy machine may lose frames in the switch's receive buffer, which is a fault for 30 s.
-        wait_until("the queues are in force", lambda: self.status().get("in_force"), 60, 0.25)
-
     def faults(self) -> list[str]:
         return list(self.status()["report"]["faults"])
 
@@ -120,32 +80,8 @@ class Border:
 
 @pytest.fixture(scope="module")
 def border() -> Iterator[Border]:
-    with BorderRig(LANES) as rig:
-        machine = rig.border
-        machine.need("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
-        controller = Controller(machine, "os-ken")
-        controller.write(SITE, POLICY)
-        secret, viewer = machine.root / "lark" / "border.token", machine.root / "lark" / "viewer.token"
-        for path, token in (
-            (secret, controller.token("border", bridge=BRIDGE)),
-            (viewer, controller.token("viewer")),
-        ):
-            path.touch(mode=0o600)
-            path.write_text(token)
-        controller.start()
-        found = Border(rig, controller, Larkctl(machine, viewer))
-        found.config.write_text(
-            f"bridge: {BRIDGE}\nstate-dir: border-state\n"
-            f'controller: {{urls: ["http://{API}"], token-file: border.token, allow-plaintext: true}}\n'
-        )
-        # The switch's one send buffer is told of as too small for six queues unless it is made larger.
-        rig.delays(LANES[0], 5)
-        rig.widen(2**24)
-        found.start()
-        found.wait_in_force()
-        yield found
-        if found.daemon is not None:
-            found.stop()
+    with border_site(LANES, RATE, POLICY) as site:
+        yield Border(site.rig, site.controller, site.larkctl, site.agent)
 
 
 M = 10**6
@@ -219,6 +155,35 @@ def test_a_changed_policy_changes_classes_in_place_and_breaks_no_connection(bord
         border.rig.leave(sender)
 
 
+def _says(log: Path, since: int, *words: str) -> bool:
+    lines = log.read_text(encoding="utf-8")[since:].splitlines()
+    return any(all(word in line for word in words) for line in lines)
+
+
+def test_policies_that_cannot_be_are_refused_with_their_line_and_what_runs_stays(border: Border) -> None:
+    before = border.classes("wan0"), border.classes("lan0")
+    log = border.rig.border.root / "log" / "lark-controller.log"
+    for change, line, said in (
+        (("30%", "45%"), 5, "the guarantees up to here are 105% of the link"),
+        (("10%, ceiling: 80%", "10%, ceiling: 5%"), 5, "the ceiling 5% is below the guarantee 10%"),
+        (("dscp: af31", "dscp: af51"), 4, "'af51' is not a code point"),
+    ):
+        assert change[0] in POLICY
+        old = len(log.read_text(encoding="utf-8"))
+        border.policy(POLICY.replace(*change))
+        told = functools.partial(_says, log, old, f"policy.yaml:{line}:", said)
+        wait_until(f"the controller's log says {said!r}, with the line", told, 20)
+    wait_until("some reports later", lambda: border.status()["age"] < 1, 10, 0.2)
+    assert (border.classes("wan0"), border.classes("lan0")) == before
+    assert border.status()["followed"]
+    # The control: a policy that can be is followed, and so is what was before.
+    border.policy(POLICY.replace("30%", "31%"))
+    wait_until("another guarantee", lambda: border.classes()["1a2b:11a"][0] == 31 * M // 2, 20, 0.1)
+    border.policy(POLICY)
+    wait_until("the former one", lambda: border.classes("wan0") == before[0], 20, 0.1)
+    border.wait_in_force()
+
+
 def test_what_is_as_wished_is_not_touched_and_what_was_removed_comes_back(border: Border) -> None:
     before = border.qdiscs("wan0")
     wait_until("some reports later", lambda: border.status()["age"] < 1, 10, 0.2)
@@ -242,11 +207,11 @@ def test_queues_that_refuse_the_newest_frame_are_replaced_once(border: Border) -
 
 
 def test_somebody_elses_qdisc_is_left_alone_and_told(border: Border) -> None:
-    border.stop()
+    border.agent.stop()
     border.rig.border.need("tc", "qdisc", "del", "dev", "lan0", "root")
     border.rig.border.need("tc", "qdisc", "add", "dev", "lan0", "root", "handle", "7:", "pfifo", "limit", "500")
     try:
-        border.start()
+        border.agent.start()
         border.wait_fault("lan0: has a root qdisc pfifo 7: that is not ours")
         assert border.roots() == {"wan0": "htb 1a2b:", "lan0": "pfifo 7:"}
         assert border.status()["in_force"] is False
@@ -261,9 +226,9 @@ def test_restarts_of_daemon_and_switch_leave_queues_and_connections(border: Bord
     try:
         wait_until("it sends", lambda: border.rig.arrived()["production"] > M, 10)
         handles = [one["handle"] for one in border.qdiscs("wan0")]
-        border.stop(signal.SIGKILL)
+        border.agent.stop(signal.SIGKILL)
         assert border.roots()["wan0"] == "htb 1a2b:"
-        border.start()
+        border.agent.start()
         border.wait_in_force()
         assert [one["handle"] for one in border.qdiscs("wan0")] == handles
         assert border.rig.switch is not None
@@ -278,15 +243,15 @@ def test_restarts_of_daemon_and_switch_leave_queues_and_connections(border: Bord
         assert border.rig.sending(sender)
     finally:
         border.rig.leave(sender)
-    border.rig.widen(2**24)
+    widen(border.rig.border)
     border.wait_in_force()
 
 
 def test_without_a_controller_the_last_wish_is_in_force_from_the_start(border: Border) -> None:
-    border.stop()
+    border.agent.stop()
     border.controller.stop()
     border.rig.border.need("tc", "qdisc", "del", "dev", "wan0", "root")
-    border.start()
+    border.agent.start()
     assert "1a2b:122" in border.classes()
     border.controller.start()
     border.wait_in_force()
@@ -322,6 +287,14 @@ def test_a_link_below_the_rate_is_told(border: Border) -> None:
         machine.need("ethtool", "-s", "wan9", "speed", "10", "duplex", "full")
         border.wait_fault("port wan9: its link runs at 10 Mbit/s, below the 100 Mbit/s of site.yaml")
         assert border.roots()["wan0"] == "htb 1a2b:"
+        assert border.classes("wan9")["1a2b:122"] == (
+            50 * M,
+            100 * M,
+            0,
+        )  # as wished, and not as the link happens to be
+        machine.need("ethtool", "-s", "wan9", "speed", "1000", "duplex", "full")
+        assert border.agent.daemon is not None
+        border.agent.daemon.wait_for_line("mended: port wan9: its link runs at 10 Mbit/s", 20)
     finally:
         border.controller.stop()
         site.write_text(SITE)
@@ -335,12 +308,12 @@ def test_a_link_below_the_rate_is_told(border: Border) -> None:
 
 def test_cleaning_up_gives_every_port_back(border: Border) -> None:
     machine = border.rig.border
-    command = python_command("ovs_agent.cli", "border-cleanup", "--config", str(border.config))
+    command = python_command("ovs_agent.cli", "border-cleanup", "--config", str(border.agent.config))
     refused = machine.run(command, env=ENVIRONMENT)
     assert refused.code != 0
     assert "stop it first" in refused.text
     assert border.roots()["wan0"] == "htb 1a2b:"
-    border.stop()
+    border.agent.stop()
     said = machine.run(command, env=ENVIRONMENT).need().out
     assert "removed the queues of wan0" in said
     assert border.roots() == {"wan0": "noqueue 0:", "lan0": "noqueue 0:"}
@@ -348,5 +321,5 @@ def test_cleaning_up_gives_every_port_back(border: Border) -> None:
     assert border.rig.switch.vsctl("--bare", "--columns=type", "list", "QoS").strip() == ""
     assert "generic-segmentation-offload: on" in machine.need("ethtool", "-k", "wan0")
     assert machine.run(command, env=ENVIRONMENT).need().out.strip() == "nothing to remove"
-    border.start()
+    border.agent.start()
     border.wait_in_force()

@@ -191,3 +191,40 @@ def shell(argv: list[str]) -> str:
     """A command line as a person would type it, our interpreter and module as the command they are."""
     text = shlex.join(argv)
     return text.replace(f"{this_python()} -P -m ryu_apps.larkctl", "larkctl")
+
+
+@dataclass(slots=True)
+class BorderAgent:
+    """`lark-agent border`, which keeps a border's queues."""
+
+    machine: Machine
+    bridge: str
+    daemon: Daemon | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.machine.root / "lark" / "border.yaml"
+
+    def write(self, token: str) -> None:
+        self.config.parent.mkdir(exist_ok=True)
+        secret = self.config.with_name("border.token")
+        secret.touch(mode=0o600)
+        secret.write_text(token + "\n", encoding="utf-8")
+        self.config.write_text(
+            f"bridge: {self.bridge}\nstate-dir: border-state\n"
+            f'controller: {{urls: ["http://{API}"], token-file: border.token, allow-plaintext: true}}\n',
+            encoding="utf-8",
+        )
+
+    def start(self) -> None:
+        """Start, and wait until it keeps the queues that were wished last."""
+        argv = python_command("ovs_agent.cli", "border", "--config", str(self.config))
+        (self.machine.root / "log" / "border.log").unlink(missing_ok=True)
+        self.daemon = self.machine.spawn("border", argv, env=ENVIRONMENT)
+        self.daemon.wait_for_line("keeping the queues", 30)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self.daemon is None:
+            raise SiteError("lark-agent border is not running")
+        self.daemon.stop(number=number)
+        self.daemon = None

@@ -10,11 +10,28 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from mininet_tests.site.namespaces import Daemon, Machine, SiteError, wait_until
+from mininet_tests.site.namespaces import Daemon, Machine, SiteError, this_python, wait_until
 
 RUN = "/run/openvswitch"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 TIMEOUT = "--timeout=10"
+BUFFER = 2**24
+"""Bytes for each socket of a switch, as docs/operations.md advises them for a border."""
+
+
+def widen(machine: Machine) -> None:
+    """Give the switch's sockets buffers as `net.core.wmem_default` and `rmem_default` would have, had they been set
+    before. Those settings are one for all of the carrying machine, and not ours to change.
+
+    The switch has no socket for sending before it has sent its first packet.
+    """
+    machine.need(this_python(), "-I", "-c", _WIDEN, f"{RUN}/ovs-vswitchd.pid", str(BUFFER))
+
+
+def hurry(machine: Machine, priority: int) -> None:
+    """Real-time priority for the switch: what is measured is its queues, not how busy the carrying machine is."""
+    pid = machine.need("cat", f"{RUN}/ovs-vswitchd.pid").strip()
+    machine.need("chrt", "-a", "-f", "-p", str(priority), pid)
 
 
 @dataclass(slots=True)
@@ -96,3 +113,19 @@ class OpenVSwitch:
 
     def version(self) -> str:
         return self.machine.need("ovs-vswitchd", "--version").splitlines()[0].rpartition(" ")[2]
+
+
+_WIDEN = """
+import ctypes, os, socket, sys
+pid = int(open(sys.argv[1]).read())
+inodes = {line.split()[-1] for line in open("/proc/net/packet").read().splitlines()[1:]}
+pidfd = os.pidfd_open(pid)
+for fd in os.listdir(f"/proc/{pid}/fd"):
+    if os.readlink(f"/proc/{pid}/fd/{fd}")[8:-1] in inodes:
+        got = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, int(fd), 0)  # pidfd_getfd
+        if got < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        with socket.socket(fileno=got) as mine:
+            for so_bufforce in (32, 33):  # sending, receiving
+                mine.setsockopt(socket.SOL_SOCKET, so_bufforce, int(sys.argv[2]) // 2)
+"""
