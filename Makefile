@@ -35,7 +35,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
 SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping iperf3 libcap2-bin xrootd-server xrootd-client \
-                 util-linux procps tcpdump busybox-static mininet openssh-client
+                 util-linux procps tcpdump busybox-static mininet openssh-client librsvg2-bin
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'
@@ -132,11 +132,11 @@ bench: need-root packages python condor
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.pool --json $(REPORTS)/bench-pool.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.churn --engine $(ENGINE) --json $(REPORTS)/bench-churn.json
-	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.border --json $(REPORTS)/bench-border.json --html $(REPORTS)/bench-border.html
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.border --json $(REPORTS)/bench-border.json --html $(REPORTS)/bench-border.html --png $(REPORTS)/bench-border.png
 	@echo 'Not measured yet:'
 	@echo '  - registration to policy in force, against OVN, a shell hook, rest_firewall and the barrier round trip'
 	@echo '  - job network set-up against the CNI bridge plugin'
-	@echo '  - packets through the pipeline against actions=NORMAL; border shares; rates; accounting'
+	@echo '  - packets through the pipeline against actions=NORMAL; rates; accounting'
 
 # --- a real installation --------------------------------------------------------------------------------------------
 

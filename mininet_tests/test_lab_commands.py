@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from mininet_tests.bench.border import write
+from mininet_tests.bench.border_plot import HEIGHT, WIDTH, ZOOM, Phase, Sample, Story
 from mininet_tests.site.campus import sweep
 from mininet_tests.site.lark import ENVIRONMENT, REPOSITORY, python_command
 from mininet_tests.site.leaks import Snapshot, differences
@@ -21,6 +24,7 @@ from mininet_tests.topology import layout
 from mininet_tests.topology.lab import LABEL
 from policies.language import check_together, load_policy, load_site
 from policies.model import Site
+from tests.effort import FULL
 
 pytestmark = pytest.mark.timeout(240)
 JOBS = """
@@ -33,7 +37,7 @@ jobs:
 def lab(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ, COLUMNS="200", **ENVIRONMENT)
     argv = python_command("mininet_tests.topology.cli", *words)
-    return subprocess.run(argv, input=given, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(argv, input=given, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.fixture
@@ -73,6 +77,41 @@ def test_reach_shows_a_matrix_as_the_policy_means_and_leaves_the_machine_as_it_w
     assert said.returncode == 0, said.stdout + said.stderr
     assert ", 0 other than the policy means" in said.stdout
     assert leaked(before) == []
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def test_the_picture_of_the_border_is_a_png_too(tmp_path: Path) -> None:
+    phase = Phase("osg alone", 0, 2, {"osg": 5e7}, {"osg": 5e7}, 1.0)
+    story = Story(5e7, {"osg": 5e6}, [Sample(0.5, {"osg": 5e7}, 1.0), Sample(1.5, {"osg": 5e7}, 1.0)], [phase])
+    write(story, {"png": tmp_path / "border.png"})
+    assert size_of((tmp_path / "border.png").read_bytes()) == (WIDTH * ZOOM, HEIGHT * ZOOM)
+
+
+def test_the_border_command_says_what_it_does_and_what_is_wrong_before_it_builds_anything(tmp_path: Path) -> None:
+    said = lab("border", "--help")
+    assert said.returncode == 0
+    assert "border.png" in said.stdout
+    short = lab("border", "--seconds", "1", "--out", str(tmp_path / "out"))
+    assert short.returncode == 2
+    assert "at least 5" in short.stderr
+    assert not (tmp_path / "out").exists()
+
+
+if FULL:
+
+    def test_the_border_command_draws_what_three_classes_get(tmp_path: Path) -> None:
+        said = lab("border", "--seconds", "6", "--out", str(tmp_path))
+        assert said.returncode == 0, said.stdout + said.stderr
+        assert said.stdout.split() == [str(tmp_path / f"border.{kind}") for kind in ("png", "svg", "html", "json")]
+        assert size_of((tmp_path / "border.png").read_bytes()) == (WIDTH * ZOOM, HEIGHT * ZOOM)
+        told = json.loads((tmp_path / "border.json").read_text())
+        assert len(told["phases"]) == 6
+        assert told["faults"] == []
 
 
 def test_a_switch_that_does_other_than_the_policy_says_is_found_out(policy: Path, tmp_path: Path) -> None:

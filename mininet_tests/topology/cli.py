@@ -6,6 +6,7 @@ and a non-zero exit code.
 
 from __future__ import annotations
 
+import functools
 import runpy
 import signal
 import sys
@@ -60,10 +61,13 @@ def main() -> None:
 @SITE
 @JOBS
 @ENGINE
+@click.option("--queues", is_flag=True, help="The line to the world has the rate of the site file, and its classes.")
 @click.argument("script", type=FILE, required=False)
-def campus(policy: Path, site: Path | None, jobs_file: Path | None, engine: str, script: Path | None) -> None:
+def campus(
+    policy: Path, site: Path | None, jobs_file: Path | None, engine: str, queues: bool, script: Path | None
+) -> None:
     """Bring the campus up; then run SCRIPT (Python, with `campus` in it), or give a prompt. Ends with it."""
-    with _up(policy, site, jobs_file, engine) as running:
+    with _up(policy, site, jobs_file, engine, queues) as running:
         _print_addresses(running)
         if script is not None:
             runpy.run_path(str(script), init_globals={"campus": running}, run_name="__main__")
@@ -84,6 +88,46 @@ def reach(policy: Path, site: Path | None, jobs_file: Path | None, engine: str, 
     sys.exit(0 if same else 1)
 
 
+@main.command()
+@POLICY
+@ENGINE
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("lark-border"),
+    show_default=True,
+    help="The directory for border.png, border.svg, border.html and border.json.",
+)
+@click.option("--seconds", type=float, default=8.0, show_default=True, help="Of each of the six phases.")
+def border(policy: Path, engine: str, out: Path, seconds: float) -> None:
+    """Three classes of traffic share the line to the world: who gets what, drawn beside what each is entitled to.
+
+    A job of production and one of others send with iperf3, a file server sends files to real xrdcps; they join and
+    leave. It takes about two minutes. Exit status 1 if a class or the line lacks more than 5 %. Needs iperf3,
+    xrootd-server, xrootd-client and, for the PNG, librsvg2-bin.
+    """
+    from mininet_tests.bench import border as experiment  # slow imports: not for --help
+    from mininet_tests.bench import border_plot
+
+    if seconds < experiment.LEAST_SECONDS:
+        raise click.BadParameter(f"at least {experiment.LEAST_SECONDS:g}: the first of a phase are not judged")
+    missing = experiment.missing_tools()
+    if missing:
+        raise click.ClickException(f"tools are missing: apt-get install {' '.join(missing)}")
+    drawn = border_plot.can_png()
+    if not drawn:
+        click.echo("no border.png without rsvg-convert: apt-get install librsvg2-bin", err=True)
+    with _ending():
+        story = experiment.measure(seconds, policy, engine, say=functools.partial(click.echo, err=True))
+    kinds = ("png", "svg", "html", "json") if drawn else ("svg", "html", "json")
+    for file in experiment.write(story, {kind: out / f"border.{kind}" for kind in kinds}):
+        click.echo(file)
+    wrong = experiment.faults(story)
+    for fault in wrong:
+        click.echo(fault, err=True)
+    sys.exit(1 if wrong else 0)
+
+
 @main.command("site")
 @POLICY
 def site_command(policy: Path) -> None:
@@ -95,9 +139,26 @@ def site_command(policy: Path) -> None:
 
 
 @contextmanager
-def _up(policy: Path, site: Path | None, jobs_file: Path | None, engine: str) -> Iterator[Campus]:
+def _up(policy: Path, site: Path | None, jobs_file: Path | None, engine: str, queues: bool = False) -> Iterator[Campus]:
     jobs = _read_jobs(jobs_file)
     console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, style="dim")
+
+    with _ending(), Campus(policy, site, engine, say=say, queues=queues) as running:
+        for name, row in jobs.items():
+            job = running.begin_job(row.node, row.ad, name)
+            if row.phase is not Phase.STAGE_IN:
+                running.run_job(job)
+            if row.phase is Phase.STAGE_OUT:
+                running.stage_out(job)
+        yield running
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Signals end what runs in here as an error would, and an error is a sentence."""
 
     def ended(number: int, _frame: object) -> NoReturn:
         sys.exit(128 + number)
@@ -108,14 +169,7 @@ def _up(policy: Path, site: Path | None, jobs_file: Path | None, engine: str) ->
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         debian.check()
-        with Campus(policy, site, engine, say=lambda text: console.print(text, style="dim")) as running:
-            for name, row in jobs.items():
-                job = running.begin_job(row.node, row.ad, name)
-                if row.phase is not Phase.STAGE_IN:
-                    running.run_job(job)
-                if row.phase is Phase.STAGE_OUT:
-                    running.stage_out(job)
-            yield running
+        yield
     except (SiteError, PolicyError, debian.MininetMissing) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,7 @@ from mininet_tests.chaos.inside import Inside
 from mininet_tests.site.campus import sweep
 from mininet_tests.site.lark import API, ENVIRONMENT, Larkctl, python_command
 from mininet_tests.site.namespaces import Machine, SiteError, wait_until
+from mininet_tests.site.openvswitch import widen
 from mininet_tests.site.users import private_etc
 from mininet_tests.topology import layout
 from mininet_tests.topology.jobs import Execution, Job, JobHeld
@@ -102,12 +104,15 @@ class _Asker:
 @dataclass(slots=True)
 class Campus:
     """Use as a context manager. `policy`: a file, or text with a line end in it; `site`: another site file than the
-    one that follows from the policy; `engine`: the controller's framework."""
+    one that follows from the policy; `engine`: the controller's framework; `queues`: the line to the world has its rate
+    and classes; `probing`: False where real senders are let loose (nothing listens then, and `reach` has no answer)."""
 
     policy: Path | str | None = None
     site: Path | None = None
     engine: str = field(default_factory=lambda: os.environ.get("LARK_TEST_ENGINE", "os-ken"))
     say: Callable[[str], None] = lambda text: None
+    queues: bool = False
+    probing: bool = True
     root: Path = Path()
     jobs: dict[str, Job] = field(default_factory=dict)
     _lab: Machine | None = None
@@ -156,6 +161,7 @@ class Campus:
         self.say("machines, wires, switches, lark-controller, lark-agents")
         words = ["--root", str(self.root), "--policy", str(policy), "--engine", self.engine]
         words += ["--site", str(self.site.absolute())] if self.site is not None else []
+        words += ["--queues"] if self.queues else []
         argv = self._lab.argv(python_command("mininet_tests.topology.serve", *words), None, ENVIRONMENT)
         with (self.root / "mininet.log").open("w") as log:
             self._server = subprocess.Popen(
@@ -168,6 +174,13 @@ class Campus:
             raise SiteError(f"the campus could not be built: {said['failed']}; its log: {self.root / 'mininet.log'}")
         shells = {command.rpartition("mininet:")[2]: pid for pid, command in self._lab.outer_pids().items()}
         self._attach({name: pid for name, pid in shells.items() if name and (self.root / name).is_dir()})
+        if self.queues:
+            self.say("queues of the line to the world")
+            # Whoever has sent something has the socket that `widen` is about.
+            self.machine("login").need("ping", "-q", "-c3", "-i0.1", layout.place("cern").ipv4[0])
+            for name in layout.BRIDGES:
+                widen(self.machine(name))
+            wait_until("the queues are in force", self.queues_in_force, 60, 0.25)
 
     def _attach(self, pids: Mapping[str, int]) -> None:
         assert self._policy is not None
@@ -179,7 +192,9 @@ class Campus:
             attributes = attributes_read(self._policy)
             slots = self.root / name / "lark" / "slots"
             self._executions[name] = Execution(self.machine(name), slots, attributes)
-        wait_until("all bridges are in line", self._converged, 30, 0.1)
+        wait_until("all bridges are in line", self.converged, 30, 0.1)
+        if not self.probing:
+            return
         self.say("probers in all machines")
         for place in (*layout.PLACES, *layout.HOSTS.values()):
             device = layout.BRIDGES[place.name] if place.name in layout.HOSTS else "eth0"
@@ -270,6 +285,26 @@ class Campus:
         """What `larkctl` says of this campus."""
         return Larkctl(self.machine("ctl"), self.root / "ctl" / "lark" / "viewer.token").text(*words)
 
+    def new_policy(self, text: str) -> None:
+        """The policy's file gets another text, and the controller is told. Only where the policy was given as text:
+        somebody's file is not ours to write. Raises PolicyError, SiteError."""
+        file = self.root / "policy.yaml"
+        if not file.exists():
+            raise SiteError("this campus runs with a policy file; change that, or give the policy as text")
+        file.write_text(text, encoding="utf-8")
+        self._policy = load_policy(file)
+        self.signal("ryu_apps.cli run", signal.SIGHUP)
+
+    def signal(self, command: str, number: signal.Signals) -> None:
+        """Send a signal to the one process whose command line holds these words: `ovs_agent.cli border`, say."""
+        assert self._lab is not None
+        # What entered the machine to start it (nsenter) has the words, too.
+        lines = self._lab.outer_pids()
+        found = [pid for pid, line in lines.items() if command in line and not line.startswith("nsenter ")]
+        if len(found) != 1:
+            raise SiteError(f"{len(found)} processes of the campus are {command!r}")
+        os.kill(found[0], number)
+
     def attempts(self) -> list[AttemptStatus]:
         return AttemptList.model_validate_json(self.get("/v1/attempts")).attempts
 
@@ -301,9 +336,15 @@ class Campus:
             attempts=attempts,
         )
 
-    def _converged(self) -> bool:
+    def converged(self) -> bool:
+        """Whether every bridge is as the policy that the controller has now asks for."""
         bridges = json.loads(self.get("/v1/bridges"))["bridges"]
         return all(bridge["converged"] for bridge in bridges)
+
+    def queues_in_force(self) -> bool:
+        """Whether the border's agent keeps what the policy that the controller has now asks for, without a fault."""
+        bridges = json.loads(self.get("/v1/bridges"))["bridges"]
+        return all((one["queues"] or {}).get("in_force", False) for one in bridges if "border" in one["roles"])
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -322,17 +363,21 @@ class Campus:
             raise
         self._refresh(job)
         self.jobs[name] = job
+        if not self.probing:
+            return job
         spec = job.spec
-        number = spec.port.name.removeprefix("lj")
-        sealed = f"/run/netns/lark-{node}-{number}-sealed"
-        plain = f"/run/netns/lark-{node}-{number}"
-        script = f'ns={plain}; [ -e {sealed} ] && ns={sealed}; exec nsenter --net="$ns" /usr/bin/python3 -I {PROBER}'
-        argv = self.machine(node).argv(["sh", "-c", script], None, None)
+        argv = self.machine(node).argv([*self.entry(job), "/usr/bin/python3", "-I", str(PROBER)], None, None)
         addresses = [spec.ipv4, *([spec.ipv6] if spec.ipv6 else [])]
         sealed_job = job.status is not None and job.status.decision.sealed
         self._ask_from(name, argv, "eth0", [] if sealed_job else addresses)
         self._askers[name].hear()
         return job
+
+    def entry(self, job: Job) -> list[str]:
+        """Put before a command, run on the job's node: it runs in the job's network then."""
+        plain = f"/run/netns/lark-{job.node}-{job.spec.port.name.removeprefix('lj')}"
+        script = f'ns={plain}; [ -e {plain}-sealed ] && ns={plain}-sealed; exec nsenter --net="$ns" "$@"'
+        return ["sh", "-c", script, "sh"]
 
     def start_job(self, node: str = "wn1", ad: Mapping[str, Any] | None = None, name: str | None = None) -> Job:
         """A job that runs. Raises JobHeld when Lark refuses it."""
@@ -344,6 +389,8 @@ class Campus:
         """Its input is there; its own process starts."""
         job.run()
         self._refresh(job)
+        if not self.probing:
+            return
         where = self.machine(job.node).need("readlink", f"/proc/{job.process}/ns/net").strip()
         prober = os.readlink(f"/proc/{self._inner(self._askers[job.name])}/ns/net")
         if where != prober:
@@ -357,10 +404,11 @@ class Campus:
     def end_job(self, job: Job) -> None:
         """Its starter ends; returns when the controller has confirmed that nothing of it is left."""
         spec = job.spec
-        asker = self._askers.pop(job.name)
+        asker = self._askers.pop(job.name, None)
         job.end()
         wait_until(f"{job.name} is gone", lambda: all(a.spec.port != spec.port for a in self.attempts()), 20, 0.05)
-        asker.stop()
+        if asker is not None:
+            asker.stop()
         del self.jobs[job.name]
 
     def _refresh(self, job: Job) -> None:

@@ -48,7 +48,7 @@ class Place:
 
 SITE4, SITE6 = 16, 48
 WAN_RATE = "50 Mbit/s"
-"""What the site file says of the line; nothing in the campus makes it slower than it is."""
+"""What the site file says of the line; it is so slow where the border's queues are kept (`Campus(queues=True)`)."""
 _SITE = ("10.20.0.1", "2001:db8:20::1")
 _OPEN4 = tuple(f"10.20.0.{number}" for number in (9, 2, 3, 4))
 _OPEN6 = tuple(f"2001:db8:20::{number}" for number in (9, 2, 3, 4))
@@ -87,6 +87,10 @@ PROVIDER_WAYS_IN = {
     "2001:db8:20::/48": "2001:db8:64::1",
     "2001:db8:9::/48": "2001:db8:64::1",
 }
+
+
+def place(name: str) -> Place:
+    return next(one for one in PLACES if one.name == name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mininet_tests import agent_fakes
-from mininet_tests.site.lark import ENVIRONMENT, OPENFLOW, READY, Controller, python_command
+from mininet_tests.site.lark import ENVIRONMENT, OPENFLOW, READY, BorderAgent, Controller, python_command
 from mininet_tests.site.namespaces import Machine, wait_until
 from mininet_tests.site.openvswitch import OpenVSwitch
 from mininet_tests.topology import debian, layout
@@ -187,6 +187,24 @@ class Bridge(Batched):
             self.switch.stop()
 
 
+class Border(Bridge):
+    """The border. `queues`: `lark-agent border` keeps its queues, so that the line has the rate of the site file."""
+
+    keeper: BorderAgent | None = None
+
+    def bring_up(self) -> None:
+        Bridge.bring_up(self)
+        if self.params["queues"]:
+            self.keeper = BorderAgent(self.machine, layout.BRIDGES[self.name])
+            self.keeper.start()
+
+    def take_down(self) -> None:
+        # Whoever tries it may have ended it, and started another.
+        if self.keeper is not None and self.keeper.daemon is not None and self.keeper.daemon.running():
+            self.keeper.stop()
+        Bridge.take_down(self)
+
+
 class Worker(Bridge):
     """A worker node: its bridge, its lark-agent, and room for stand-ins of HTCondor's processes (`jobs`)."""
 
@@ -262,6 +280,10 @@ def prepare_files(root: Path, policy_file: Path, site_file: Path | None, engine:
         tokens.append((role, node, place))
     from ryu_apps.rest.auth import TokenRole, new_token  # the controller's own way, without a process for each
 
+    (root / "border").mkdir(exist_ok=True)
+    bridge = layout.BRIDGES["border"]
+    keeper = BorderAgent(Machine("border", root / "border"), bridge)
+    keeper.write(new_token(control.home / "tokens.yaml", TokenRole.BORDER, None, bridge))
     for role, node, place in tokens:
         place.touch(mode=0o600)
         place.write_text(new_token(control.home / "tokens.yaml", TokenRole(role), node) + "\n", encoding="utf-8")
@@ -270,7 +292,9 @@ def prepare_files(root: Path, policy_file: Path, site_file: Path | None, engine:
 class CampusTopo(Topo):  # type: ignore[misc]
     """Two worker nodes, a machine room, a gate with its servers, a core router with offices, a border and the world."""
 
-    def build(self, root: str = "", policy: str = "", site: str = "", engine: str = "os-ken", **_: Any) -> None:
+    def build(
+        self, root: str = "", policy: str = "", site: str = "", engine: str = "os-ken", queues: bool = False, **_: Any
+    ) -> None:
         base = Path(root or os.environ["LARK_LAB"])
         policy = policy or os.environ.get("LARK_LAB_POLICY") or str(DEFAULT_POLICY)
         prepare_files(base, Path(policy), Path(site) if site else None, engine)
@@ -283,7 +307,10 @@ class CampusTopo(Topo):  # type: ignore[misc]
         for number, name in enumerate(("room", "core", "isp"), 1):
             self.addSwitch(name, cls=Lan, dpid=f"f{number}", **common, **LANS[name])
         self.addSwitch("gate", cls=Bridge, role="gate", uplinks=["wf0", "sf0", "sf1", "cf0"], **common, **dpid["gate"])
-        self.addSwitch("border", cls=Bridge, role="border", uplinks=["lan0", "wan0"], **common, **dpid["border"])
+        uplinks = ["lan0", "wan0"]
+        self.addSwitch(
+            "border", cls=Border, role="border", uplinks=uplinks, queues=bool(queues), **common, **dpid["border"]
+        )
         for name in layout.WORKERS:
             self.addSwitch(name, cls=Worker, role="worker", uplinks=["up0"], **common, **dpid[name])
         for name in (*layout.WORKERS, "gate", "border"):

@@ -18,12 +18,13 @@ import click
 @click.option("--policy", type=click.Path(path_type=Path), required=True)
 @click.option("--site", type=click.Path(path_type=Path))
 @click.option("--engine", default="os-ken")
-def main(root: Path, policy: Path, site: Path | None, engine: str) -> None:
+@click.option("--queues", is_flag=True)
+def main(root: Path, policy: Path, site: Path | None, engine: str, queues: bool) -> None:
     from mininet_tests.topology.nodes import CampusTopo, Mininet
 
     net = None
     try:
-        topology = CampusTopo(root=str(root), policy=str(policy), site=str(site or ""), engine=engine)
+        topology = CampusTopo(root=str(root), policy=str(policy), site=str(site or ""), engine=engine, queues=queues)
         net = Mininet(topo=topology, controller=None, build=False)
         net.start()
     except Exception as error:  # noqa: BLE001  # whatever it is, the owner must be told

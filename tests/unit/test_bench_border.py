@@ -1,35 +1,56 @@
-"""The picture of the border's measurement: what is drawn is what was measured."""
+"""The picture of the border's experiment, and its verdict: what is drawn is what was measured."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from xml.etree import ElementTree
 
-from mininet_tests.bench.border import RATE, Phase, Sample, page, svg
+import pytest
+
+from mininet_tests.bench.border import document, faults, write
+from mininet_tests.bench.border_plot import Phase, Sample, Story, page, svg
 
 M = 10**6
 PHASES = [
-    Phase("OSG alone", 0, 4, {"osg": 50.0 * M}, {"osg": 49.0 * M}, 1.0),
-    Phase(
-        "all <want> all", 4, 8, {"production": 45.0 * M, "osg": 5.0 * M}, {"production": 45.0 * M, "osg": 4.0 * M}, 0.9
-    ),
+    Phase("rest alone", 0, 4, {"rest": 50.0 * M}, {"rest": 49.0 * M}, 1.0),
+    Phase("all <want> all", 4, 8, {"top": 45.0 * M, "rest": 5.0 * M}, {"top": 45.0 * M, "rest": 4.0 * M}, 0.9),
 ]
-SAMPLES = [Sample(at, {"production": at * 5 * M, "xrootd": 0.0, "osg": 10.0 * M}, 1.0) for at in (1.0, 3.0, 5.0, 7.0)]
+SAMPLES = [Sample(at, {"top": at * 5 * M, "middle": 0.0, "rest": 10.0 * M}, 1.0) for at in (1.0, 3.0, 5.0, 7.0)]
+STORY = Story(50 * M, {"top": 25.0 * M, "middle": 15.0 * M, "rest": 5.0 * M}, SAMPLES, PHASES)
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
 def test_each_class_has_a_line_with_a_point_for_each_sample_and_each_expectation_a_dashed_one() -> None:
-    lines = list(ElementTree.fromstring(svg(SAMPLES, PHASES)).iter(f"{NAMESPACE}polyline"))
+    lines = list(ElementTree.fromstring(svg(STORY)).iter(f"{NAMESPACE}polyline"))
     measured = [line for line in lines if "stroke-dasharray" not in line.attrib]
     assert [len(line.attrib["points"].split()) for line in measured] == [4] * 4  # the control and three classes
     assert len(lines) - len(measured) == 3
     heights = [float(point.split(",")[1]) for point in measured[1].attrib["points"].split()]
-    assert heights == sorted(heights, reverse=True)  # production rises, and up is a smaller number
+    assert heights == sorted(heights, reverse=True)  # the top class rises, and up is a smaller number
     assert len(set(heights)) == 4
 
 
 def test_the_worst_off_class_and_the_use_of_the_line_are_told() -> None:
     assert [phase.least for phase in PHASES] == [0.98, 0.8]
-    assert [phase.used for phase in PHASES] == [49 * M / RATE, 49 * M / RATE]
-    text = page(SAMPLES, PHASES)
+    assert [phase.used for phase in PHASES] == [0.98, 0.98]
+    text = page(STORY, 3)
     assert "<td>4.0 of 5.0</td>" in text
     assert "all &lt;want&gt; all" in text
+
+
+def test_the_verdict_names_phases_that_lack_something_and_a_top_class_that_waits() -> None:
+    assert faults(STORY) == ["all <want> all: less than 95% of the machine's own share (90.0%)"]
+    fine = Story(50 * M, STORY.classes, SAMPLES, PHASES[:1], {"idle": 1.0, "line full": 5.9})
+    assert faults(fine) == []
+    waits = Story(50 * M, STORY.classes, SAMPLES, PHASES[:1], {"idle": 1.0, "line full": 7.5})
+    assert faults(waits) == ["the top class waits 6.5 ms longer (line full); 5 are allowed"]
+
+
+def test_what_is_asked_for_is_written_and_the_figures_are_those_of_the_story(tmp_path: Path) -> None:
+    files = {"json": tmp_path / "a" / "b.json", "svg": tmp_path / "b.svg", "html": None}
+    assert write(STORY, files) == [tmp_path / "a" / "b.json", tmp_path / "b.svg"]
+    found = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert found == json.loads(json.dumps(document(STORY)))
+    assert found["phases"][1]["least"] == pytest.approx(0.8)
+    assert len(found["samples"]) == len(SAMPLES)
