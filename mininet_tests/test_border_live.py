@@ -32,7 +32,7 @@ class Live:
 
     def __init__(self, campus: Campus) -> None:
         self.campus = campus
-        self.traffic = Traffic(campus, file_size=256 << 20)
+        self.traffic = Traffic(campus, file_size=192 << 20)
         self.traffic.start()
         self.senders: list[Daemon] = [self.traffic.send(PRODUCTION), self.traffic.send(OTHERS), *self.traffic.fetch(1)]
         wait_until("the file is on its way", self.traffic.fetching, 20)
