@@ -9,7 +9,7 @@ whatever else an agent reports.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,14 +137,14 @@ class Borders:
         )
         return about, found
 
-    def stored(self) -> list[Any]:
-        """What `restore` takes."""
+    def stored(self) -> list[list[Any]]:
+        """Rows that `restore` takes."""
         with self._lock:
             self.changed = False
             return [[*where, sums.stored()] for where, sums in self._sums.items()]
 
-    def restore(self, stored: list[Any]) -> None:
-        """Before the first report. Raises ValueError."""
+    def restore(self, stored: Iterable[Any]) -> None:
+        """Before the first report. Raises ValueError, TypeError."""
         found = {
             (str(bridge), str(port), str(name)): Sums.restored(1, 3, values) for bridge, port, name, values in stored
         }

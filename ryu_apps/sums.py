@@ -43,6 +43,11 @@ class Sums:
             return (0,) * width
         return tuple(new - old for old, new in zip(last, now, strict=True))
 
+    def same(self, source: int, packets: int, octets: int) -> bool:
+        """Of two counters: does a source show what it showed when it was heard last? Most do, and this is quick."""
+        at = 2 * source
+        return self._last[at] == packets and self._last[at + 1] == octets and self._seen >> source & 1 == 1
+
     def restarted(self) -> None:
         """All sources count from 0 again, whatever they show next."""
         self._keep(0, len(self._last))

@@ -8,9 +8,12 @@ nothing, and of several controllers each keeps its own.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from ryu_apps.life.counting import Counting
 
 LOG = logging.getLogger("lark.controller")
 VERSION = 1
+SLICE = 200
+"""Rows written at a time."""
 LEAST_PAUSE = 5.0
 """Seconds between two writes."""
 
@@ -33,18 +38,19 @@ class Carried:
         self._borders = borders
         self._clock = clock
         self._not_before = clock()
+        self._writing = threading.Lock()
 
     def load(self, attempts: Iterable[Attempt]) -> None:
         """Before anything is heard."""
         if self._path is None or not self._path.exists():
             return
         try:
-            found = json.loads(self._path.read_bytes())
-            if found["version"] != VERSION:
-                raise ValueError(f"version {found['version']} is not {VERSION}")
-            self._counting.restore(found["attempts"], attempts)
-            self._borders.restore(found["classes"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            head, *rows = [json.loads(line) for line in self._path.read_bytes().splitlines() or [b"{}"]]
+            if head.get("version") != VERSION:
+                raise ValueError(f"it is not of version {VERSION}")
+            self._counting.restore((row for kind, *row in rows if kind == "attempt"), attempts)
+            self._borders.restore(row for kind, *row in rows if kind == "class")
+        except (OSError, ValueError, TypeError, AttributeError) as problem:
             LOG.warning("%s: sums of counters begin anew: %s", self._path, problem)
 
     def tick(self) -> None:
@@ -56,13 +62,24 @@ class Carried:
         """Write everything."""
         if self._path is None:
             return
+        with self._writing:
+            self._save(self._path)
+
+    def _save(self, path: Path) -> None:
         self._not_before = self._clock() + LEAST_PAUSE
-        said = {"version": VERSION, "attempts": self._counting.stored(), "classes": self._borders.stored()}
-        new = self._path.with_name(f".{self._path.name}.new")
+        rows = itertools.chain(
+            (["class", *row] for row in self._borders.stored()), (["attempt", *row] for row in self._counting.stored())
+        )
+        new = path.with_name(f".{path.name}.new")
         try:
-            new.write_bytes(json.dumps(said, separators=(",", ":")).encode())
-            new.replace(self._path)
+            with new.open("w", encoding="ascii") as out:
+                json.dump({"version": VERSION}, out)
+                for number, row in enumerate(rows, 1):
+                    out.write("\n" + json.dumps(row, separators=(",", ":")))
+                    if number % SLICE == 0:
+                        time.sleep(0)  # of ten thousand attempts: others get their turn
+            new.replace(path)
         except OSError as problem:
-            LOG.error("%s: sums of counters are not kept: %s", self._path, problem)
+            LOG.error("%s: sums of counters are not kept: %s", path, problem)
             with contextlib.suppress(OSError):
                 os.unlink(new)

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,7 +176,8 @@ class Counting:
                     if number not in known:
                         continue
                     record = records[number] = _Record(Sums(len(Slot), 2, from_zero=False), known[number])
-                self._grow(record, slot, (packets, octets))
+                if not record.sums.same(slot, packets, octets):
+                    self._grow(record, slot, (packets, octets))
                 if slot is Slot.OWN or slot >= Slot.DELIVERED:
                     total = record.sums.of(slot)[1]
                     pace = record.paces.get(slot)
@@ -321,25 +322,20 @@ class Counting:
 
     # --- what outlives the process ------------------------------------------------------------------------------------
 
-    def stored(self) -> dict[str, Any]:
-        """What `restore` takes."""
+    def stored(self) -> Iterator[list[Any]]:
+        """Rows that `restore` takes; they may be asked for one by one, with whatever happens in between."""
         with self._lock:
             self.changed = False
-            return {
-                bridge: {str(number): record.sums.stored() for number, record in records.items()}
-                for bridge, records in self._records.items()
-                if records
-            }
+            found = [(bridge, *one) for bridge, records in self._records.items() for one in records.items()]
+        return ([bridge, number, record.sums.stored()] for bridge, number, record in found)
 
-    def restore(self, stored: Mapping[str, Any], attempts: Iterable[Attempt]) -> None:
-        """Before the first answer. Sums of attempts that are no more are passed over. Raises ValueError."""
+    def restore(self, stored: Iterable[Any], attempts: Iterable[Attempt]) -> None:
+        """Before the first answer. Sums of attempts that are no more are passed over. Raises ValueError, TypeError."""
         sealed = {one.number: one.outcome.sealed for one in attempts}
         found: dict[str, dict[int, _Record]] = {}
-        for bridge, records in stored.items():
-            for text, values in records.items():
-                number = int(text)
-                if number in sealed:
-                    sums = Sums.restored(len(Slot), 2, values)
-                    found.setdefault(bridge, {})[number] = _Record(sums, sealed[number])
+        for bridge, number, values in stored:
+            if number in sealed:
+                sums = Sums.restored(len(Slot), 2, values)
+                found.setdefault(bridge, {})[number] = _Record(sums, sealed[number])
         with self._lock:
             self._records = found

@@ -251,7 +251,17 @@ def bodies(draw: st.DrawFn) -> bytes:
 PATHS = st.one_of(
     st.just(f"/v1/attempts/{aid()}"),
     st.sampled_from(
-        ["/v1/nodes/wn1", "/v1/nodes/wn1/heartbeat", "/v1/attempts", "/v1/bridges", "/v1/attempts/", "/v1//", "/"]
+        [
+            "/v1/nodes/wn1",
+            "/v1/nodes/wn1/heartbeat",
+            "/v1/attempts",
+            "/v1/bridges",
+            "/v1/stats",
+            "/metrics",
+            "/v1/attempts/",
+            "/v1//",
+            "/",
+        ]
     ),
     st.text(st.characters(codec="latin-1"), max_size=30).map(lambda text: "/" + text),
     st.text(st.characters(codec="latin-1"), max_size=30).map(lambda text: "/v1/attempts/" + text),

@@ -115,7 +115,9 @@ def test_sums_outlive_the_controller(make_rig: Callable[[], Rig], tmp_path: Path
     assert sent(rig, aid()) == (1, 100)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "attempts": {"br1": {"1": [1]}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 2}', '{"version": 1}\n["attempt", "br1", 1, [1]]', '{"version": 1}\n[1, 2]\n3']
+)
 def test_a_file_of_sums_that_is_no_such_file_costs_sums_and_no_start(
     make_rig: Callable[[], Rig], tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:

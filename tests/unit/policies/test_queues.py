@@ -219,5 +219,26 @@ def test_no_promise_is_made_twice(classes: list[tuple[str | None, str | None]], 
     assert kept == (not queue_faults(policy, site))
 
 
+def test_rates_of_jobs_promise_nothing(tmp_path: Path) -> None:
+    """Jobs that may have more than the line in sum take nothing away from the classes' guarantees."""
+    text = """\
+attributes: {RequestNetworkMbps: {type: number, min: 1, max: 100000}}
+services: {fileserver: {hosts: [10.20.0.5], ports: [tcp/1094], protected: true}}
+classes: [{name: first, dscp: af41, guarantee: 60%}, {name: rest, dscp: cs1, guarantee: 40%}]
+classify: [{class: rest}]
+"""
+    rates = "rates: [{rate: RequestNetworkMbps, unit: Mbit/s}, {rate: 40, unit: Gbit/s}]\n"
+    site = site_of(tmp_path, text_of())
+    plans = []
+    for one in (text, text + rates):
+        policy = policy_from_text(one)
+        check_together(policy, site)
+        plans.append(queue_plan(policy, site, "edge"))
+    assert plans[0] == plans[1]
+    # The control: a hundredth more for a class is refused.
+    with pytest.raises(PolicyError, match="100%|promised|in sum"):
+        check_together(policy_from_text((text + rates).replace("40%", "41%")), site)
+
+
 def _loaded(text: str) -> Site:
     return sitefile.site(documents.parse("site.yaml", text.encode()), "site.yaml")
