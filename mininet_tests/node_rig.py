@@ -20,8 +20,9 @@ from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from mininet_tests.site.users import private_etc
 from ovs_agent import plan
 from policies.model import Attempt, World
-from ryu_apps.openflow.compiler import desired_flows
+from ryu_apps.openflow.compiler import desired_flows, desired_rules
 from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.openflow.meters import MeterRule
 from ryu_apps.openflow.pipeline import Table
 from ryu_apps.openflow.text import flows_text
 
@@ -123,6 +124,10 @@ def add_bridge(switch: OpenVSwitch, name: str, ports: Mapping[str, int]) -> None
 
 def install(host: Machine, bridge: str, here: World, table0: list[str]) -> None:
     text = "".join(f"{flow}\n" for flow in table0) + flows_text(desired_flows(here, bridge).values(), numeric=True)
+    for one in desired_rules(here, bridge).values():
+        if isinstance(one, MeterRule):
+            setting = f"meter={one.number},kbps,burst,bands=type=drop,rate={one.rate},burst_size={one.burst}"
+            host.need("ovs-ofctl", "-OOpenFlow14", "add-meter", f"unix:{RUN}/{bridge}.mgmt", setting)
     file = host.root / f"{bridge}.flows"
     file.write_text(text, encoding="utf-8")
     host.need("ovs-ofctl", "-OOpenFlow14", "add-flows", f"unix:{RUN}/{bridge}.mgmt", str(file))

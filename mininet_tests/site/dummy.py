@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mininet_tests.site.openvswitch import SCHEMA
-from ryu_apps.openflow.flows import Flow
+from ryu_apps.openflow.flows import Flow, Meter
 from ryu_apps.openflow.text import flows_text
 
 
@@ -54,11 +54,19 @@ class DummySwitch(AbstractContextManager["DummySwitch"]):
         self._run("ovs-ofctl", "-OOpenFlow14", "set-frags", f"unix:{self.directory / name}.mgmt", "nx-match")
 
     def install(self, bridge: str, flows: Iterable[Flow], extra: str = "") -> None:
-        """Replace the bridge's flows; `extra` is text in ovs-ofctl syntax (the agent's table 0)."""
+        """Replace the bridge's flows; `extra` is text in ovs-ofctl syntax (the agent's table 0).
+
+        Meters that the flows name are there, with a rate: what they let through is no matter of single packets.
+        """
+        flows = list(flows)
         file = self.directory / f"{bridge}.flows"
         file.write_text(extra + flows_text(flows, numeric=True))
         socket = f"unix:{self.directory / bridge}.mgmt"
         self._run("ovs-ofctl", "-OOpenFlow14", "del-flows", socket)
+        self._run("ovs-ofctl", "-OOpenFlow14", "del-meters", socket)
+        for number in sorted({action.number for flow in flows for action in flow.actions if isinstance(action, Meter)}):
+            setting = f"meter={number},kbps,bands=type=drop,rate=1000000"
+            self._run("ovs-ofctl", "-OOpenFlow14", "add-meter", socket, setting)
         self._run("ovs-ofctl", "-OOpenFlow14", "--bundle", "add-flows", socket, str(file))
 
     def port_numbers(self) -> dict[str, tuple[str, int]]:

@@ -12,7 +12,7 @@ from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
 from ryu_apps.controller import Controller
 from ryu_apps.fabric import FakeFabric
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.flows import Flow, FlowKey
+from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.store.memory import MemoryStore
 
 # As an administrator would write it, long lines and all.
@@ -145,10 +145,10 @@ class Rig:
             state.waiting = []
         self.begin()
 
-    def specification(self) -> dict[str, dict[FlowKey, Flow]]:
+    def specification(self) -> dict[str, dict[RuleKey, Rule]]:
         return {name: compiler.desired_rules(self.controller.world, name) for name in self.site.bridges}
 
-    def desired(self) -> dict[str, dict[FlowKey, Flow] | None]:
+    def desired(self) -> dict[str, dict[RuleKey, Rule] | None]:
         return {name: state.desired for name, state in self.fabric.state.items()}
 
     def everything(self) -> object:

@@ -14,7 +14,8 @@ from mininet_tests.switch_flows import attempt, impossible
 from ryu_apps.openflow import decode, encode
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.encode import EntryKey, EntryValue
-from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, Goto, Normal, match
+from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, Goto, Meter, Normal, match
+from ryu_apps.openflow.meters import Rule
 from ryu_apps.reconcile.switch import (
     PREPARED,
     Commit,
@@ -28,6 +29,7 @@ from ryu_apps.reconcile.switch import (
     RequestDump,
     RequestPorts,
     RequestRole,
+    SetMeters,
     Settle,
     Stage,
     State,
@@ -46,7 +48,15 @@ def take(flow: Flow) -> Item:
     return encode.entry_key(flow), None
 
 
-def entries(flows: Iterable[Flow]) -> dict[EntryKey, EntryValue]:
+def meter_of(key: EntryKey, value: EntryValue | None) -> int | None:
+    """The meter that a flow names."""
+    if value is None or encode.is_meter(key):
+        return None
+    actions = decode.value_actions(value)
+    return next((action.number for action in actions or () if isinstance(action, Meter)), None)
+
+
+def entries(flows: Iterable[Rule]) -> dict[EntryKey, EntryValue]:
     return {encode.entry_key(flow): encode.entry_value(flow) for flow in flows}
 
 
@@ -95,8 +105,21 @@ class PretendSwitch:
                     self.answers.append(("error", xid, "BAD_MULTIPART"))
             case Stage(bundle, _, first, items, barrier):
                 assert self.role != "slave", "a switch takes nothing from a slave"
-                self.bundles[bundle] = tuple(item for item in items if not self.bad(item))
-                self.answers += [("error", first + n, "BAD") for n, item in enumerate(items) if self.bad(item)]
+                assert not any(encode.is_meter(key) for key, _ in items), "a meter cannot be part of a bundle"
+                bad = [self.bad(item) or self.wants_meter(item) for item in items]
+                self.bundles[bundle] = tuple(item for item, worse in zip(items, bad, strict=True) if not worse)
+                self.answers += [("error", first + n, "BAD") for n, worse in enumerate(bad) if worse]
+                self.answers.append(("barrier", barrier))
+            case SetMeters(first, items, barrier):
+                for n, (key, value, there) in enumerate(items):
+                    if value is not None and (self.bad((key, value)) or there != (key in self.flows)):
+                        self.answers.append(("error", first + n, "METER_MOD_FAILED"))
+                    elif value is not None:
+                        self.flows[key] = value
+                    else:
+                        self.flows.pop(key, None)
+                        for user in [k for k, v in self.flows.items() if meter_of(k, v) == encode.key_meter(key)]:
+                            del self.flows[user]  # deleting a meter deletes the flows that use it
                 self.answers.append(("barrier", barrier))
             case Commit(bundle, xid, barrier):
                 items = self.bundles.pop(bundle)
@@ -112,6 +135,11 @@ class PretendSwitch:
             case _:
                 raise AssertionError(output)
 
+    def wants_meter(self, item: Item) -> bool:
+        """It names a meter that is not there."""
+        meter = None if item[1] is None else meter_of(*item)
+        return meter is not None and encode.meter_key(meter) not in self.flows
+
     def apply(self, items: Iterable[Item]) -> None:
         for key, value in items:
             self.applied.append((key, value))
@@ -124,7 +152,7 @@ class PretendSwitch:
 class Rig:
     """A machine, its pretend switch, and what the world above has heard."""
 
-    def __init__(self, *flows: Flow) -> None:
+    def __init__(self, *flows: Rule) -> None:
         self.machine = SwitchMachine()
         self.switch = PretendSwitch(entries(flows))
         self.now = 100.0
@@ -172,12 +200,12 @@ class Rig:
         self.tickets += 1
         return TicketId(self.tickets)
 
-    def desire(self, *flows: Flow) -> TicketId:
+    def desire(self, *flows: Rule) -> TicketId:
         ticket = self.ticket()
         self.carry(self.machine.set_desired(ticket, entries(flows), self.now))
         return ticket
 
-    def change(self, add: Iterable[Flow] = (), remove: Iterable[Flow] = ()) -> TicketId:
+    def change(self, add: Iterable[Rule] = (), remove: Iterable[Rule] = ()) -> TicketId:
         ticket = self.ticket()
         self.carry(self.machine.change(ticket, entries(add), list(entries(remove)), self.now))
         return ticket

@@ -1,0 +1,126 @@
+"""Rates and shares as the controller has them on a bridge: meters come and go with jobs, and outlive a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from policies.language import load_site
+from policies.model import Policy
+from policies.wire import Phase
+from tests.unit.controller.rig import POLICY, SITE, Rig, aid, spec
+
+LIMITS = POLICY.replace("attributes:\n", "attributes:\n  LarkMbps: {type: number, min: 1}\n") + (
+    "rates: [{rate: LarkMbps, unit: Mbit/s}]\nshares: [{for: physics, per: User, share: 10%}]\n"
+)
+ALICE = {"LarkGroup": "physics", "User": "alice@site"}
+RATE, SHARE = 0x4C000000, 0x4C800000
+TENTH = 100_000
+
+
+def meters_of(zone: int, kind: int, rate: int) -> dict[int, int]:
+    return {kind | zone << 1: rate, kind | zone << 1 | 1: rate}
+
+
+@pytest.fixture
+def limited(tmp_path: Path, load: Callable[[str], Policy]) -> Rig:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        SITE.replace('1::/96"}', '1::/96", link: 1 Gbit/s}').replace('2::/96"}', '2::/96", link: 1 Gbit/s}')
+    )
+    return Rig(load_site(path), load(LIMITS), load)
+
+
+def test_a_rated_job_has_two_meters_and_no_flow_more_and_an_unlimited_one_has_none(limited: Rig) -> None:
+    state = limited.fabric.state["br1"]
+    limited.controller.register(aid(), spec(LarkGroup="x"))
+    plain = len(state.flows)
+    assert state.meters == {}
+    limited.controller.register(aid(3), spec(3, LarkMbps=50))
+    assert state.meters == meters_of(1003, RATE, 50_000)
+    before_first = len(state.flows)
+    limited.controller.register(aid(4), spec(4, LarkMbps=50, **ALICE))
+    assert state.meters == (
+        meters_of(1003, RATE, 50_000) | meters_of(1004, RATE, 50_000) | meters_of(1004, SHARE, TENTH)
+    )
+    assert before_first - plain == 6
+    limited.check()
+    for n in (2, 3, 4):
+        limited.controller.delete(aid(n))
+        limited.check()
+    assert state.meters == {}
+    assert limited.fabric.state["br2"].meters == {}
+
+
+def test_a_sealed_job_has_no_meters(limited: Rig) -> None:
+    limited.controller.register(aid(), spec(LarkNetwork="none", LarkMbps=50, **ALICE))
+    assert limited.fabric.state["br1"].meters == {}
+    limited.controller.register(aid(3), spec(3, LarkMbps=50, **ALICE))
+    assert len(limited.fabric.state["br1"].meters) == 4
+
+
+def test_a_share_is_one_for_a_user_s_jobs_of_a_node_and_goes_with_the_last_of_them(limited: Rig) -> None:
+    here, there = limited.fabric.state["br1"], limited.fabric.state["br2"]
+    for n in (2, 3, 4):
+        limited.controller.register(aid(n), spec(n, **ALICE))
+        assert here.meters == meters_of(1002, SHARE, TENTH)
+    limited.controller.register(aid(2, "wn2"), spec(2, "wn2", **ALICE))
+    assert there.meters == meters_of(1002, SHARE, TENTH), "on another node it is another share"
+    limited.controller.register(aid(5), spec(5, **ALICE | {"User": "bob@site"}))
+    assert here.meters == meters_of(1002, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
+    limited.check()
+    limited.controller.delete(aid(3))
+    assert here.meters == meters_of(1002, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
+    limited.controller.delete(aid(2))  # the one whose zone numbers it
+    limited.check()
+    assert here.meters == meters_of(1004, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
+    limited.controller.delete(aid(4))
+    limited.check()
+    assert here.meters == meters_of(1005, SHARE, TENTH)
+
+
+def test_the_next_job_in_the_place_of_one_that_numbered_a_share_does_not_get_its_meters(limited: Rig) -> None:
+    limited.controller.register(aid(2), spec(2, **ALICE))
+    limited.controller.register(aid(3), spec(3, **ALICE))
+    limited.controller.delete(aid(2))
+    again = "wn1~3f2a9c1e~slot1_2~2002~99"
+    limited.controller.register(again, spec(2, **ALICE | {"User": "bob@site"}))
+    limited.check()
+    assert limited.fabric.state["br1"].meters == meters_of(1003, SHARE, TENTH) | meters_of(1002, SHARE, TENTH)
+
+
+def test_another_policy_changes_rates_in_place_and_touches_no_flow(limited: Rig, load: Callable[[str], Policy]) -> None:
+    limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
+    limited.controller.register(aid(3), spec(3, **ALICE))
+    state = limited.fabric.state["br1"]
+    flows, sent = state.flows, state.flow_mods
+    limited.controller.reload(load(LIMITS.replace("10%", "20%").replace("rate: LarkMbps", "rate: LarkMbps * 2")))
+    limited.check()
+    assert state.meters == meters_of(1002, RATE, 100_000) | meters_of(1002, SHARE, 2 * TENTH)
+    assert state.flows == flows
+    assert state.flow_mods - sent == 4, "four meters, and nothing else"
+    limited.controller.reload(load(POLICY))
+    limited.check()
+    assert state.meters == {}
+
+
+def test_a_phase_later_the_limits_are_the_same_ones(limited: Rig) -> None:
+    limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
+    before = limited.fabric.state["br1"].meters
+    limited.controller.advance(aid(), Phase.RUN)
+    limited.check()
+    assert limited.fabric.state["br1"].meters == before != {}
+    view = limited.controller.attempt(aid()).decision
+    assert (view.rate, view.share) == (50_000_000, "10% (physics/User/alice@site)")
+
+
+def test_a_restart_sends_no_meter(limited: Rig) -> None:
+    for n in (3, 2):
+        limited.controller.register(aid(n), spec(n, LarkMbps=50, **ALICE))
+    before, sent = limited.fabric.state["br1"].meters, limited.fabric.flow_mods
+    limited.restart()
+    limited.check()
+    assert limited.fabric.state["br1"].meters == before
+    assert limited.fabric.flow_mods == sent

@@ -1,0 +1,107 @@
+"""`shares`: which of them a job has, with whom, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policies.decide import Held, decide
+from policies.language import PolicyError, load_site, policy_from_text
+from policies.model import Bandwidth, Sharing
+from policies.sitefile import check_together
+from policies.wire import Phase
+
+POLICY = """
+groups: {guests: 'regexp("@guests$", User)', sealed: 'Owner =?= "s"'}
+seal: [sealed]
+shares:
+  - {for: guests, share: 200 Mbit/s}
+  - {per: User, share: 30%}
+"""
+SITE = """\
+site: one
+network: {ipv4: 10.20.0.0/16}
+nodes: {wn1: {bridge: br1, ipv4: 10.20.1.0/24LINK}}
+bridges: {br1: {datapath-id: "a1", roles: [worker], ports: {uplink: [up0]}}}
+"""
+
+
+def share(text: str, **ad: object) -> Sharing | None:
+    return decide(policy_from_text(text), "wn1", ad, {}, Phase.RUN).share
+
+
+def test_the_first_share_that_fits_counts_and_jobs_for_which_it_goes_by_the_same_text_have_it_together() -> None:
+    one, other = share(POLICY, User="a@guests"), share(POLICY, User="b@guests")
+    assert one == other == Sharing("guests//", Bandwidth(bits=200_000_000))
+    alice, again, bob = (share(POLICY, User=user) for user in ("alice@site", "alice@site", "bob@site"))
+    assert alice == again == Sharing("/User/alice@site", Bandwidth(percent=30))
+    assert bob != alice
+    assert share(POLICY, User="Alice@site") != alice, "names differ in the case of their letters, too"
+
+
+def test_a_job_without_what_it_goes_by_shares_with_the_others_that_have_none() -> None:
+    assert share(POLICY) == Sharing("/User/", Bandwidth(percent=30)) != share(POLICY, User="alice@site")
+
+
+def test_a_sealed_job_has_no_share() -> None:
+    assert share(POLICY, Owner="s", User="a@guests") is None
+    assert share(POLICY, Owner="t", User="a@guests") is not None
+
+
+@pytest.mark.parametrize("user", [5, True, "a\nb", "x" * 257])
+def test_what_is_no_text_to_go_by_holds_the_job_with_the_line(user: object) -> None:
+    by_user = "shares: [{per: User, share: 30%}]"
+    assert share(by_user, User="x" * 256) is not None
+    with pytest.raises(Held) as held:
+        share(by_user, User=user)
+    assert "what this job's share goes by (User) is" in held.value.reason
+    assert held.value.place is not None
+    assert held.value.place.line == 1
+
+
+def test_the_trail_says_what_is_shared_with_whom_and_which_line_says_so() -> None:
+    policy = policy_from_text(POLICY)
+    told = [str(place) + ": " + text for place, text in decide(policy, "wn1", {"User": "a@s"}, {}, Phase.RUN).trail]
+    assert told == [
+        "policy.yaml:6: at most 30% of the node's link together with all jobs with the same User on the node"
+    ]
+    guest = decide(policy, "wn1", {"User": "a@guests"}, {}, Phase.RUN).trail
+    assert guest[-1][1] == "at most 200 Mbit/s together with the jobs of group guests on the node"
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("{per: User}", "`shares.share` is missing"),
+        ("{per: User, share: 5}", "5 is not a bandwidth"),
+        ("{per: User, share: 0%}", "0%' is no part of a link"),
+        ("{for: nobody, share: 5 Mbit/s}", "group `nobody` is not defined"),
+        ("{per: 5, share: 5 Mbit/s}", "policy.yaml:1"),
+        ("{per: AcctGroup, share: 5 Mbit/s}", "this share goes by `AcctGroup`, which the job's owner can set"),
+        ("{per: User, share: 5 Mbit/s, colour: red}", "unknown key `colour`"),
+    ],
+)
+def test_what_is_wrong_with_a_share_is_told_with_its_line(rule: str, problem: str) -> None:
+    assert policy_from_text("shares: [{per: User, share: 5 Mbit/s}]").shares
+    with pytest.raises(PolicyError) as refused:
+        policy_from_text(f"shares: [{rule}]")
+    assert problem in str(refused.value)
+    assert str(refused.value).startswith("policy.yaml:1:")
+
+
+def test_who_trusts_users_may_go_by_what_they_say() -> None:
+    assert policy_from_text("shares: [{per: AcctGroup, share: 5 Mbit/s, trust-user: true}]").shares[0].trust_user
+
+
+@pytest.mark.parametrize(("link", "good"), [("", False), (", link: 10 Gbit/s", True)])
+def test_a_part_of_a_link_needs_a_site_that_says_what_the_link_carries(tmp_path: Path, link: str, good: bool) -> None:
+    (tmp_path / "site.yaml").write_text(SITE.replace("LINK", link))
+    site, policy = load_site(tmp_path / "site.yaml"), policy_from_text(POLICY)
+    if good:
+        assert site.nodes["wn1"].link == 10_000_000_000
+        check_together(policy, site)
+        return
+    check_together(policy_from_text(POLICY.replace("30%", "30 Mbit/s")), site)
+    with pytest.raises(PolicyError, match=r"policy.yaml:6:5: a share of 30% is part of a node's link.*that of wn1"):
+        check_together(policy, site)
