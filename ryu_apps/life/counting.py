@@ -31,7 +31,7 @@ from ryu_apps.openflow.flows import FlowStats
 from ryu_apps.sums import Sums
 
 PORTION = 256
-"""Attempts asked for at a time, about: some 1,500 flows, which hold a switch up for 2 ms."""
+"""Attempts asked for at a time, about: some 1,500 flows, so that no switch tells of all its flows at once."""
 PATIENCE = 10.0
 """Seconds that a switch has to answer."""
 SPREAD = 0.8
