@@ -53,6 +53,7 @@ KEY_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "Mastership": ("bridge",),
 }
 _SETS: Final = frozenset({("Attempt", "leaving"), ("Attempt", "awaits")})
+_EMPTY: Final = ["set", []]
 _ORDER: Final = {table: tuple(columns) for table, columns in COLUMNS.items()}
 
 
@@ -137,7 +138,6 @@ class Shared:
 
 def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None) -> Row | None:
     """The row of these columns; None for what is the store's own affair. Raises StoreError."""
-    name = "/".join(map(str, key_of(table, columns)[1:]))
     try:
         match table:
             case "Attempt":
@@ -150,8 +150,8 @@ def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None)
                     decision=(shared or Shared()).decision(columns["decision"]),
                     digest=sys.intern(columns["digest"]),
                     registered=float(columns["registered"]),
-                    leaving=tuple(sorted(members(columns["leaving"]))),
-                    awaits=tuple(sorted(members(columns["awaits"]))),
+                    leaving=() if columns["leaving"] == _EMPTY else tuple(sorted(members(columns["leaving"]))),
+                    awaits=() if columns["awaits"] == _EMPTY else tuple(sorted(members(columns["awaits"]))),
                 )
             case "Node":
                 return NodeRow(columns["name"], NodeSpec.model_validate_json(columns["spec"]), columns["controller"])
@@ -164,6 +164,7 @@ def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None)
             case "Mastership":
                 return MasterRow(columns["bridge"], columns["controller"], columns["generation"])
     except (ValidationError, StoreError, ValueError) as problem:
+        name = "/".join(map(str, key_of(table, columns)[1:]))
         raise StoreError(f"stored {table.lower()} {name} cannot be read: {problem}") from problem
     return None
 
