@@ -22,6 +22,7 @@ from policies.model import (
     Policy,
     Reason,
     Service,
+    Sharing,
     Site,
     TrafficClass,
     Verdict,
@@ -255,11 +256,16 @@ def _marks(classes: _Classes, before: Decision, after: Decision) -> list[str]:
         was, will = ("none" if tag is None else f"{tag[0]}/{tag[1]}" for tag in (before.scitag, after.scitag))
         told.append(f"scitag {was} becomes {will}")
     if before.share != after.share:
-        was, will = (
-            "none" if one is None else f"{_amount(one.part)} ({one.name})" for one in (before.share, after.share)
-        )
-        told.append(f"share {was} becomes {will}")
+        told.append(f"share: {_share(before.share)} becomes {_share(after.share)}")
     return told
+
+
+def _share(share: Sharing | None) -> str:
+    """Without what a job shares by: the jobs of all users are told in one line."""
+    if share is None:
+        return "none"
+    group, per = share.name.split("/")[:2]
+    return _amount(share.part) + (f" of group {group}" if group else "") + (f" per {per}" if per else "")
 
 
 class _Classes:

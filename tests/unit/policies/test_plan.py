@@ -162,6 +162,15 @@ def test_classes_and_marks_of_jobs() -> None:
         "classify: [{for: p, class: three}]"), there).lines()  # fmt: skip
 
 
+def test_shares_of_all_users_are_told_in_one_line() -> None:
+    old, new = policy("shares: [{for: p, share: 5 Mbit/s}]"), policy("shares: [{per: User, share: 30%}]")
+    assert plan(old, new, jobs({"User": "p"}, {"User": "q"}, {"User": "r"})).lines() == [
+        "~ 2 jobs (such as 2.0 on wn3, 3.0 on wn1): share: none becomes 30% per User",
+        "~ 1.0 on wn2: share: 5 Mbit/s of group p becomes 30% per User",
+        "3 jobs change, 0 do not",
+    ]
+
+
 def test_what_changes_for_everybody() -> None:
     old = policy("defaults: {egress: allow}")
     text = (
