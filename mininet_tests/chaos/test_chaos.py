@@ -174,6 +174,7 @@ def test_frames_that_the_switch_did_not_read_are_told_from_those_that_it_dropped
 def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> None:
     control: list[Window] = []
     killed: list[Window] = []
+    ready: list[float] = []
     in_line: list[float] = []
     acknowledged_then = 0
     churn(rig)
@@ -187,6 +188,7 @@ def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> No
         before = rig.churn.acknowledged()
         began = rig.start_controller()
         wait_until("the API answers", lambda: "lark-controller ready" in rig.log(), 30, 0.02)
+        ready.append(time.monotonic() - began)
         assert rig.forgotten(before) == set(), "acknowledged, not ended since, and not known"
         acknowledged_then += len(before)
         in_line.append(rig.until_in_line() - began)
@@ -194,6 +196,7 @@ def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> No
         killed.append(end(rig, before_window))
     rig.churn.pause()
     assert rig.drift() == []
+    told("from process start to the API's answer", ready)
     told(f"from process start to the last of {len(rig.bridges)} bridges in line, {len(rig.known())} attempts", in_line)
     print(f"{SIZE.faults} kills: {acknowledged_then} times an acknowledged attempt was looked for, and known")
     undisturbed(control, killed)
