@@ -228,6 +228,20 @@ class Rig:
         assert process is not None
         process.stop(number=signal.SIGKILL)
 
+    def until_ready(self, seat: Seat | None = None) -> float:
+        """Until the API of a controller that was started answers; gives the moment."""
+        seat = seat or self.seats[0]
+        try:
+            wait_until("the API answers", lambda: not seat.alive or "lark-controller ready" in self.log(seat), 60, 0.02)
+        except SiteError as late:
+            raise SiteError(f"{late}; the log of lark-controller {seat.name} ends:\n{self._end(seat)}") from None
+        if not seat.alive:
+            raise SiteError(f"lark-controller {seat.name} ended:\n{self._end(seat)}")
+        return time.monotonic()
+
+    def _end(self, seat: Seat) -> str:
+        return "\n".join(self.log(seat).splitlines()[-30:])
+
     def until_in_line(self, seconds: float = 40) -> float:
         """Until the controllers that run have told of each bridge that it is in line; gives the moment."""
 
@@ -268,7 +282,12 @@ class Rig:
             status, answer = self._inside.call(lambda: viewer.call("GET", path))
         except (OSError, http.client.HTTPException):
             # The connection was kept from a controller that is no more.
-            status, answer = self._inside.call(lambda: viewer.call("GET", path))
+            try:
+                status, answer = self._inside.call(lambda: viewer.call("GET", path))
+            except OSError as problem:
+                raise SiteError(
+                    f"lark-controller {seat.name}: {problem}; its log ends:\n{self._end(seat)}"
+                ) from problem
         if status != 200:
             raise SiteError(f"GET {path}: {status} {answer}")
         return answer

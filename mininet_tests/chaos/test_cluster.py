@@ -94,7 +94,7 @@ def test_writes_go_on_when_the_stores_leader_is_killed(clustered: Clustered) -> 
         assert rig.forgotten(acknowledged) == set(), "acknowledged, not ended, not known"
         assert rig.drift() == []
         store.start(leader)
-        wait_until("the member takes part again", lambda leader=leader: store.role(leader) is not None, 20)  # type: ignore[misc]
+        wait_until("the member takes part again", lambda leader=leader: store.role(leader) is not None, 60)  # type: ignore[misc]
     told(f"{len(rig.seats)} controllers, {KILLS} leaders killed: nothing was written for", pauses)
     undisturbed(control, killed)
     assert max(pauses) <= 5 * SLACK
@@ -134,7 +134,7 @@ def test_the_bridges_of_a_killed_controller_take_registrations_again(two: Cluste
         rig.churn.pause()
         assert rig.drift() == []
         rig.start_controller(victim)
-        wait_until("it is there again", lambda victim=victim: "lark-controller ready" in rig.log(victim), 30)  # type: ignore[misc]
+        rig.until_ready(victim)
     told(f"{KILLS} controllers killed: from the kill to a registration on each of their bridges", back)
     undisturbed(control, killed)
     assert max(back) <= 5 * SLACK
