@@ -35,7 +35,7 @@ system-tests = PYTHONPATH=$(ROOT) PATH=$(VENV)/bin:$$PATH $(ROOT)/scripts/system
 # What `make check` needs, and what the demo and the system tests need besides.
 BASE_PACKAGES := ca-certificates python3 python3-venv python3-dev gcc libc6-dev
 SITE_PACKAGES := openvswitch-switch nftables ethtool iproute2 iputils-ping iperf3 libcap2-bin xrootd-server xrootd-client \
-                 util-linux procps tcpdump busybox-static mininet openssh-client librsvg2-bin
+                 util-linux procps tcpdump busybox-static mininet openssh-client librsvg2-bin systemd
 
 help:
 	@echo 'make demo          the main story on a real HTCondor pool, with evidence (root; installs what it needs; ENGINE=ryu for Ryu)'

@@ -253,3 +253,27 @@ def test_a_bridge_of_the_kernels_datapath_needs_its_module_and_nothing_half_made
         assert said.code == 1, said.text
         assert "`modprobe openvswitch`, or `--datapath-type netdev`" in said.text
         assert gate.ovs.vsctl("list-br").split() == []
+
+
+def test_a_name_that_no_bridge_has_is_told_at_once(gate: Gate) -> None:
+    """A service manager shows what is wrong; and the keeper of a bridge that is there goes on."""
+    gate.prepare().need()
+    wrong = gate.lark_agent("keep-bridge", "--bridge", "gate-brr")
+    assert wrong.code != 0
+    assert f"bridge gate-brr: no such bridge (there are {GATE}); mend --bridge" in wrong.text, wrong.text
+    gate.keep()
+
+
+def test_what_only_the_administrator_can_say_of_a_bridge_is_asked_for(gate: Gate) -> None:
+    bare = ["--role", "gate", "--bridge", "lkbk-two", "--datapath-type", "netdev"]
+    said = gate.lark_agent("prepare-bridge", *bare).need()
+    own = gate.ovs.vsctl("get", "Bridge", "lkbk-two", "datapath_id").strip().strip('"')
+    assert "lkbk-two: it has no datapath id of its own (--datapath-id" in said.err, said.text
+    assert f"now {own}, and the controller turns away" in said.err, said.text
+    assert (
+        "lkbk-two: it has no controller (--controller ssl:ADDRESS:6653): no policy reaches it, and nothing" in said.err
+    )
+    full = gate.lark_agent("prepare-bridge", *bare, "--datapath-id", "b2", "--controller", TARGET).need()
+    assert not full.err, full.err
+    again = gate.lark_agent("prepare-bridge", *bare).need()
+    assert not again.err, "it has them by now"

@@ -7,13 +7,14 @@ job (and without the wrapper), would refuse the image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import classad2
 import pytest
 
 from mininet_tests.site import apptainer
-from mininet_tests.site.campus import ALICE, BOB, CAMPUS, FILE_SERVER, HTTP_PORT, Site
+from mininet_tests.site.campus import ALICE, BOB, CAMPUS, CONDOR, FILE_SERVER, HTTP_PORT, Site
 from mininet_tests.site.pool import Job
 from mininet_tests.story import run_job
 
@@ -34,9 +35,9 @@ cat /etc/passwd
 """
 
 
-@pytest.fixture(scope="module")
-def boxes() -> Iterator[Site]:
-    with Site(label="lark-test-boxes") as site:
+@pytest.fixture(scope="module", params=["23", "25"] if os.environ.get("LARK_TEST_FULL") else [CONDOR])
+def boxes(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with Site(condor=request.param, label="lark-test-boxes") as site:
         pool = site.pool
         # The site's jobs run below /tmp, which Apptainer makes anew inside.
         settings = f"SINGULARITY = {apptainer.PROGRAM}\nSINGULARITY_TARGET_DIR = /srv\n"

@@ -264,12 +264,32 @@ def test_an_unknown_and_a_second_switch_are_turned_away(switch: DummySwitch, app
         switch.vsctl("set", "bridge", "lksw-other", f"other-config:datapath-id={DPID:016x}")
         wait_until("the second one is turned away", lambda: "is connected already" in app.log())
         assert "dpid=0000000000000999" in app.log()
+        assert "a second switch with this datapath id is turned away" in app.state(BRIDGE).detail
+        assert "999" not in app.state(BRIDGE).detail, "a bridge that is connected is not looked for"
         assert switch.flows("lksw-other") == []
     finally:
         switch.vsctl("del-br", "lksw-other")
     # The one that was there first is undisturbed.
     assert app.realise("change", BRIDGE, [attempt(2)], [])[0] == "realised"
     assert app.call("counts", BRIDGE).dumps == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bridge_that_is_not_there_shows_which_stranger_was_turned_away(engine: str, switch: DummySwitch) -> None:
+    """Most often it is that very bridge, whose datapath id is another than in site.yaml."""
+    app = Application(engine, {DPID: BRIDGE})
+    try:
+        assert app.state(BRIDGE).detail == ""
+        switch.bridge(BRIDGE, 0x998, app.address)
+        said = "a switch with datapath id 0000000000000998, which no bridge of site.yaml has, is turned away: 127.0.0.1"
+        wait_until("it is shown", lambda: said in app.state(BRIDGE).detail)
+        switch.vsctl("set", "bridge", BRIDGE, f"other-config:datapath-id={DPID:016x}")
+        wait_until("it connects", lambda: app.state(BRIDGE).connected)
+        assert app.state(BRIDGE).detail == ""
+    finally:
+        switch.vsctl("--if-exists", "del-br", BRIDGE)
+        assert app.stop() == 0
+    assert app.faults() == []
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -291,8 +311,10 @@ def test_a_bridge_is_taken_only_from_its_own_address(
             assert not app.state(BRIDGE).connected
             assert app.call("events") == []
             assert switch.flows(BRIDGE) == []
-        said = f"turned away: bridge {BRIDGE} connects from {address} (its address in site.yaml)"
-        assert (said in app.log()) is not welcome
+        said = f"bridge {BRIDGE} connects from {address} (its address in site.yaml)"
+        assert (f"turned away: {said}" in app.log()) is not welcome
+        assert ("a switch with this datapath id is turned away, 127.0.0.1" in app.state(BRIDGE).detail) is not welcome
+        assert (said in app.state(BRIDGE).detail) is not welcome
     finally:
         switch.vsctl("--if-exists", "del-br", BRIDGE)
         assert app.stop() == 0

@@ -112,6 +112,23 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = Fals
     return done
 
 
+async def lacking(db: Ovsdb, wish: BridgeWish) -> list[str]:
+    """What nobody has said of a bridge and only its administrator can say, in words."""
+    row = await db.bridge(wish.name)
+    other = (row["other_config"] or {}) if row else {}
+    found = []
+    if not wish.datapath_id and not other.get("datapath-id"):
+        own = f", now {row['datapath_id']}" if row and row["datapath_id"] else ""
+        found.append(
+            f"it has no datapath id of its own (--datapath-id, 16 hexadecimal digits as in site.yaml): Open vSwitch "
+            f"makes one of a MAC{own}, and the controller turns away a bridge whose id site.yaml does not have"
+        )
+    if not wish.controllers and not (row and await db.controllers(wish.name)):
+        passes = "nothing but the host's own traffic passes" if wish.role == "worker" else "nothing passes"
+        found.append(f"it has no controller (--controller ssl:ADDRESS:6653): no policy reaches it, and {passes}")
+    return found
+
+
 def _mend(there: Mapping[str, Any], wish: BridgeWish, mac: str | None) -> list[str]:
     """Words for `set Bridge` that make of what is there what is wished."""
     other = there["other_config"] or {}

@@ -14,6 +14,7 @@ forgets it when ovs-vswitchd ends; so for each of its lives and each controller 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections import Counter
@@ -125,6 +126,8 @@ async def keep(db: Ovsdb, rundir: Path, bridge: str, ready: Callable[[], Awaitab
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if not await _find(db, bridge, stop):
+        return
     tasks = [asyncio.create_task(work) for work in (watch.run(ready), keeper.run(), stop.wait())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -132,3 +135,26 @@ async def keep(db: Ovsdb, rundir: Path, bridge: str, ready: Callable[[], Awaitab
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()  # a part that should run for ever has ended: say why, and exit non-zero
+
+
+async def _find(db: Ovsdb, bridge: str, stop: asyncio.Event) -> bool:
+    """Whether the bridge is there. Waits for a database that does not answer (yet), and for nothing else: a name that
+    the database does not have is a mistake. Raises AgentError for that."""
+    said = ""
+    while not stop.is_set():
+        try:
+            if await db.bridge(bridge) is not None:
+                return True
+            names = (await db.vsctl(["list-br"])).split()
+        except AgentError as e:
+            if str(e) != said:
+                log.error("bridge=%s: waiting for the switch's database: %s", bridge, e)
+            said = str(e)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1)
+            continue
+        there = f"there are {', '.join(names)}" if names else "there is none at all"
+        raise AgentError(
+            f"no such bridge ({there}); mend --bridge, or run lark-agent prepare-bridge", f"bridge {bridge}"
+        )
+    return False

@@ -169,9 +169,12 @@ def prepare_bridge(
     wish = BridgeWish(name, role, kind, datapath_id, tuple(uplinks), tuple(controllers), mac.lower() if mac else None)
 
     async def work() -> bool:
-        done = await bridge.prepare(Ovsdb(remote, place), place, wish, dry=check)
+        db = Ovsdb(remote, place)
+        done = await bridge.prepare(db, place, wish, dry=check)
         for line in done or ["as it should be" if check else "nothing to do"]:
             click.echo(f"{name}: would have {line}" if check and done else f"{name}: {line}")
+        for line in await bridge.lacking(db, wish):
+            click.echo(f"{name}: {line}", err=True)
         return bool(done)
 
     if _run(work()) and check:

@@ -42,7 +42,7 @@ async def leaks(patient: Patient) -> list[Finding]:
         controller = client(patient.config)
     except AgentError as e:
         found = judged(patient.config, await leak_scan.settled(patient.config, patient.db, None))
-        return [*found, unseen("leaks", f"attempts at the controller: {e}")]
+        return [*found, unseen("leaks", f"{leak_scan.CONTROLLER}: {e}")]
     try:
         return judged(patient.config, await leak_scan.settled(patient.config, patient.db, controller))
     finally:
@@ -113,7 +113,26 @@ async def examine(config: AgentConfig, only: Iterable[str] = ()) -> list[Finding
     patient = Patient(config, Ovsdb(config.bridge.ovsdb, config.bridge.rundir))
     names = list(only) or list(SECTIONS)
     results = await asyncio.gather(*(_section(name, patient) for name in names))
-    return [finding for found in results for finding in found]
+    return told_once([finding for found in results for finding in found])
+
+
+CAUSES = {
+    f"{leak_scan.SWITCH}:": ("switch.database",),
+    f"{leak_scan.CONTROLLER}:": ("controller.reach", "controller.refuses", "identity.token", "identity.certificate"),
+}
+"""Why leaks could not be looked for, by how that text begins: findings that tell the same with what mends it."""
+
+
+def told_once(findings: list[Finding]) -> list[Finding]:
+    """Without what was not looked at because of something that is told as a finding of its own."""
+    checks = {finding.check for finding in findings}
+
+    def told(finding: Finding) -> bool:
+        return finding.check == "leaks.unseen" and any(
+            finding.what.startswith(begin) and not checks.isdisjoint(causes) for begin, causes in CAUSES.items()
+        )
+
+    return [finding for finding in findings if not told(finding)]
 
 
 async def _section(name: str, patient: Patient) -> list[Finding]:

@@ -50,7 +50,11 @@ NAMES = (
     "FILETRANSFER_PLUGINS",
     "SBIN",
     "CHIRP_DELAYED_UPDATE_PREFIX",
+    "USE_PID_NAMESPACES",
+    "STARTER_ALLOW_RUNAS_OWNER",
 )
+SLOT_USER = re.compile(r"SLOT\d+(_\d+)?_USER")
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 async def examine(config: AgentConfig) -> list[Finding]:
@@ -69,7 +73,12 @@ async def examine(config: AgentConfig) -> list[Finding]:
     wanted: Sequence[str] = ()
     if (config.state_dir / "attempts").is_dir() and (grant := Ledger(config.state_dir).load_grant()) is not None:
         wanted = grant.attributes
-    return knobs(values, config.libexec, config.condor.sbin, version, wanted)
+    found = knobs(values, config.libexec, config.condor.sbin, version, wanted)
+    try:
+        yama = int(YAMA.read_text())
+    except (OSError, ValueError):
+        yama = None
+    return found if config.fallback.siblings_hidden else found + siblings(values, yama)
 
 
 def tool(sbin: Path) -> Path:
@@ -85,7 +94,7 @@ async def read(config: AgentConfig) -> dict[str, str]:
     found = {}
     for line in text.splitlines():
         name, equals, value = line.partition(" = ")
-        if equals and name.upper() in NAMES:
+        if equals and (name.upper() in NAMES or SLOT_USER.fullmatch(name.upper())):
             found[name.upper()] = value.strip()
     return found
 
@@ -163,6 +172,23 @@ def knobs(
         why = "the agent believes only what the configured condor_starter starts: every hook is refused (105)"
         wrong("SBIN", what, why, f"condor: {{sbin: {values['SBIN']}}} in agent.yaml")
     return found
+
+
+def siblings(values: Mapping[str, str], yama: int | None) -> list[Finding]:
+    """Whether two jobs of one user could use each other's networks. `yama`: its ptrace_scope; None: there is none."""
+    slot_users = any(SLOT_USER.fullmatch(name) for name in values)
+    if slot_users and not _true(values.get("STARTER_ALLOW_RUNAS_OWNER", "true")):
+        return []
+    if _true(values.get("USE_PID_NAMESPACES", "false")) or (yama or 0) >= 1:
+        return []
+    kernel = "this kernel has no Yama" if yama is None else f"kernel.yama.ptrace_scope is {yama}"
+    what = f"nothing keeps two jobs of one user apart: {kernel}, USE_PID_NAMESPACES is off, and there are no slot users"
+    why = "a job can trace another of the same uid and use its network: one that is sealed, that of one with a grant"
+    scope = "echo kernel.yama.ptrace_scope=1 > /etc/sysctl.d/60-lark-ptrace.conf; sysctl --system; or "
+    mend = (
+        f"{'' if yama is None else scope}USE_PID_NAMESPACES = True, condor_reconfig; or slot users (docs/htcondor.md)"
+    )
+    return [warning("condor.siblings", what, why, mend)]
 
 
 def _true(text: str) -> bool:

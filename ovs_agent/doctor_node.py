@@ -87,22 +87,24 @@ def _helper(config: AgentConfig) -> list[Finding]:
         found.append(fault("helper.attach", unfit, "every job is held (104)", f"mend {config.file}, or {install}"))
     programs = trust.Programs.of(libexec, config.condor.sbin)
     sbin = f"say in {config.file}, condor.sbin, where HTCondor's own condor_starter and condor_startd are"
-    for text in programs.problems():
-        mend = sbin if text.startswith((str(programs.starter), str(programs.startd))) else install
-        found.append(fault("helper.programs", text, "the agent cannot tell who is calling, and does not start", mend))
-    for name, target in LINKS.items():
-        if (libexec / name).resolve() != (libexec / target).resolve():
-            found.append(fault("helper.links", f"{libexec / name} does not lead to {target}", held, install))
+    condors = (str(programs.starter), str(programs.startd))
+    problems = {mend: list[str]() for mend in (install, sbin)}
+    for text in dict.fromkeys(programs.problems()):
+        problems[sbin if text.startswith(condors) else install].append(text)
+    for mend, texts in problems.items():  # one cause, one finding
+        if texts:
+            why = "the agent cannot tell who is calling, and does not start"
+            found.append(fault("helper.programs", "; ".join(texts), why, mend))
     if not programs.job.exists():
-        return found
+        return found  # what leads to it leads nowhere
+    if astray := [n for n, to in LINKS.items() if (libexec / n).resolve() != (libexec / to).resolve()]:
+        what = "; ".join(f"{libexec / name} does not lead to {LINKS[name]}" for name in astray)
+        found.append(fault("helper.links", what, held, install))
     told = _line(libexec / "lark-socket")
     if told != str(config.socket):
         what = f"{libexec}/lark-socket says {told or 'nothing'}, and the agent listens on {config.socket}"
         found.append(fault("helper.socket", what, held, install))
     found += _capability(programs.job, mode, install)
-    if config.fallback.siblings_hidden and mode is not fallback.Mode.USERNS:
-        what = f"fallback.siblings-hidden is true, and lark-attach says {mode}"
-        found.append(warning("helper.siblings", what, "it is not used", f"take it out of {config.file}"))
     if mode is fallback.Mode.USERNS and (trouble := _user_namespaces()):
         mend = "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536"
         found.append(fault("helper.user-namespaces", trouble, held, mend))

@@ -20,8 +20,8 @@ from ovs_agent.ovsdb import Ovsdb
 
 TRIED = (3, 1)
 """The oldest version that Lark was tried with."""
-WMEM = 16 * 1024 * 1024
-"""vswitchd sends for all ports through one socket: with less than this, one slow port starves all others."""
+BUFFER = 16 * 1024 * 1024
+"""Bytes of the sockets by which a userspace switch sends and receives, so that few frames in them harm nobody else."""
 
 
 async def examine(config: AgentConfig, db: Ovsdb) -> list[Finding]:
@@ -52,7 +52,8 @@ async def examine(config: AgentConfig, db: Ovsdb) -> list[Finding]:
         found += await _table0(config, db)
     found += await _uplink(config, db)
     if (row["datapath_type"] or "system") == "netdev":
-        found += send_buffer(_number(Path("/proc/sys/net/core/wmem_default")))
+        sysctls = Path("/proc/sys/net/core")
+        found += buffers(_number(sysctls / "wmem_default"), _number(sysctls / "rmem_default"))
     elif not Path("/sys/module/openvswitch").exists():
         what = "the bridge is of the kernel's datapath, and the kernel has no module openvswitch"
         found.append(fault("switch.datapath", what, "it carries nothing", "modprobe openvswitch"))
@@ -107,13 +108,18 @@ def controlled(name: str, controllers: Sequence[Mapping[str, Any]], alive: bool)
     return found
 
 
-def send_buffer(value: int | None) -> list[Finding]:
-    """`value`: net.core.wmem_default; None where it cannot be seen."""
-    if value is None or value >= WMEM:
-        return []
-    why = "vswitchd sends for all ports through one socket: about 90 frames waiting for one port stop every other"
-    mend = f"echo net.core.wmem_default={WMEM} > /etc/sysctl.d/60-lark.conf; sysctl --system; restart Open vSwitch"
-    return [warning("switch.wmem", f"net.core.wmem_default is {value}, less than {WMEM}", why, mend)]
+def buffers(send: int | None, receive: int | None) -> list[Finding]:
+    """net.core.wmem_default and rmem_default; None where they cannot be seen."""
+    found = []
+    for name, value, why in (
+        ("wmem", send, "vswitchd sends for all ports through one socket: about 90 frames waiting stop every port"),
+        ("rmem", receive, "what comes in waits in its port's socket: about 90 frames, and what comes beyond is lost"),
+    ):
+        if value is not None and value < BUFFER:
+            what = f"net.core.{name}_default is {value}, less than {BUFFER}"
+            line = f"echo net.core.{name}_default={BUFFER} >> /etc/sysctl.d/60-lark.conf"
+            found.append(warning(f"switch.{name}", what, why, f"{line}; sysctl --system; restart Open vSwitch"))
+    return found
 
 
 async def _table0(config: AgentConfig, db: Ovsdb) -> list[Finding]:

@@ -26,6 +26,8 @@ from ovs_agent.ovsdb import Ovsdb
 
 ATTEMPT_COOKIES = "cookie=0x4c07000000000000/0xffff000000000000"
 """Flows of attempts, by what `ryu_apps.openflow.cookies` gives them (a test compares)."""
+CONTROLLER, SWITCH = "attempts at the controller", "the switch"
+"""What could not be looked at, as the text of that trouble begins."""
 SETTLE = 2.0
 """Seconds between two looks: a tear-down on its way is done by then."""
 
@@ -105,7 +107,7 @@ async def scan(config: AgentConfig, db: Ovsdb, controller: ControllerClient | No
         try:
             registered = frozenset(status.id for status in await controller.attempts())
         except AgentError as e:
-            trouble.append(f"attempts at the controller: {e}")
+            trouble.append(f"{CONTROLLER}: {e}")
     names = netlink.namespaces(plan.namespace_prefix(config.node))
     inodes = {inode: name for name in names if (inode := netlink.namespace_inode(name)) is not None}
     inside: dict[str, list[Process]] = {name: [] for name in inodes.values()}
@@ -148,7 +150,7 @@ async def scan(config: AgentConfig, db: Ovsdb, controller: ControllerClient | No
         connections = {z: n for z, n in (await conntrack.entries()).items() if lowest <= z <= highest}
         limits = {z for z in await conntrack.limited() if lowest <= z <= highest}
     except AgentError as e:
-        trouble.append(f"the switch: {e}")
+        trouble.append(f"{SWITCH}: {e}")
     return Seen(
         namespaces={name: tuple(found) for name, found in inside.items()},
         devices=frozenset(netlink.job_devices()),

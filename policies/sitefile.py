@@ -216,18 +216,27 @@ def _refuse_hosts_among_jobs(top: Spot, nodes: Mapping[str, Node], source: _Site
     for node in nodes.values():
         if node.ipv6 is not None:
             ranges.append((node.name, ipaddress.IPv6Network((int(node.ipv6.network_address), 96))))
+
+    def refuse(spot: Spot, what: str, item: object, move: str, *, larger: bool = False) -> None:
+        """`larger`: whether it may be a network that holds the jobs' addresses among others."""
+        try:
+            host = values.network(item)
+        except values.Bad:
+            return  # told already
+        found = next(((n, r) for n, r in ranges if _overlap(host, r)), None)
+        if found is not None and not (larger and host.prefixlen < found[1].prefixlen):
+            message = f"{what} {item} is among the addresses of the jobs of node `{found[0]}`, {found[1]}"
+            spot.add(message, f"only jobs may have those: {move}, or that node's `ipv4` or `ipv6`")
+
     for name in nodes:
         at = top.at("nodes", name, "host-addresses")
         for position, item in enumerate(source.nodes[name].host_addresses):
-            try:
-                host = values.network(item)
-            except values.Bad:
-                continue  # told already
-            found = next(((n, r) for n, r in ranges if _overlap(host, r)), None)
-            if found is not None:
-                message = f"host address {item} is among the addresses of the jobs of node `{found[0]}`, {found[1]}"
-                fix = "only jobs may have those: move the host's address, or that node's `ipv4` or `ipv6`"
-                at.at(position).add(message, fix)
+            refuse(at.at(position), "host address", item, "move the host's address")
+    for position, item in enumerate(source.infrastructure):
+        refuse(top.at("infrastructure").at(position), "infrastructure", item, "take it out", larger=True)
+    for name, bridge in source.bridges.items():
+        if bridge.address:
+            refuse(top.at("bridges", name, "address"), "address", bridge.address, "move the bridge's address")
 
 
 def _overlap(one: Network, other: Network) -> bool:

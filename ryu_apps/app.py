@@ -54,7 +54,7 @@ SLICE = 512
 ALIVE = 3.0
 """Seconds in which a connection must answer when another one claims to be the same switch."""
 REMEMBERED = 60.0
-"""Seconds that a connection which was turned away for being the second one is shown at its bridge."""
+"""Seconds that a connection which was turned away is shown at its bridge."""
 
 
 def datapath_text(datapath_id: int) -> str:
@@ -139,8 +139,8 @@ class _Switch:
         # Parts of the dump that came before the controller has taken note of the ports: its standing flows follow from
         # their numbers, and the difference to what they were before would be pushed first. None: it has.
         self._held: list[bytes] | None = None
-        self.second: tuple[float, str] | None = None
-        """When a second connection with this datapath id was last turned away, and from where."""
+        self.refused: tuple[float, str] | None = None
+        """When a connection with this datapath id was last turned away, and a sentence about it."""
         self._in_line = False
         self._since = 0.0
         self._flow_mods = 0
@@ -151,8 +151,10 @@ class _Switch:
     def detail(self) -> str:
         """What is under way and what is wrong, in words."""
         parts = [self.machine.detail] if self.machine.detail else []
-        if self.second is not None and time.monotonic() - self.second[0] < REMEMBERED:
-            parts.append(f"a second switch with this datapath id is turned away: {self.second[1]}")
+        # Whose datapath id nobody has may be this one's switch, if that is not here.
+        for refused in (self.refused, None if self.machine.connected else self._app.unknown):
+            if refused is not None and time.monotonic() - refused[0] < REMEMBERED:
+                parts.append(refused[1])
         return "; ".join(parts)
 
     def ask(self, step: Callable[[float], Sequence[Output]], datapath: Any = None) -> None:
@@ -375,6 +377,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._doubted: set[Any] = set()
         self.turned_away = 0
         """Connections refused so far."""
+        self.unknown: tuple[float, str] | None = None
+        """When a switch whose datapath id no bridge has was last turned away, and a sentence about it."""
 
     def notify(self, on_ports: OnPorts | None = None, on_connected: OnConnected | None = None) -> None:
         """Set the callbacks afterwards, before `Framework.start`, for a controller that needs the fabric first."""
@@ -533,7 +537,6 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             why = stranger
         elif other is not None:
             why = f"bridge {one.bridge} is connected already, from {other.address[0]} port {other.address[1]}"
-            one.second = (time.monotonic(), f"{datapath.address[0]} port {datapath.address[1]}")
             if other not in self._doubted:
                 self._doubted.add(other)
                 engine.spawn(self._doubt, one, other)
@@ -542,6 +545,14 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if one is None or why:
             self.turned_away += 1
             LOG.warning("dpid=%s from %s port %s: turned away: %s", dpid, *datapath.address[:2], why)
+            came, now = f"{datapath.address[0]} port {datapath.address[1]}", time.monotonic()
+            if one is None:
+                text = f"a switch with datapath id {dpid}, which no bridge of site.yaml has, is turned away: {came}"
+                self.unknown = (now, text)
+            elif other is not None:
+                one.refused = (now, f"a second switch with this datapath id is turned away: {came}")
+            else:
+                one.refused = (now, f"a switch with this datapath id is turned away, {came}: {why}")
             engine.hang_up(datapath)
             return
         self._up[datapath.id] = datapath

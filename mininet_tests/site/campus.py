@@ -44,6 +44,7 @@ from mininet_tests.site.users import JOB_UIDS, SYSTEM_UIDS, Account, choose_uids
 from mininet_tests.site.xrootd import XrootdServer
 
 CACHE = Path(os.environ.get("LARK_CACHE", "/var/cache/htlark"))
+CONDOR = os.environ.get("LARK_TEST_CONDOR", "23")
 MACHINES = ("ctl", "wn1", "gate", "fs", "campus", "ap")
 ALICE, BOB = "lark-alice", "lark-bob"
 NODE = "wn1"
@@ -97,7 +98,7 @@ class Site:
     """Use as a context manager, or `start` and `stop`. `engine`: the controller's framework."""
 
     engine: str = "os-ken"
-    condor: str = os.environ.get("LARK_TEST_CONDOR", "23")
+    condor: str = CONDOR
     label: str = "lark-demo"
     policy: str | None = None
     """Text of another policy than the demo's."""

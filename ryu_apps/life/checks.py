@@ -125,9 +125,9 @@ def _of_jobs(node: Node, address: Address) -> bool:
         return address in node.ipv4
     if node.ipv6 is None or address not in node.ipv6:
         return False
-    # A job's address is the prefix and, in the last 32 bits, its IPv4 address; the rest of the prefix is free.
-    low = int(address) & 0xFFFF_FFFF
-    return ipaddress.IPv4Address(low) in node.ipv4 and int(address) == int(node.ipv6.network_address) | low
+    # A job's address is the prefix and, in the last 32 bits, its IPv4 address: as in the site file, those are the jobs'
+    # whatever the last bits, and the rest of the prefix is free.
+    return int(address) >> 32 == int(node.ipv6.network_address) >> 32
 
 
 def _ipv4(text: str) -> ipaddress.IPv4Address:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from condor_bridge import render
-from ovs_agent import doctor_condor, doctor_controller, doctor_switch, findings, plan
+from ovs_agent import doctor, doctor_condor, doctor_controller, doctor_switch, findings, plan
 from ovs_agent.findings import Severity, fault, warning
 
 LIBEXEC, SBIN = Path("/usr/libexec/lark"), Path("/usr/sbin")
@@ -143,8 +143,40 @@ def test_version_and_send_buffer() -> None:
     assert doctor_switch.version("3.1.0") == doctor_switch.version("4.0.1") == []
     assert [f.severity for f in doctor_switch.version("2.17.9")] == [Severity.WARNING]
     assert doctor_switch.version(None)
-    assert doctor_switch.send_buffer(16777216) == doctor_switch.send_buffer(None) == []
-    assert [f.check for f in doctor_switch.send_buffer(212992)] == ["switch.wmem"]
+    assert doctor_switch.buffers(16777216, 16777216) == doctor_switch.buffers(None, None) == []
+    assert [f.check for f in doctor_switch.buffers(212992, 16777216)] == ["switch.wmem"]
+    assert [f.check for f in doctor_switch.buffers(16777216, 212992)] == ["switch.rmem"]
+
+
+@pytest.mark.parametrize(
+    ("more", "yama", "apart"),
+    [
+        ({}, None, False),
+        ({}, 0, False),
+        ({}, 1, True),
+        ({"USE_PID_NAMESPACES": "true"}, None, True),
+        ({"SLOT1_1_USER": "slot1"}, 0, False),
+        ({"SLOT1_1_USER": "slot1", "STARTER_ALLOW_RUNAS_OWNER": "False"}, 0, True),
+        ({"STARTER_ALLOW_RUNAS_OWNER": "False"}, 0, False),
+    ],
+)
+def test_what_keeps_jobs_of_one_user_apart(more: dict[str, str], yama: int | None, apart: bool) -> None:
+    found = doctor_condor.siblings(values(RENDERED) | more, yama)
+    assert [f.check for f in found] == ([] if apart else ["condor.siblings"])
+    assert all(("sysctl" in f.mend) == (yama is not None) for f in found), "Yama is no way out where there is none"
+
+
+def test_one_cause_is_told_once() -> None:
+    switch = fault("switch.database", "no such socket", "why", "mend")
+    controller = fault("controller.reach", "refused", "why", "mend")
+    blind = [
+        doctor.unseen("leaks", "the switch: no such socket"),
+        doctor.unseen("leaks", "attempts at the controller: refused"),
+    ]
+    other = doctor.unseen("leaks", "descriptors of the agent: Permission denied")
+    assert doctor.told_once([switch, controller, *blind, other]) == [switch, controller, other]
+    assert doctor.told_once([switch, *blind]) == [switch, blind[1]], "what nobody else tells stays"
+    assert doctor.told_once(blind) == blind
 
 
 def certificate(begins: datetime.datetime, ends: datetime.datetime) -> bytes:

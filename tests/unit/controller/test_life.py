@@ -509,6 +509,7 @@ def test_host_addresses_become_standing_flows(rig: Rig) -> None:
         ("10.20.2.9", "in the range of the jobs of node wn2"),
         ("10.20.1.9", "in the range of the jobs of node wn1"),
         ("2001:db8:20:2::a14:209", "in the range of the jobs of node wn2"),
+        ("2001:db8:20:2::1", "in the range of the jobs of node wn2"),
     ],
 )
 def test_an_address_that_is_no_hosts_is_refused_as_a_hosts(rig: Rig, address: str, said: str) -> None:
@@ -518,7 +519,7 @@ def test_an_address_that_is_no_hosts_is_refused_as_a_hosts(rig: Rig, address: st
     assert refused.value.slug is Slug.BAD_ADDRESS
     assert rig.everything() == before
     # The control, beside it in the node's own IPv6 prefix, too: that is not where jobs are.
-    rig.controller.register_node("wn1", node_spec("wn1", "192.168.7.2", "2001:db8:20:1::1", "fe80::1"))
+    rig.controller.register_node("wn1", node_spec("wn1", "192.168.7.2", "2001:db8:20:1:1::1", "fe80::1"))
     assert rig.everything() != before
 
 

@@ -323,6 +323,22 @@ BAD_SITES = [
         "site.yaml:11:63: host address 2001:db8:20:1::a14:141 is among the addresses of the jobs of node `wn1`",
     ),
     (
+        "infrastructure: [192.0.2.0/24]",
+        "infrastructure: [192.0.2.0/24, 10.20.1.70]",
+        "infrastructure 10.20.1.70 is among the addresses of the jobs of node `wn1`, 10.20.1.64/26; only jobs may have",
+    ),
+    (
+        "infrastructure: [192.0.2.0/24]",
+        'infrastructure: ["2001:db8:20:1::/97"]',
+        "infrastructure 2001:db8:20:1::/97 is among the addresses of the jobs of node `wn1`",
+    ),
+    (
+        "address: 192.0.2.21",
+        "address: 10.20.1.70",
+        "address 10.20.1.70 is among the addresses of the jobs of node `wn1`, 10.20.1.64/26; only jobs may have those: "
+        "move the bridge's address",
+    ),
+    (
         "address: 192.0.2.21",
         'certificate: "urn:lark:bridge:other"',
         "Lark's own certificates have their names without being told; drop `certificate`",
@@ -355,6 +371,12 @@ def test_a_bad_site_is_refused_with_place_and_remedy(tmp_path: Path, old: str, n
         load_site(file)
     assert message in str(refused.value)
     assert all(p.place.file == "site.yaml" for p in refused.value.problems)
+
+
+def test_infrastructure_may_be_a_network_that_holds_the_jobs_addresses(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(SITE.replace("infrastructure: [192.0.2.0/24]", "infrastructure: [10.20.0.0/16]"))
+    assert [str(net) for net in load_site(file).infrastructure] == ["10.20.0.0/16"]
 
 
 def test_a_host_may_live_beside_its_jobs_addresses(tmp_path: Path) -> None:
