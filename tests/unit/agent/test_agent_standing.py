@@ -92,7 +92,11 @@ def test_another_controller_is_refused_before_the_bridge_is_touched(text: str, m
         calls.append(wish.controllers)
         return []
 
+    async def lacking(_db: object, _wish: cli.BridgeWish) -> list[str]:
+        return []
+
     monkeypatch.setattr(cli.bridge, "prepare", prepare)
+    monkeypatch.setattr(cli.bridge, "lacking", lacking)
     words = ["prepare-bridge", "--role", "gate", "--bridge", "br-x", "--controller"]
     said = CliRunner().invoke(cli.main, [*words, text])
     assert said.exit_code == 2
