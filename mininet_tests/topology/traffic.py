@@ -33,8 +33,7 @@ IPERF = 5201
 PRODUCTION, XROOTD, OTHERS = SENDERS = ("production", "xrootd", "others")
 ADS: Mapping[str, Mapping[str, Any]] = {PRODUCTION: {"LarkGroup": "cms-production"}, OTHERS: {"LarkGroup": "physics"}}
 TCP = "cubic"
-"""Debian's default. BBR stops for 0.2 s in every 10, in all streams that share a line at once: a line that one class
-has for itself is not full then, whatever its queue does."""
+"""Debian's default, and the same wherever the experiment runs."""
 
 
 class Unfit(SiteError):
