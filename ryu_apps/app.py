@@ -1,10 +1,11 @@
 """The controller's application on the OpenFlow framework: `SwitchApp`, the real `ryu_apps.fabric.Fabric`.
 
-    framework events ──▶ inbox of the switch ──▶ one writer greenlet ──▶ SwitchMachine ──▶ messages, tickets, callbacks
-    set_desired, change ──▲
+    what switches say ──▶ inbox of the switch ──▶ one writer greenlet ──▶ SwitchMachine ──▶ messages, tickets, callbacks
+    set_desired, change ─▲  └─ nothing waits there, and it needs no waiting: at once ──▲
 
-Invariants: each switch has one writer, the only one that drives its machine and sends what changes it. Nothing that
-others call waits for a switch, but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
+Invariants: of each switch one step at a time is under way, in the order in which they came; its writer does them, or
+whoever asks for a short one while nothing else is there (`_Switch.do`). Nothing that others call waits for a switch,
+but for `Ticket.wait` and `flow_stats`. Callbacks run in a greenlet of their own, in
 order, and may wait. Turned away are: a datapath id that the site does not name; a connection from another address than
 the site gives the bridge, or, with TLS, whose certificate is not that bridge's; a second connection of a switch.
 Whatever has to be done for many flows is done in slices, between which other greenlets run: a large bridge delays
@@ -44,6 +45,7 @@ from ryu_apps.reconcile.switch import Output, SwitchMachine, TicketId
 from ryu_apps.tls import SOON
 
 LOG = logging.getLogger("lark.switch")
+Step = Callable[[float], Sequence[Output]]
 
 STATS_XID = 0x8000_0000
 """Transaction ids from here on are questions for counters; those below belong to the machine."""
@@ -144,6 +146,10 @@ class _Switch:
         self._in_line = False
         self._since = 0.0
         self._flow_mods = 0
+        # A step is under way: nobody else drives the machine, though the step may wait.
+        self._driven = False
+        self._alarm: Any = None
+        self._alarm_at = 0.0
 
     # --- from anywhere; never waits
 
@@ -157,32 +163,65 @@ class _Switch:
                 parts.append(refused[1])
         return "; ".join(parts)
 
-    def ask(self, step: Callable[[float], Sequence[Output]], datapath: Any = None) -> None:
+    def ask(self, step: Step, datapath: Any = None) -> None:
         """Let the writer do a step of the machine; with a datapath, only if that is still the connection."""
         self.inbox.put((step, datapath))
 
-    # --- the writer
+    def do(self, step: Step, datapath: Any = None) -> None:
+        """The same for a step that does not wait: done here and now, unless something else is under way or waits.
+
+        To wake the writer for each of the few words that a change takes costs more than the words.
+        """
+        link = self.datapath
+        if self._driven or self.inbox.qsize() or (link is not None and not link.idle):
+            self.inbox.put((step, datapath))
+        else:
+            self._drive(step, datapath, at_once=True)
+
+    # --- the writer, and whoever takes its place in `do`
 
     def run(self) -> None:
         while True:
-            try:
-                self._turn()
-            except Exception:  # one broken turn must not end the writer: the connection is given up, and read anew
-                LOG.exception("bridge=%s: a fault in the controller; the connection is closed", self.bridge)
-                self._close()
-                engine.sleep(0.1)
+            self._drive(*self.inbox.get())
 
-    def _turn(self) -> None:
-        wake = self.machine.wake
-        try:
-            timeout = None if wake is None else max(0.0, wake - time.monotonic())
-            step, datapath = self.inbox.get(timeout=timeout)
-        except engine.QueueEmpty:
-            step, datapath = self.machine.tick, None
+    def _drive(self, step: Step, datapath: Any, *, at_once: bool = False) -> None:
+        """One step of the machine and what follows from it; `at_once`: without waiting."""
         if datapath is not None and datapath is not self.datapath:
             return
-        self._carry_out(step(time.monotonic()))
-        self._report()
+        self._driven = True
+        try:
+            outputs = step(time.monotonic())
+            if at_once and any(isinstance(one, machine.Stage) and len(one.items) > SLICE for one in outputs):
+                # Too much for one go. Nobody comes in between: what waits in the inbox comes after it.
+                self.ask(lambda now: outputs, datapath)
+                return
+            self._carry_out(outputs)
+            self._report()
+        except Exception:  # one broken turn must not end the writer: the connection is given up, and read anew
+            LOG.exception("bridge=%s: a fault in the controller; the connection is closed", self.bridge)
+            self._close()
+        finally:
+            self._driven = False
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """See that the machine is woken in time. It wants to be woken later after nearly every step: the alarm that is
+        set already will do, and finds out then."""
+        wake = self.machine.wake
+        if wake is None or (self._alarm is not None and self._alarm_at <= wake):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = wake
+        self._alarm = engine.call_later(max(0.0, wake - time.monotonic()), self._rings)
+
+    def _rings(self) -> None:
+        self._alarm = None
+        self.ask(self._tick)
+
+    def _tick(self, now: float) -> Sequence[Output]:
+        wake = self.machine.wake
+        return self.machine.tick(now) if wake is not None and wake <= now else ()
 
     def _carry_out(self, outputs: Sequence[Output]) -> None:
         for output in outputs:
@@ -227,12 +266,14 @@ class _Switch:
         self.send([*messages, encode.barrier(change.barrier)])
 
     def _stage(self, stage: machine.Stage) -> None:
-        self.send([encode.bundle_open(stage.bundle, stage.open_xid)])
+        messages = [encode.bundle_open(stage.bundle, stage.open_xid)]
         for at in range(0, len(stage.items), SLICE):
             if at:
+                self.send(messages)
+                messages = []
                 engine.sleep(0)
-            self.send(encode.bundled(stage.bundle, stage.first_xid + at, stage.items[at : at + SLICE]))
-        self.send([encode.barrier(stage.barrier)])
+            messages += encode.bundled(stage.bundle, stage.first_xid + at, stage.items[at : at + SLICE])
+        self.send([*messages, encode.barrier(stage.barrier)])
 
     def send(self, messages: Sequence[bytes]) -> None:
         # A connection that was lost meanwhile is found out by its event, which waits in the inbox.
@@ -249,7 +290,7 @@ class _Switch:
 
     def _close(self) -> None:
         if self.datapath is not None:
-            self.datapath.close()
+            engine.hang_up(self.datapath)
             self.gone(self.datapath)
 
     def dump_part(self, message: bytes, now: float) -> list[Output]:
@@ -388,6 +429,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
     def start(self) -> Any:
         """Called by the framework."""
         super().start()
+        engine.hear(self)
         self._greenlets = [engine.spawn(one.run) for one in self._by_dpid.values()]
         self._greenlets.append(engine.spawn(self._run_calls))
 
@@ -412,7 +454,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
     def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
         added, removed = tuple(add), tuple(remove)
-        one.ask(lambda now: one.change(number, added, removed))
+        step = one.ask if len(added) > SLICE else one.do
+        step(lambda now: one.change(number, added, removed))
         return ticket
 
     def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
@@ -433,7 +476,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             return []
 
         # By way of the writer: a connection that is stuck makes it wait, not the caller, and order is kept.
-        one.ask(send, question.datapath)
+        one.do(send, question.datapath)
         return question
 
     def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> _Question:
@@ -447,7 +490,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
                 one.send([request])
             return []
 
-        one.ask(send, question.datapath)
+        one.do(send, question.datapath)
         return question
 
     def _question(
@@ -605,119 +648,108 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         """Is this the one connection of its switch?"""
         return datapath.id is not None and self._up.get(datapath.id) is datapath
 
-    def _at(self, event: Any) -> tuple[_Switch | None, Any]:
-        """The switch an event is from, if that connection is its one, and the message."""
-        datapath = event.msg.datapath
-        one = self._by_dpid.get(datapath.id) if self._is_up(datapath) else None
-        return one, event.msg
+    # --------------------------------------------------------------------------------------- what switches say
 
-    @engine.handler(engine.PortDesc, engine.UP)
-    def _port_desc(self, event: Any) -> None:
-        one, msg = self._at(event)
+    def _of(self, datapath: Any) -> _Switch | None:
+        """The switch of a connection, if that is its one."""
+        return self._by_dpid.get(datapath.id) if self._is_up(datapath) else None
+
+    def heard_barrier(self, datapath: Any, xid: int) -> None:
+        one = self._of(datapath)
+        if one is not None:
+            one.do(lambda now: one.machine.barrier(xid, now), datapath)
+
+    def heard_commit(self, datapath: Any, bundle: int) -> None:
+        one = self._of(datapath)
+        if one is not None:
+            one.do(lambda now: one.machine.committed(bundle), datapath)
+
+    def heard_error(self, datapath: Any, xid: int, text: str) -> None:
+        one = self._of(datapath)
+        if one is None:
+            return
+        question = self._questions.get(xid)
+        if question is not None:
+            question.end(text)
+            return
+        one.do(lambda now: one.machine.error(xid, text, now), datapath)
+
+    def heard_role(self, datapath: Any, xid: int) -> None:
+        one = self._of(datapath)
+        if one is not None:
+            one.do(lambda now: one.machine.role_reply(xid, now), datapath)
+
+    def heard_description(self, datapath: Any, xid: int, text: bytes) -> None:
+        one = self._of(datapath)
+        if one is not None:
+            said = text.decode("utf-8", "replace").rstrip("\0")
+            one.do(lambda now: one.machine.described(xid, said), datapath)
+
+    def heard_ports(self, datapath: Any, message: bytes) -> None:
+        one = self._of(datapath)
         if one is None:
             return
         try:
-            part = decode.ports(msg.buf)
+            part = decode.ports(message)
         except decode.DecodeError as error:
-            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
-            engine.hang_up(msg.datapath)
+            self._unreadable(one, datapath, error)
             return
         ports = {name: number for name, wire in part.ports if (number := _port_number(wire)) is not None}
-        one.ask(lambda now: one.machine.ports_part(part.xid, ports, part.more, now), msg.datapath)
+        one.do(lambda now: one.machine.ports_part(part.xid, ports, part.more, now), datapath)
 
-    @engine.handler(engine.PortStatus, engine.UP)
-    def _port_status(self, event: Any) -> None:
-        one, msg = self._at(event)
+    def heard_port(self, datapath: Any, name: bytes, number: int, gone: bool) -> None:
+        one = self._of(datapath)
         if one is None:
             return
-        name = _port_name(msg.desc.name)
-        number = None if msg.reason == engine.ofproto.OFPPR_DELETE else _port_number(msg.desc.port_no)
-        LOG.info("bridge=%s: port %s is now %s", one.bridge, name, "gone" if number is None else number)
-        one.ask(lambda now: one.machine.port_status(name, number), msg.datapath)
+        said, here = _port_name(name), None if gone else _port_number(number)
+        LOG.info("bridge=%s: port %s is now %s", one.bridge, said, "gone" if here is None else here)
+        one.do(lambda now: one.machine.port_status(said, here), datapath)
 
-    @engine.handler(engine.FlowStats, engine.UP)
-    def _flow_stats(self, event: Any) -> None:
-        one, msg = self._at(event)
+    def heard_flows(self, datapath: Any, xid: int, message: bytes) -> None:
+        one = self._of(datapath)
         if one is None:
             return
-        if not msg.xid & STATS_XID:
-            one.ask(lambda now: one.dump_part(msg.buf, now), msg.datapath)
+        if not xid & STATS_XID:
+            one.ask(lambda now: one.dump_part(message, now), datapath)
             return
-        question = self._questions.get(msg.xid)
-        if question is None or question.datapath is not msg.datapath:
+        question = self._questions.get(xid)
+        if question is None or question.datapath is not datapath:
             return
         try:
             if question.tell is not None:
-                part = decode.counts(msg.buf)
+                part = decode.counts(message)
                 more = part.more
                 question.tell(Counts(one.bridge, one.machine.counts.emptied, part.entries))
             else:
-                reply = decode.flow_stats(msg.buf)
+                reply = decode.flow_stats(message)
                 more = reply.more
                 question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
         except decode.DecodeError as error:
-            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
-            engine.hang_up(msg.datapath)
+            self._unreadable(one, datapath, error)
             return
         if not more:
             question.end()
 
-    @engine.handler(engine.Meters, engine.UP)
-    def _meters(self, event: Any) -> None:
-        one, msg = self._at(event)
+    def heard_meters(self, datapath: Any, message: bytes) -> None:
+        one = self._of(datapath)
         if one is not None:
-            one.ask(lambda now: one.dump_part(msg.buf, now), msg.datapath)
+            one.ask(lambda now: one.dump_part(message, now), datapath)
 
-    @engine.handler(engine.FlowMonitor, engine.UP)
-    def _flow_monitor(self, event: Any) -> None:
-        one, msg = self._at(event)
+    def heard_changes(self, datapath: Any, message: bytes) -> None:
+        one = self._of(datapath)
         if one is None:
             return
         try:
-            others = decode.changed_by_others(msg.buf)
+            others = decode.changed_by_others(message)
         except decode.DecodeError as error:
-            LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
-            engine.hang_up(msg.datapath)
+            self._unreadable(one, datapath, error)
             return
         if others:
-            one.ask(one.machine.others_changed, msg.datapath)
+            one.do(one.machine.others_changed, datapath)
 
-    @engine.handler(engine.Description, engine.UP)
-    def _description(self, event: Any) -> None:
-        one, msg = self._at(event)
-        if one is not None:
-            text = msg.body.dp_desc.decode("utf-8", "replace").rstrip("\0")
-            one.ask(lambda now: one.machine.described(msg.xid, text), msg.datapath)
-
-    @engine.handler(engine.BarrierReply, engine.UP)
-    def _barrier_reply(self, event: Any) -> None:
-        one, msg = self._at(event)
-        if one is not None:
-            one.ask(lambda now: one.machine.barrier(msg.xid, now), msg.datapath)
-
-    @engine.handler(engine.RoleReply, engine.UP)
-    def _role_reply(self, event: Any) -> None:
-        one, msg = self._at(event)
-        if one is not None:
-            one.ask(lambda now: one.machine.role_reply(msg.xid, now), msg.datapath)
-
-    @engine.handler(engine.BundleReply, engine.UP)
-    def _bundle_reply(self, event: Any) -> None:
-        one, msg = self._at(event)
-        if one is not None and msg.type == engine.ofproto.OFPBCT_COMMIT_REPLY:
-            one.ask(lambda now: one.machine.committed(msg.bundle_id), msg.datapath)
-
-    @engine.handler(engine.ErrorReply, engine.UP)
-    def _error(self, event: Any) -> None:
-        one, msg = self._at(event)
-        if one is None:
-            return
-        text = engine.error_name(msg)
-        question = self._questions.get(msg.xid)
-        if question is not None:
-            question.end(text)
-            return
-        one.ask(lambda now: one.machine.error(msg.xid, text, now), msg.datapath)
+    def _unreadable(self, one: _Switch, datapath: Any, error: decode.DecodeError) -> None:
+        LOG.warning("bridge=%s: connection given up: %s", one.bridge, error)
+        engine.hang_up(datapath)
 
 
 def _peer(host: str) -> Address:

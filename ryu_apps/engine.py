@@ -19,11 +19,12 @@ import os
 import resource
 import signal
 import socket
+import struct
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ryu_apps.doorway import WELCOME, Doorway, Limits
 
@@ -125,20 +126,40 @@ DOWN: Final = _handler.DEAD_DISPATCHER
 
 StateChange: Any = _ofp_event.EventOFPStateChange
 """A switch is UP (handshake done) or DOWN; `event.datapath`, `event.state`."""
-PortDesc: Any = _ofp_event.EventOFPPortDescStatsReply
-"""The bytes only, as of `FlowStats`."""
-PortStatus: Any = _ofp_event.EventOFPPortStatus
-FlowStats: Any = _ofp_event.EventOFPFlowStatsReply
-"""`event.msg.buf` are the bytes of the reply; its body is left to `ryu_apps.openflow.decode`."""
-Meters: Any = _ofp_event.EventOFPMeterConfigStatsReply
-"""The same: the bytes only."""
-FlowMonitor: Any = _ofp_event.EventOFPFlowMonitorReply
-"""The same: the bytes only."""
-Description: Any = _ofp_event.EventOFPDescStatsReply
-BarrierReply: Any = _ofp_event.EventOFPBarrierReply
-BundleReply: Any = _ofp_event.EventOFPBundleCtrlMsg
-RoleReply: Any = _ofp_event.EventOFPRoleReply
-ErrorReply: Any = _ofp_event.EventOFPErrorMsg
+
+
+class Hearer(Protocol):
+    """Who is told what switches say once they are UP: at once, in the order in which they said it. Never waits."""
+
+    def heard_barrier(self, datapath: Any, xid: int) -> None: ...
+
+    def heard_commit(self, datapath: Any, bundle: int) -> None: ...
+
+    def heard_flows(self, datapath: Any, xid: int, message: bytes) -> None:
+        """`message`: for `ryu_apps.openflow.decode`, as below."""
+
+    def heard_meters(self, datapath: Any, message: bytes) -> None: ...
+
+    def heard_changes(self, datapath: Any, message: bytes) -> None: ...
+
+    def heard_ports(self, datapath: Any, message: bytes) -> None: ...
+
+    def heard_port(self, datapath: Any, name: bytes, number: int, gone: bool) -> None: ...
+
+    def heard_description(self, datapath: Any, xid: int, text: bytes) -> None: ...
+
+    def heard_role(self, datapath: Any, xid: int) -> None: ...
+
+    def heard_error(self, datapath: Any, xid: int, text: str) -> None: ...
+
+
+_hearer: Hearer | None = None
+
+
+def hear(hearer: Hearer) -> None:
+    """This one is told from now on."""
+    global _hearer
+    _hearer = hearer
 
 
 def error_name(message: Any) -> str:
@@ -149,28 +170,15 @@ def error_name(message: Any) -> str:
     return f"{kind} {ofproto.ofp_error_code_to_str(message.type, message.code)}"
 
 
-def _register_passages() -> None:
-    """Let what a switch tells of its flows, meters and ports through unread.
-
-    The framework's parser makes objects we do not want (8,000 flows a second at best; 0.1 ms a port, twice at every
-    connect), and drops the whole reply when one entry holds something it does not know, so that the dump would never
-    end.
-    """
+def _register_passage() -> None:
+    """Let the list of ports that a switch tells at every connect through unread: the framework's parser makes objects
+    we do not want, 0.1 ms a port."""
     original = _ofproto_parser._MSG_PARSERS[ofproto.OFP_VERSION]
-    passages = {
-        ofproto.OFPMP_FLOW: parser.OFPFlowStatsReply,
-        ofproto.OFPMP_METER_CONFIG: parser.OFPMeterConfigStatsReply,
-        ofproto.OFPMP_FLOW_MONITOR: parser.OFPFlowMonitorReply,
-        ofproto.OFPMP_PORT_DESC: parser.OFPPortDescStatsReply,
-    }
 
     def parse(datapath: Any, version: int, kind: int, length: int, xid: int, buf: bytes) -> Any:
-        passage = None
-        if kind == ofproto.OFPT_MULTIPART_REPLY and length >= 16:
-            passage = passages.get(int.from_bytes(buf[8:10], "big"))
-        if passage is None:
+        if kind != ofproto.OFPT_MULTIPART_REPLY or length < 16 or _part(buf) != ofproto.OFPMP_PORT_DESC:
             return original(datapath, version, kind, length, xid, buf)
-        message = passage(datapath)
+        message = parser.OFPPortDescStatsReply(datapath)
         message.set_headers(version, kind, length, xid)
         message.set_buf(bytes(buf[:length]))
         message.body = []
@@ -181,7 +189,218 @@ def _register_passages() -> None:
     _ofproto_parser.register_msg_parser(ofproto.OFP_VERSION)(parse)
 
 
-_register_passages()
+def _part(message: bytes) -> int:
+    """Which kind of multipart reply it is."""
+    return int.from_bytes(message[8:10], "big")
+
+
+_register_passage()
+
+
+class _Outbox(_hub.Queue):  # type: ignore[misc,name-defined]  # the framework ships no types
+    """What waits to be sent on a connection; `idle` when nothing waits and nothing is being sent."""
+
+    idle = False
+
+    def put(self, item: Any, *args: Any, **kwargs: Any) -> None:
+        self.idle = False
+        super().put(item, *args, **kwargs)
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self.idle = self.empty()
+        item = super().get(*args, **kwargs)
+        self.idle = False
+        return item
+
+
+class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
+    """A switch's connection. The framework's own, which does the handshake, with a short way for everything after it.
+
+    The framework makes an object of each message and takes it through three greenlets and two queues, whose limits
+    hold up all switches together; and it wakes another greenlet for every message sent. What a switch says once it is
+    UP goes to the `Hearer` here, mostly as bytes, and what is to be sent goes out at once where the socket takes it.
+    """
+
+    def __init__(self, connection: Any, address: Any) -> None:
+        super().__init__(connection, address)
+        self.send_q: Any = _Outbox(OUTBOX)
+        self._plain = connection.fd if isinstance(connection, eventlet.greenio.GreenSocket) else None
+        self._listener: Any = None
+        self._reading = False
+        self._reader: Any = None
+        self._unbroken = 0
+
+    # --- sending
+
+    def send(self, buf: bytes, close_socket: bool = False) -> bool:
+        """Waits only while sixteen earlier messages have not been taken by the socket."""
+        outbox = self.send_q
+        if outbox is not None and outbox.idle and self._plain is not None and not close_socket:
+            try:
+                sent = self._plain.send(buf)
+            except OSError:
+                sent = 0  # no room; or an end, which the loops find
+            if sent == len(buf):
+                return True
+            buf = buf[sent:]
+        taken: bool = super().send(buf, close_socket)
+        return taken
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits to be sent: a message can be sent without waiting."""
+        return self.send_q is not None and self.send_q.idle
+
+    def close(self) -> None:
+        super().close()
+        # The switch is to end the connection now. One that does not is cut off.
+        eventlet.hubs.get_hub().schedule_call_global(FAREWELL_SECONDS, shut, self.socket)
+
+    # --- receiving
+
+    @_controller._deactivate  # type: ignore[untyped-decorator]
+    def _recv_loop(self) -> None:
+        rest = b""
+        self._reader = eventlet.getcurrent()
+        try:
+            while self.state != DOWN:
+                chunk = self._receive()
+                if not chunk:
+                    break
+                rest = self._cut(rest + chunk if rest else chunk)
+        except OSError:
+            pass  # the connection's end
+        finally:
+            self._unlisten()
+
+    def _cut(self, data: bytes) -> bytes:
+        """Take up the messages that are complete; gives what is left."""
+        at, total = 0, len(data)
+        while total - at >= 8:
+            version, kind, length, xid = _HEADER.unpack_from(data, at)
+            if length < 8:
+                self._parse(version, kind, xid, data[at : at + 8])  # what is no OpenFlow at all is told in its words
+                raise ValueError(f"a message says that it has {length} octets")
+            if total - at < length:
+                break
+            self._take(version, kind, xid, data[at : at + length])
+            at += length
+        return data[at:]
+
+    def _receive(self) -> bytes:
+        """What has come, waiting for it. A listener that stays registered spares two system calls, a timer and half of
+        the work for each message that a switch sends."""
+        plain = self._plain
+        if plain is None:
+            while self.state != DOWN:
+                with contextlib.suppress(TimeoutError):
+                    received: bytes = self.socket.recv(_CHUNK)
+                    return received
+            return b""
+        self._unbroken += 1
+        if self._unbroken > _UNBROKEN:
+            # One that always has something to say must not keep the others from being heard.
+            self._unbroken = 0
+            sleep(0)
+        while True:
+            try:
+                data: bytes = plain.recv(_CHUNK)
+                return data
+            except BlockingIOError:
+                self._unbroken = 0
+            if self._listener is None:
+                hub = eventlet.hubs.get_hub()
+                self._listener = hub.add(hub.READ, plain.fileno(), self._readable, self._broken, None)
+            self._reading = True
+            try:
+                eventlet.hubs.get_hub().switch()
+            finally:
+                self._reading = False
+
+    def _readable(self, _: int) -> None:
+        """Called by the hub. While the reader is busy elsewhere it must neither be woken nor the hub be told again."""
+        if self._reading:
+            self._reader.switch()
+        else:
+            self._unlisten()
+
+    def _broken(self, error: Exception) -> None:
+        self._listener = None
+        if self._reading:
+            self._reader.throw(error)
+
+    def _unlisten(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(KeyError):  # the hub has found the descriptor to be of no use, and dropped it
+                eventlet.hubs.get_hub().remove(listener)
+
+    def _take(self, version: int, kind: int, xid: int, message: bytes) -> None:
+        hearer = _hearer
+        if self.state != UP or version != ofproto.OFP_VERSION or hearer is None:
+            self._by_framework(version, kind, xid, message)
+        elif kind == ofproto.OFPT_BARRIER_REPLY:
+            hearer.heard_barrier(self, xid)
+        elif kind == ofproto.OFPT_BUNDLE_CONTROL:
+            bundle, what = _BUNDLE.unpack_from(message, 8)
+            if what == ofproto.OFPBCT_COMMIT_REPLY:
+                hearer.heard_commit(self, bundle)
+        elif kind == ofproto.OFPT_ECHO_REPLY:
+            self.acknowledge_echo_reply(xid)
+        elif kind == ofproto.OFPT_MULTIPART_REPLY and (part := _part(message)) in _UNREAD:
+            if part == ofproto.OFPMP_FLOW:
+                hearer.heard_flows(self, xid, message)
+            elif part == ofproto.OFPMP_METER_CONFIG:
+                hearer.heard_meters(self, message)
+            elif part == ofproto.OFPMP_FLOW_MONITOR:
+                hearer.heard_changes(self, message)
+            else:
+                hearer.heard_ports(self, message)
+        elif kind in _RARE:
+            self._rare(hearer, kind, self._parse(version, kind, xid, message))
+        else:
+            self._by_framework(version, kind, xid, message)
+
+    def _rare(self, hearer: Hearer, kind: int, said: Any) -> None:
+        if kind == ofproto.OFPT_ERROR:
+            hearer.heard_error(self, said.xid, error_name(said))
+        elif kind == ofproto.OFPT_PORT_STATUS:
+            hearer.heard_port(self, said.desc.name, said.desc.port_no, said.reason == ofproto.OFPPR_DELETE)
+        elif kind == ofproto.OFPT_ROLE_REPLY:
+            hearer.heard_role(self, said.xid)
+        elif isinstance(said, parser.OFPDescStatsReply):
+            hearer.heard_description(self, said.xid, said.body.dp_desc)
+
+    def _parse(self, version: int, kind: int, xid: int, message: bytes) -> Any:
+        return _ofproto_parser.msg(self, version, kind, len(message), xid, message)
+
+    def _by_framework(self, version: int, kind: int, xid: int, message: bytes) -> None:
+        """The handshake, echoes, and what nobody here asks for."""
+        said, brick = self._parse(version, kind, xid, message), self.ofp_brick
+        if not said or brick is None:
+            return
+        event = _ofp_event.ofp_msg_to_ev(said)
+        state = self.state
+        brick.send_event_to_observers(event, state)
+        for handle in list(brick.get_handlers(event, state)):
+            handle(event)
+
+
+_HEADER: Final = struct.Struct("!BBHI")
+_BUNDLE: Final = struct.Struct("!IH")
+_CHUNK: Final = 65536
+OUTBOX: Final = 16
+"""Messages that may wait to be sent on one connection."""
+_UNBROKEN: Final = 8
+"""Chunks that are read from one switch without a look at anybody else."""
+FAREWELL_SECONDS: Final = 5.0
+"""What a connection that we have ended has to go by itself."""
+_UNREAD: Final = frozenset(
+    {ofproto.OFPMP_FLOW, ofproto.OFPMP_METER_CONFIG, ofproto.OFPMP_FLOW_MONITOR, ofproto.OFPMP_PORT_DESC}
+)
+_RARE: Final = frozenset(
+    {ofproto.OFPT_ERROR, ofproto.OFPT_PORT_STATUS, ofproto.OFPT_ROLE_REPLY, ofproto.OFPT_MULTIPART_REPLY}
+)
 
 
 API_LIMITS: Final = Limits(total=2048, strangers=512, per_stranger=16, per_address=256)
@@ -273,7 +492,7 @@ def _serve_connection(connection: Any, address: Any) -> None:
         if door is not None and not _handshake(door, connection, address, "openflow", switches=True):
             connection.close()
             return
-        with contextlib.closing(_controller.Datapath(connection, address)) as datapath:
+        with contextlib.closing(_Link(connection, address)) as datapath:
             datapath.serve()
     except Exception as error:  # noqa: BLE001  # whatever a peer sends ends its own connection, and nothing else
         LOG.warning("connection from %s port %s closed: %s: %s", *address[:2], type(error).__name__, error)
@@ -323,6 +542,11 @@ sleep: Any = eventlet.sleep
 def spawn(function: Callable[..., Any], *args: Any) -> Any:
     """Run a function in a greenlet; an exception that escapes it is logged."""
     return _hub.spawn(function, *args)
+
+
+def call_later(seconds: float, function: Callable[[], None]) -> Any:
+    """Call a function that never waits, once. What is returned has `cancel()`."""
+    return eventlet.hubs.get_hub().schedule_call_global(seconds, function)
 
 
 def kill(greenlet: Any) -> None:
