@@ -244,6 +244,9 @@ class _Switch:
                     self._set_meters(output)
                 case machine.Stage():
                     self._stage(output)
+                case machine.Single(xid, (key, value), barrier):
+                    change = encode.take_entry(key, xid) if value is None else encode.put_entry(key, value, xid)
+                    self.send([change, encode.barrier(barrier)])
                 case machine.Commit(bundle, xid, barrier):
                     self.send([encode.bundle_commit(bundle, xid), encode.barrier(barrier)])
                 case machine.Discard(bundle, xid, barrier):

@@ -5,6 +5,7 @@
      ▲                      ▲                   │                    │ refused        │ refused             │ confirmed
      │ lost (any state)     │ RESTING: retry    │ same               ▼                ▼                     ▼
      └──────                └────────────       └──▶ STEADY ◀────────────────── DISCARDING               STEADY
+                            one entry: STEADY ──▶ CHANGING ──▶ STEADY (confirmed, or refused)
 
 Flows are entry keys and entry values here (`ryu_apps.openflow.encode`): bytes, as they go to the switch and come back.
 Beside the states runs the *check*: now and then, and soon after the switch says that somebody else changed a flow, its
@@ -17,7 +18,8 @@ What holds:
 * Before a base was ever said, nothing on the switch is touched.
 * Everything that waits goes out together, as one atomic bundle: additions first, removals last. It is committed only
   after a barrier has shown that the switch took every part of it (Open vSwitch would commit the rest of a bundle
-  without the part it could not read). A refused bundle changes nothing.
+  without the part it could not read). A refused bundle changes nothing. A single entry is atomic by itself: it goes
+  without a bundle, with a barrier behind it.
 * If a bundle of several requests is refused, each is tried alone, so that a bad one does not fail its neighbours.
 * What is on the switch already is not sent again: unchanged state sends no flow-mod.
 * Table 0 and entries whose cookie does not carry Lark's mark are never touched. (An entry in the way, with the very
@@ -62,6 +64,7 @@ class State(enum.Enum):
     METERING = "setting meters"
     STAGING = "sending a bundle"
     COMMITTING = "committing a bundle"
+    CHANGING = "sending a change"
     DISCARDING = "taking back a refused bundle"
     RESTING = "waiting before the next attempt"
     STANDBY = "another controller is its master"
@@ -131,6 +134,15 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Single:
+    """Send this one item and a barrier, without a bundle: it is taken or refused as a whole."""
+
+    xid: int
+    item: Item
+    barrier: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     bundle: int
     xid: int
@@ -180,6 +192,7 @@ Output = (
     | Watch
     | SetMeters
     | Stage
+    | Single
     | Commit
     | Discard
     | Settle
@@ -210,7 +223,7 @@ _Request = _Replace | _Delta
 
 @dataclass(slots=True)
 class _Flight:
-    """A bundle under way and what it would make true."""
+    """A bundle, or a single change, under way and what it would make true."""
 
     bundle: int
     requests: int
@@ -599,7 +612,7 @@ class SwitchMachine:
             return self._metered(flight, now)
         if self.state is State.STAGING:
             return self._staged(flight, now)
-        if self.state is State.COMMITTING:
+        if self.state in (State.COMMITTING, State.CHANGING):
             if flight.committed and flight.refusal is None:
                 return self._realised(flight, now)
             return self._refused(flight, now)
@@ -901,16 +914,19 @@ class SwitchMachine:
     def _stage(self, flight: _Flight, now: float) -> list[Output]:
         if not flight.items:
             return self._realised(flight, now)
-        self._bundle = (self._bundle + 1) & 0xFFFF_FFFF
-        flight.bundle = self._bundle
-        open_xid = self._next_xid()
+        alone = len(flight.items) == 1 and not flight.meters and not flight.stale
+        if not alone:
+            self._bundle = (self._bundle + 1) & 0xFFFF_FFFF
+            flight.bundle = self._bundle
+            self.counts.bundles += 1
+        open_xid = 0 if alone else self._next_xid()
         flight.first_xid = self._next_xid(len(flight.items))
         flight.barrier = self._next_xid()
-        flight.control_xids = {open_xid: "opening a bundle"}
-        self.state = State.STAGING
+        flight.control_xids = {} if alone else {open_xid: "opening a bundle"}
+        flight.committed = alone
+        self.state = State.CHANGING if alone else State.STAGING
         self.activity = f"sending {len(flight.items)} changes"
         self._wait(flight, now)
-        self.counts.bundles += 1
         self.counts.flow_mods += len(flight.items)
         out: list[Output] = []
         replaced = [item for item in flight.items if item[0] in self._seen.foreign] if self._seen.foreign else []
@@ -918,7 +934,10 @@ class SwitchMachine:
             out.append(
                 Notice(f"replacing {len(replaced)} foreign flows in the way: {_item(*replaced[0])}", serious=True)
             )
-        out.append(Stage(flight.bundle, open_xid, flight.first_xid, flight.items, flight.barrier))
+        if alone:
+            out.append(Single(flight.first_xid, flight.items[0], flight.barrier))
+        else:
+            out.append(Stage(flight.bundle, open_xid, flight.first_xid, flight.items, flight.barrier))
         return out
 
     def _wait(self, flight: _Flight, now: float) -> None:

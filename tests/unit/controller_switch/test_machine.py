@@ -31,6 +31,7 @@ from ryu_apps.reconcile.switch import (
     RequestRole,
     SetMeters,
     Settle,
+    Single,
     Stage,
     State,
     SwitchMachine,
@@ -120,6 +121,13 @@ class PretendSwitch:
                         self.flows.pop(key, None)
                         for user in [k for k, v in self.flows.items() if meter_of(k, v) == encode.key_meter(key)]:
                             del self.flows[user]  # deleting a meter deletes the flows that use it
+                self.answers.append(("barrier", barrier))
+            case Single(xid, item, barrier):
+                assert self.role != "slave", "a switch takes nothing from a slave"
+                if self.bad(item) or self.bad_commit:
+                    self.answers.append(("error", xid, "BAD"))
+                else:
+                    self.apply([item])
                 self.answers.append(("barrier", barrier))
             case Commit(bundle, xid, barrier):
                 items = self.bundles.pop(bundle)
@@ -321,13 +329,33 @@ def test_a_commit_that_fails_changes_nothing() -> None:
     assert rig.held == {B}
 
 
+def test_one_entry_goes_without_a_bundle_and_is_taken_or_refused_as_a_whole() -> None:
+    rig = in_line(A)
+    before = rig.machine.counts.bundles
+    rig.switch.bad = is_worse
+    refused = rig.change([WORSE])
+    assert refused not in rig.settled
+    rig.deliver()
+    assert rig.settled[refused] == "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385"
+    assert (rig.held, rig.machine.converged) == ({A}, True)
+    for added, removed, held in ([B], [], {A, B}), ([], [A], {B}):
+        taken = rig.change(added, removed)
+        assert taken not in rig.settled, "the barrier has not been answered"
+        rig.deliver()
+        assert (rig.settled[taken], rig.held) == (None, held)
+    assert rig.machine.counts.bundles == before
+    rig.change([A, C])
+    rig.deliver()
+    assert (rig.machine.counts.bundles, rig.held) == (before + 1, {A, B, C}), "the positive control: two go in a bundle"
+
+
 def test_changes_that_wait_go_out_together() -> None:
     rig = in_line()
     bundles = rig.machine.counts.bundles
     tickets = [rig.change([attempt(n)]) for n in range(1, 101)]
     rig.deliver()
     assert [rig.settled[ticket] for ticket in tickets] == [None] * 100
-    assert rig.machine.counts.bundles - bundles == 2
+    assert rig.machine.counts.bundles - bundles == 1, "the first goes alone, the rest together"
 
 
 def test_a_bad_change_does_not_fail_its_neighbours() -> None:
@@ -345,7 +373,7 @@ def test_a_bad_change_does_not_fail_its_neighbours() -> None:
     for n in range(20, 40):
         rig.change([attempt(n)])
     rig.deliver()
-    assert rig.machine.counts.bundles - bundles == 2
+    assert rig.machine.counts.bundles - bundles == 1, "the first goes alone, the rest together"
 
 
 def test_a_good_change_is_not_refused_for_the_sake_of_what_the_switch_held_before() -> None:
@@ -541,9 +569,10 @@ def test_a_switch_that_writes_the_same_flows_in_other_bytes_is_sent_nothing() ->
     assert rig.switch.applied == [take(flow)], "the positive control"
 
 
-def test_a_switch_that_falls_silent_is_given_up_and_read_again() -> None:
+@pytest.mark.parametrize(("added", "during"), [((B,), "sending a change"), ((B, C), "sending a bundle")])
+def test_a_switch_that_falls_silent_is_given_up_and_read_again(added: tuple[Flow, ...], during: str) -> None:
     rig = in_line(A)
-    ticket = rig.change([B])
+    ticket = rig.change(added)
     rig.switch.answers.clear()
     wake = rig.machine.wake
     assert wake is not None
@@ -552,7 +581,7 @@ def test_a_switch_that_falls_silent_is_given_up_and_read_again() -> None:
     assert rig.disconnects == []
     rig.now = wake
     rig.carry(rig.machine.tick(rig.now))
-    assert rig.disconnects == ["no answer while sending a bundle"]
+    assert rig.disconnects == [f"no answer while {during}"]
     rig.lose()
     rig.connect()
     rig.deliver()
@@ -737,16 +766,17 @@ def test_changes_go_on_during_a_check_which_leaves_their_flows_alone() -> None:
     assert (rig.machine.counts.repaired, rig.flow_mods - sent) == (2, 2)
 
 
-def test_a_change_under_way_when_a_check_begins_is_left_alone_too() -> None:
+@pytest.mark.parametrize(("added", "state"), [((B,), State.CHANGING), ((B, C), State.STAGING)])
+def test_a_change_under_way_when_a_check_begins_is_left_alone_too(added: tuple[Flow, ...], state: State) -> None:
     rig = in_line(A)
-    ticket = rig.change([B])
-    assert rig.machine.state is State.STAGING
+    ticket = rig.change(added)
+    assert rig.machine.state is state
     rig.machine._check_at = rig.now
     rig.carry(rig.machine.tick(rig.now))
     assert rig.machine.counts.checks == 1
     rig.deliver()
     assert rig.settled[ticket] is None
-    assert (rig.held, rig.flow_mods, rig.machine.counts.repaired) == ({A, B}, 2, 0)
+    assert (rig.held, rig.flow_mods, rig.machine.counts.repaired) == ({A, *added}, 1 + len(added), 0)
 
 
 def test_a_check_without_an_answer_gives_the_connection_up() -> None:
