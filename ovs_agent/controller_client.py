@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -56,8 +57,16 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 MAX_ANSWER = 4 * 1024 * 1024
 
 
+LONGEST_WAIT = 30.0
+"""Seconds of a controller's Retry-After that are believed."""
+
+
 class Unavailable(AgentError):
-    """No answer, or one that says `try again`."""
+    """No answer, or one that says `try again`; `after`: not before so many seconds."""
+
+    def __init__(self, text: str, after: float = 0.0) -> None:
+        super().__init__(text)
+        self.after = after
 
 
 class Held(AgentError):
@@ -77,7 +86,12 @@ class Rejected(AgentError):
         self.slug = slug
 
 
-def meaning(status: int, body: bytes) -> Unavailable | Held | Rejected:
+def retry_after(said: str | None) -> float:
+    """Seconds; 0 where a controller says nothing that can be understood. (It could also say a date: ours does not.)"""
+    return min(float(said), LONGEST_WAIT) if said is not None and said.isascii() and said.isdecimal() else 0.0
+
+
+def meaning(status: int, body: bytes, after: float = 0.0) -> Unavailable | Held | Rejected:
     """What a problem document means."""
     try:
         problem = Problem.model_validate_json(body)
@@ -89,7 +103,8 @@ def meaning(status: int, body: bytes) -> Unavailable | Held | Rejected:
         subcode = extra.get("subcode")
         return Held(subcode if isinstance(subcode, int) else 101, str(extra.get("reason") or detail))
     if status >= 500 or status in (408, 429):
-        return Unavailable(f"controller says: {detail}")
+        # A 503 is about a bridge, the store or a start, and may be over at once: we ask at our own pace.
+        return Unavailable(f"controller says: {detail}", after if status == 429 else 0.0)
     return Rejected(status, slug or "unknown", detail)
 
 
@@ -205,7 +220,7 @@ class ControllerClient:
             except ValidationError as e:
                 first = str(e).splitlines()[0]
                 raise Unavailable(f"controller {self.url} answered {method} {path} with nonsense: {first}") from None
-        raise meaning(response.status, response.content)
+        raise meaning(response.status, response.content, retry_after(response.headers.get("retry-after")))
 
 
 class GivenUp(AgentError):
@@ -225,8 +240,12 @@ async def insist(call: Callable[[], Awaitable[T]], seconds: float, given_up: Cal
             raise GivenUp("the attempt has ended")
         try:
             return await call()
-        except Unavailable:
-            if time.monotonic() + pause >= deadline:
+        except Unavailable as e:
+            # Agents that were turned away together do not come back together.
+            wait = max(pause, e.after * random.uniform(1.0, 1.5))
+            if time.monotonic() + wait >= deadline:
                 raise
-        await asyncio.sleep(pause)
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0 and not given_up():
+            await asyncio.sleep(min(left, LONGEST_PAUSE))
         pause = min(pause * 2, LONGEST_PAUSE)

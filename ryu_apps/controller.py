@@ -39,6 +39,7 @@ from policies.wire import (
     QueueWish,
     SiteStats,
 )
+from ryu_apps.admission import Admission
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import Fabric
 from ryu_apps.life.carried import Carried
@@ -88,6 +89,7 @@ class Controller:
         self.metrics = Metrics()
         self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
+        self.admission = Admission(clock)
         self._present = present = Present(site, policy, Numbers(store))
         self._telling = telling = Telling(present, site.bridges if name is None else ())
         self._records = records = Records(store, present, self.times, name)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from policies.certificates import bridge_certificate_name, node_certificate_name
 from policies.model import Role
+from ryu_apps.admission import BEAT
 from ryu_apps.collector import Collector
 from ryu_apps.config import ConfigError
 from ryu_apps.files import Files, read_files
@@ -121,6 +122,8 @@ def serve(files: Files) -> None:
             )
         ticker = Ticker(lambda: _housekeeping(controller, opened.look_after, wsgi, collector))
         last.callback(ticker.stop)
+        beats = Ticker(controller.admission.beat, BEAT)
+        last.callback(beats.stop)
         print(
             f"lark-controller ready: engine={engine.NAME} {engine.VERSION} api={_address(wsgi.address)} "
             f"openflow={_address(framework.address)}",
@@ -193,6 +196,8 @@ def _housekeeping(
     collector.tick(time.monotonic())
     controller.tick(wsgi.turned_away_at)
     _report_crowd(wsgi)
+    if text := controller.admission.report():
+        LOG.warning("api: %s", text)
 
 
 def _report_crowd(wsgi: engine.WsgiServer) -> None:
@@ -208,10 +213,11 @@ def _report_crowd(wsgi: engine.WsgiServer) -> None:
 
 
 class Ticker:
-    """Calls a function about once a second, from its own (green) thread."""
+    """Calls a function about every `seconds`, from its own (green) thread."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], seconds: float = 1.0) -> None:
         self._function = function
+        self._seconds = seconds
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
         self._thread.start()
@@ -221,7 +227,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stopping:
-            time.sleep(1.0)
+            time.sleep(self._seconds)
             try:
                 if not self._stopping:
                     self._function()

@@ -35,10 +35,14 @@ class Slug(enum.StrEnum):
 
 
 class Refused(Exception):
-    """A request that was not done. `extra`: further members of the problem document."""
+    """A request that was not done. `extra`: further members of the problem document; `retry_after`: seconds after which
+    it may be asked again, where that is worth saying."""
 
-    def __init__(self, slug: Slug, detail: str, extra: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, slug: Slug, detail: str, extra: Mapping[str, object] | None = None, *, retry_after: int = 1
+    ) -> None:
         super().__init__(detail)
+        self.retry_after = retry_after
         self.slug = slug
         self.detail = detail
         self.extra = dict(extra or {})

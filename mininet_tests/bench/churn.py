@@ -508,7 +508,7 @@ def table(result: Result) -> str:
         f"  all switches in line {result.connected_after:.1f} s after the start",
         f"  {size.nodes} nodes register: {_line(result.steps['nodes']['node'])}",
         f"  churn, {size.rate:g} starts and {size.rate:g} exits a second asked for, {churn['rate']:.0f} a second done; "
-        f"{result.failures} failures",
+        f"{result.failures} failures, {churn['turned_away']} told to come again",
         f"    registration             {_line(churn['start'])}",
         f"    its first 10 s           {_line(churn['start_first_10s'])}",
         f"    its last 10 s            {_line(churn['start_last_10s'])}",

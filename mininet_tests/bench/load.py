@@ -4,8 +4,8 @@ Each node has a connection of its own, as its agent has, kept open. Requests are
 those before (*open loop*): time that a request waits because the controller is slow counts. A *closed* loop (`burst`,
 `serial`) asks for the next as soon as the last is answered.
 
-Invariants: what counts as present was answered with 201 and its end not asked for; nothing is repeated: any answer but
-201 to a registration and 200 to an end is a failure.
+Invariants: what counts as present was answered with 201 and its end not asked for; nothing is repeated but what is
+told to come again (429): any other answer than 201 to a registration and 200 to an end is a failure.
 
 Run: `python -m mininet_tests.bench.load PLAN.json`; prints one JSON object a line, the last one with `present`.
 """
@@ -38,6 +38,8 @@ class _Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
+        self.retry_after = 0
+        """Seconds, of the last answer."""
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,6 +61,8 @@ class _Wire(asyncio.Protocol):
         length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
         if len(rest) >= length and self._answer is not None and not self._answer.done():
             self._buffer = rest[length:]
+            at = head.lower().find(b"retry-after:")
+            self.retry_after = int(head[at + 12 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             self._answer.set_result((int(head[9:12]), rest[:length]))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -91,10 +95,20 @@ class Node:
 
     def __post_init__(self) -> None:
         self.name = f"wn{self.number}"
+        self.turned_away = 0
         self._lock = asyncio.Lock()
         self._wire: _Wire | None = None
 
     async def call(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
+        """The answer. Told to come again (429), it holds on and does, as the agent does: no failure, but it takes time."""
+        while True:
+            status, answer, after = await self._call_once(method, path, body)
+            if status != 429:
+                return status, answer
+            self.turned_away += 1
+            await asyncio.sleep(max(after, 0.2) * random.uniform(1.0, 1.5))
+
+    async def _call_once(self, method: str, path: str, body: object = None) -> tuple[int, bytes, int]:
         async with self._lock:
             if self._wire is None or self._wire.closed:
                 _, self._wire = await asyncio.get_running_loop().create_connection(
@@ -105,7 +119,7 @@ class Node:
                 f"{method} {path} HTTP/1.1\r\nHost: lark\r\nAuthorization: Bearer {self.token}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
             )
-            return await self._wire.ask(head.encode() + data)
+            return *await self._wire.ask(head.encode() + data), self._wire.retry_after
 
     def attempt(self, lane: int, ad: dict[str, object], serial: int) -> dict[str, Any]:
         address, number = self.network.network_address + lane, OFPORT_BASE + lane
@@ -309,6 +323,7 @@ async def _run(plan: dict[str, Any]) -> None:
     beats: asyncio.Task[None] | None = None
     for step in plan["steps"]:
         load.done = []
+        turned_away = sum(node.turned_away for node in nodes)
         began = time.monotonic()
         match step["do"]:
             case "nodes":
@@ -324,7 +339,8 @@ async def _run(plan: dict[str, Any]) -> None:
                 await load.open(step["rate"], step["seconds"])
             case "rest":
                 await asyncio.sleep(step["seconds"])
-        _say(step["name"], began, load.done, population=len(load.present))
+        again = sum(node.turned_away for node in nodes) - turned_away
+        _say(step["name"], began, load.done, population=len(load.present), turned_away=again)
         if step["do"] in ("nodes", "fill") and any(one.status != GOOD[one.kind] for one in load.done):
             raise SystemExit(f"{step['name']}: what everything else stands on has failed")
     if beats is not None:

@@ -7,6 +7,7 @@ an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -240,7 +241,15 @@ class Api:
         if path == "/v1/openapi.json":
             return _reply(200, self._openapi)
         problems = self._controller.problems() if path == "/readyz" else []
-        return _reply(503 if problems else 200, json.dumps({"ok": not problems, "problems": problems}).encode())
+        load = self._controller.admission.load
+        said = {
+            "ok": not problems,
+            "problems": problems,
+            "registrations": load.registrations,
+            "behind-ms": round(1000 * load.behind),
+            "turned-away": load.turned_away,
+        }
+        return _reply(503 if problems else 200, json.dumps(said).encode())
 
     def _find(self, method: str, path: str) -> tuple[Route, str]:
         methods = []
@@ -288,9 +297,13 @@ class Api:
         return Answer(200, self._controller.heartbeat(call.name, beat))
 
     def _put_attempt(self, call: Call) -> Answer:
-        spec = _parse(AttemptSpec, call.read(MAX_BODY_BYTES))
-        _own(call.principal, spec.node)
-        status, new = self._controller.register(call.name, spec)
+        body = call.read(MAX_BODY_BYTES)
+        # One that is here already is no more work than it was.
+        known = self._controller.node_of(call.name) is not None
+        with contextlib.nullcontext() if known else self._controller.admission.place():
+            spec = _parse(AttemptSpec, body)
+            _own(call.principal, spec.node)
+            status, new = self._controller.register(call.name, spec)
         return Answer(201 if new else 200, status)
 
     def _patch_attempt(self, call: Call) -> Answer:
@@ -447,5 +460,5 @@ def _problem(refused: Refused) -> webob.Response:
         # The rest of the body is not worth reading.
         response.headers["Connection"] = "close"
     if status in (429, 503):
-        response.headers["Retry-After"] = "1"
+        response.headers["Retry-After"] = str(refused.retry_after)
     return response

@@ -358,20 +358,31 @@ class OvsdbStore:
         self._trouble.clear()
         self._synced = True
         self._ready.set()
+        asked = 0.0
         while not self._stopping:
             self._send()
-            idle = time.monotonic() - connection.heard
-            if idle > SILENCE_SECONDS:
-                raise Lost(f"it has been silent for {idle:.0f} s")
-            if idle > ECHO_SECONDS:
-                connection.send({"method": "echo", "params": [], "id": "echo"})
             if self._flight is not None and time.monotonic() - self._flight.sent > ANSWER_SECONDS:
                 raise Lost(f"it has not answered a transaction for {ANSWER_SECONDS:.0f} s")
             if not self._inbox:
                 self._inbox.extend(connection.receive(1.0, self._wake_out))
                 self._unwake()
+            if not self._inbox:
+                asked = self._look_alive(connection, asked)
             while self._inbox:
                 self._handle(self._inbox.popleft())
+
+    def _look_alive(self, connection: Connection, asked: float) -> float:
+        """Nothing has come: ask a server that is quiet for a sign of life, and give up one that gives none. When this
+        process is late itself, the silence is ours. Gives when it was last asked. Raises Lost."""
+        now = time.monotonic()
+        if now - connection.heard <= ECHO_SECONDS:
+            return asked
+        if asked < connection.heard:
+            connection.send({"method": "echo", "params": [], "id": "echo"})
+            return now
+        if now - asked > SILENCE_SECONDS - ECHO_SECONDS:
+            raise Lost(f"it has been silent for {now - connection.heard:.0f} s")
+        return asked
 
     def _call(self, method: str, params: Sequence[Any]) -> Any:
         """Ask, and wait for the answer. Raises Lost."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,16 @@ import pytest
 from pydantic import ValidationError
 
 from ovs_agent import controller_client, http1
-from ovs_agent.controller_client import ControllerClient, GivenUp, Held, Rejected, Unavailable, insist, meaning
+from ovs_agent.controller_client import (
+    FIRST_PAUSE,
+    ControllerClient,
+    GivenUp,
+    Held,
+    Rejected,
+    Unavailable,
+    insist,
+    meaning,
+)
 from policies.wire import PROTOCOL_HEADER, AttemptSpec, Heartbeat, HeartbeatAnswer, NodeGrant, Phase, PortSpec, Since
 
 SPEC = AttemptSpec(
@@ -159,6 +169,39 @@ def test_insist() -> None:
 
     assert asyncio.run(insist(third_time, 5, lambda: False)) == "done"
     assert calls == 3
+
+
+@pytest.mark.parametrize(("status", "said", "least"), [(429, "1", 1.0), (429, "soon", 0.0), (503, "1", 0.0)])
+def test_whoever_is_turned_away_for_a_while_stays_away_for_it_and_holds_on(
+    status: int, said: str, least: float
+) -> None:
+    asked: list[float] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            problem = {"type": "urn:lark:problem:x", "title": "t", "status": status, "detail": "try again"}
+            return httpx.Response(status, json=problem, headers={"Retry-After": said})
+        return httpx.Response(200, json=HeartbeatAnswer(lease=60, agree=True, drop=[], gone=[]).model_dump(mode="json"))
+
+    made = client(server)
+    beat = Heartbeat(boot_id="3f2a9c1e-0000-4000-8000-000000000000", attempts=[])
+    answer = asyncio.run(insist(lambda: made.heartbeat(beat), 60, lambda: False))
+    assert answer.agree
+    assert len(asked) == 2
+    assert asked[1] - asked[0] >= max(least, FIRST_PAUSE * 0.9)
+    assert least or asked[1] - asked[0] < 1.0, "the control: at its own pace"
+
+
+def test_whoever_was_told_to_wait_long_notices_that_the_job_has_ended() -> None:
+    ended = time.monotonic() + 0.5
+
+    async def full() -> None:
+        raise Unavailable("full", 30.0)
+
+    with pytest.raises(GivenUp):
+        asyncio.run(insist(full, 60, lambda: time.monotonic() > ended))
+    assert time.monotonic() - ended < 10
 
 
 def test_insisting_ends() -> None:

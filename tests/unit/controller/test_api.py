@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.wire import MAX_BODY_BYTES, AttemptStatus, Problem
+from ryu_apps.admission import FEW
 from ryu_apps.refusals import Slug
 from ryu_apps.rest.api import ROUTES, Api
 from ryu_apps.rest.auth import Principal, TokenRole, Tokens, hash_token
@@ -89,6 +91,27 @@ def test_the_calls_of_the_contract(call: Caller) -> None:
     assert slug(call("DELETE", f"/v1/attempts/{aid()}")) == "no-such-attempt"
     for path in ("/healthz", "/readyz", "/v1/openapi.json"):
         assert call("GET", path, who=None).status_code == 200
+
+
+def test_a_controller_that_is_behind_turns_new_registrations_away_and_nothing_else(call: Caller) -> None:
+    assert call("PUT", f"/v1/attempts/{aid()}", put()).status_code == 201
+    admission = call.rig.controller.admission
+    with contextlib.ExitStack() as busy:
+        for _ in range(FEW):
+            busy.enter_context(admission.place())
+        call.rig.clock.now += 1.0  # the beat does not come
+        answer = call("PUT", f"/v1/attempts/{aid(3)}", put(3))
+        assert (answer.status_code, slug(answer)) == (429, "too-many")
+        assert int(answer.headers["Retry-After"]) >= 1
+        health = call("GET", "/healthz", who=None).json
+        assert (health["ok"], health["registrations"], health["turned-away"]) == (True, FEW, 1)
+        assert health["behind-ms"] >= 800
+        assert call("PUT", f"/v1/attempts/{aid()}", put()).status_code == 200, "it is here already"
+        assert call("PATCH", f"/v1/attempts/{aid()}", {"phase": "run"}).status_code == 200
+        beat = {"boot_id": BOOT, "attempts": [aid()]}
+        assert call("POST", "/v1/nodes/wn1/heartbeat", beat).json["agree"] is True
+        assert call("DELETE", f"/v1/attempts/{aid()}").status_code == 200
+    assert call("PUT", f"/v1/attempts/{aid(3)}", put(3)).status_code == 201
 
 
 def test_a_held_job_carries_subcode_and_reason(call: Caller) -> None:
