@@ -100,7 +100,7 @@ class Node:
         self._wire: _Wire | None = None
 
     async def call(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        """The answer. Told to come again (429), it holds on and does, as the agent does: no failure, but it takes time."""
+        """The answer. Told to come again (429), it holds on, as the agent does: that takes time and is no failure."""
         while True:
             status, answer, after = await self._call_once(method, path, body)
             if status != 429:
