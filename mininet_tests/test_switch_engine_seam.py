@@ -160,6 +160,40 @@ def test_a_signal_that_somebody_else_handles_does_not_end_it(server: Server) -> 
     assert took < 1.0
 
 
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: lark\r\nX-Odd_1:  a b \r\n\r\n", (b"HTTP/1.1 200", True)),
+        (b"GET / HTTP/1.1\nHost: lark\n\n", (b"HTTP/1.1 200", True)),
+        (b"GET / HTTP/1.1\r\nConnection: CLOSE\r\n\r\n", (b"HTTP/1.1 200", False)),
+        (b"GET / HTTP/1.0\r\n\r\n", (b"HTTP/1.1 200", False)),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", (b"HTTP/1.1 200", True)),
+        (b"GET / HTTP/1.1\r\nHost: lark\r\nno colon\r\n\r\n", (b"HTTP/1.1 400", False)),
+        (b"GET / HTTP/1.1\r\nHost : lark\r\n\r\n", (b"HTTP/1.1 400", False)),
+        (b"GET / HTTP/1.1\r\nHost: lark\r\n folded\r\n\r\n", (b"HTTP/1.1 400", False)),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(100)) + b"\r\n", (b"HTTP/1.1 431", False)),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0", (b"HTTP/1.0 400", False)),
+        (b"GET / HTTP/1.1 or so\r\n\r\n", (b"HTTP/1.1 400", False)),
+    ],
+)
+def test_a_request_is_as_http_wants_it_or_refused(server: Server, said: bytes, answered: tuple[bytes, bool]) -> None:
+    """`answered`: how the answer begins, and whether the connection stays."""
+    status, stays = answered
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as client:
+        client.sendall(said)
+        found = b""
+        while b"\r\n" not in found and (part := client.recv(65536)):
+            found += part
+        assert found[:12] == status
+        client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n" if stays else b"")
+        if not stays:
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                found += part
+        assert found.count(b"HTTP/1.1 200") == 2 * stays + (status == b"HTTP/1.1 200" and not stays)
+
+
 def test_a_request_under_way_is_finished(server: Server) -> None:
     answers: list[tuple[int, bytes]] = []
     client = threading.Thread(target=lambda: answers.append(server.get("/slow?0.8")))

@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -712,6 +713,11 @@ def run(apps: Sequence[tuple[type[Any], Mapping[str, Any]]], openflow_listen: Ad
 # -------------------------------------------------------------------------------------------------------------- WSGI
 
 
+MOST_HEADERS: Final = 100
+"""Of one request, as in the standard library."""
+_FIELD_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
 class _Lines:
     """A request's header lines, and the last of them."""
 
@@ -730,6 +736,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
 
     ours: WsgiServer
     rfile: Any
+    raw_requestline: bytes
+    headers: Any
     _deadline: Any
     _input: Any
 
@@ -756,6 +764,34 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
                 self._deadline.cancel()
 
     def parse_request(self) -> bool:
+        words = self.raw_requestline.split()
+        if len(words) != 3 or words[2] != b"HTTP/1.1" or not words[1].startswith(b"/") or words[1].startswith(b"//"):
+            return self._parse_by_library()
+        # The library reads headers as those of a mail: a tenth of all that an end of a job costs here.
+        self.requestline = self.raw_requestline.decode("latin-1").rstrip("\r\n")
+        self.command, self.path = words[0].decode("latin-1"), words[1].decode("latin-1")
+        self.request_version, self.close_connection = "HTTP/1.1", False
+        self.headers = self.MessageClass()
+        for _ in range(MOST_HEADERS):
+            line = self.rfile.readline()
+            if line in (b"\r\n", b"\n"):
+                break
+            if not line.endswith(b"\n"):
+                self.close_connection = True  # the connection's end: half a request is none
+                return False
+            name, colon, value = line.partition(b":")
+            if not colon or not _FIELD_NAME.fullmatch(name):
+                self.send_error(400, "A header line is not NAME: VALUE")
+                return False
+            self.headers[name.decode("ascii")] = value.strip().decode("latin-1")
+        else:
+            self.send_error(431, "Too many headers")
+            return False
+        self.close_connection = self.headers.get("Connection", "").lower() == "close"
+        return True
+
+    def _parse_by_library(self) -> bool:
+        """What is not as usual: HTTP/1.0, and what may be no HTTP at all."""
         lines = _Lines(self.rfile)
         self.rfile = lines
         if not super().parse_request():

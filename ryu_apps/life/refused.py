@@ -22,6 +22,9 @@ class LastCounts:
         self._present = present
         self._telling = telling
         self.log = log
+        self._protected_by: Policy | None = None
+        self._protected: tuple[str, ...] = ()
+        """The protected services of that policy."""
 
     def of_attempt(self, id: str) -> None:
         """Ask what was refused to an attempt whose flows are about to go; `tick` says it in the log."""
@@ -55,5 +58,7 @@ class LastCounts:
 
     def _to_tell(self, row: AttemptRow) -> Ended:
         world = self._present.world
-        protected = tuple(service.name for service in world.policy.services.values() if service.protected)
-        return Ended(world.attempts[row.id], row.spec.job, protected, words(world.policy, row.spec.node))
+        if self._protected_by is not world.policy:
+            self._protected_by = world.policy
+            self._protected = tuple(one.name for one in world.policy.services.values() if one.protected)
+        return Ended(world.attempts[row.id], row.spec.job, self._protected, words(world.policy, row.spec.node))
