@@ -173,7 +173,6 @@ def test_a_signal_that_somebody_else_handles_does_not_end_it(server: Server) -> 
         (b"GET / HTTP/1.1\r\nHost: lark\r\n folded\r\n\r\n", (b"HTTP/1.1 400", False)),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(100)) + b"\r\n", (b"HTTP/1.1 431", False)),
         (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0", (b"HTTP/1.0 400", False)),
-        (b"GET / HTTP/1.1 or so\r\n\r\n", (b"HTTP/1.1 400", False)),
     ],
 )
 def test_a_request_is_as_http_wants_it_or_refused(server: Server, said: bytes, answered: tuple[bytes, bool]) -> None:

@@ -811,6 +811,10 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
             environ[PEER] = self.conn_state[1].peer
         return environ
 
+    def log_message(self, text: str, *values: Any) -> None:
+        """What a client wrote wrongly is its own affair: it is told, and not everybody who reads our log."""
+        LOG.debug("api: %s", text % values)
+
     def _cut(self) -> None:
         """The time is over: unless the request is here as a whole, and only its answer takes long, it is ended."""
         source = self._input
