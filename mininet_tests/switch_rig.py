@@ -259,10 +259,12 @@ def _to_port(number: int) -> Any:
 
 
 def _serve(descriptor: int) -> None:
+    # First of all: it makes the process green, and what is imported earlier cannot be made so without complaints.
+    from ryu_apps import engine  # isort: skip
+
     import logging
 
     from mininet_tests.switch_flows import worker_world
-    from ryu_apps import engine
     from ryu_apps.app import SwitchApp
     from ryu_apps.openflow.compiler import base_flows
     from ryu_apps.openflow.whole import Whole
