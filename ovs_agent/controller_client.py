@@ -136,7 +136,9 @@ class ControllerClient:
         return await self._call("PUT", f"/v1/nodes/{quote(self._node)}", NodeGrant, spec)
 
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatAnswer:
-        return await self._call("POST", f"/v1/nodes/{quote(self._node)}/heartbeat", HeartbeatAnswer, beat)
+        # Behind hundreds of jobs that wait for a bridge, the node's lease would end.
+        path = f"/v1/nodes/{quote(self._node)}/heartbeat"
+        return await self._call("POST", path, HeartbeatAnswer, beat, at_once=True)
 
     async def put_attempt(self, attempt: str, spec: AttemptSpec) -> AttemptStatus:
         return await self._call("PUT", f"/v1/attempts/{quote(attempt)}", AttemptStatus, spec)
@@ -179,7 +181,7 @@ class ControllerClient:
         return await self._call("PUT", f"/v1/bridges/{quote(bridge)}/queues/report", QueueStatus, report)
 
     async def _ask_one(
-        self, method: str, url: str, path: str, body: BaseModel | None, headers: Mapping[str, str]
+        self, method: str, url: str, path: str, body: BaseModel | None, headers: Mapping[str, str], at_once: bool
     ) -> http1.Answer:
         """One answer, whatever it says. A controller that was replaced by an older one is asked again in its words."""
         while True:
@@ -188,22 +190,26 @@ class ControllerClient:
             if body is not None:
                 said["Content-Type"] = "application/json"
             content = words(body, spoken) if body is not None else None
-            response = await self._http.request(method, url + path, said, content)
+            response = await self._http.request(method, url + path, said, content, at_once=at_once)
             self._known[url] = protocol_of(response.headers.get(PROTOCOL_HEADER.lower()))
             if response.status != 400 or self._known[url] >= spoken:
                 return response
             log.warning("controller %s knows protocol %d only; speaking that", url, self._known[url])
 
-    async def _call(self, method: str, path: str, answer: type[M], body: BaseModel | None) -> M:
-        return self._understand(method, path, answer, await self._ask(method, path, body, {}))
+    async def _call(
+        self, method: str, path: str, answer: type[M], body: BaseModel | None, *, at_once: bool = False
+    ) -> M:
+        return self._understand(method, path, answer, await self._ask(method, path, body, {}, at_once=at_once))
 
-    async def _ask(self, method: str, path: str, body: BaseModel | None, headers: dict[str, str]) -> http1.Answer:
+    async def _ask(
+        self, method: str, path: str, body: BaseModel | None, headers: dict[str, str], *, at_once: bool = False
+    ) -> http1.Answer:
         """The answer of whichever controller can be reached, whatever it is."""
         trouble: Unavailable | None = None
         for _ in self._urls:
             url = self.url
             try:
-                response = await self._ask_one(method, url, path, body, headers)
+                response = await self._ask_one(method, url, path, body, headers, at_once)
             except (ssl.SSLError, OSError) as e:
                 why = tls_words(e) or str(e) or type(e).__name__
                 trouble = Unavailable(f"controller {url} cannot be reached: {why}")

@@ -4,8 +4,10 @@ h11 knows the protocol; what is here moves its bytes. A general client costs fiv
 (1.7 ms against 0.3), and a job is three requests.
 
 Invariants: one request on a connection at a time; a connection is used again only if its last answer was read to the
-end and both sides meant to keep it; an answer is bounded in size and in time. A request is sent once: who gets an error
-does not know whether it was carried out. Proxies and other settings of the environment are ignored.
+end, nothing came behind it, and both sides meant to keep it; when one of a server's connections fails, the quiet ones
+are not used again either, for what has cut one off has mostly cut off all; an answer is bounded in size and in time. A
+request is sent once: who gets an error does not know whether it was carried out. Proxies and other settings of the
+environment are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from urllib.parse import urlsplit
 import h11
 
 CONNECTIONS = 64
-"""At a time; further requests wait for one."""
+"""At a time, besides those for what cannot wait; further requests wait for one."""
 
 
 class HttpError(OSError):
@@ -93,6 +95,8 @@ class _Connection(asyncio.Protocol):
     def again(self) -> bool:
         """Whether it can take another request; it is made ready for it."""
         if not self.open or self._state.our_state is not h11.DONE or self._state.their_state is not h11.DONE:
+            return False
+        if self._state.trailing_data[0]:  # nobody asked: it must not be taken for the next answer
             return False
         self._state.start_next_cycle()
         return True
@@ -169,20 +173,27 @@ class Client:
         self._idle: dict[Origin, list[_Connection]] = {}
         self._places = asyncio.Semaphore(CONNECTIONS)
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None) -> Answer:
-        """Raises HttpError, or what TLS and the system say (OSError)."""
+    async def request(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None, *, at_once: bool = False
+    ) -> Answer:
+        """`at_once`: it waits for no other's place. Raises HttpError, or what TLS and the system say (OSError)."""
         origin, target = split(url)
         lines = [("Host", origin.named), *headers.items()]
         if content is not None:
             lines.append(("Content-Length", str(len(content))))
-        async with self._places:
+        async with contextlib.nullcontext() if at_once else self._places:
             connection = self._take(origin) or await self._connect(origin)
             try:
                 async with asyncio.timeout(self._answer_timeout):
                     answer = await connection.exchange(method, target, lines, content)
             except TimeoutError:
                 connection.abort()
+                self._forget(origin)
                 raise HttpError(f"no answer within {self._answer_timeout:g} s") from None
+            except OSError:
+                connection.abort()
+                self._forget(origin)
+                raise
             except BaseException:
                 connection.abort()
                 raise
@@ -194,10 +205,13 @@ class Client:
         return answer
 
     async def close(self) -> None:
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
-        self._idle.clear()
+        for origin in list(self._idle):
+            self._forget(origin)
+
+    def _forget(self, origin: Origin) -> None:
+        """Its quiet connections are not used again."""
+        for connection in self._idle.pop(origin, []):
+            connection.close()
 
     def _take(self, origin: Origin) -> _Connection | None:
         """The connection that was used last, if there is one that can be used again."""

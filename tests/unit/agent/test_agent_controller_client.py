@@ -56,7 +56,7 @@ class Served:
         self._handler = handler
 
     async def request(
-        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None, *, at_once: bool = False
     ) -> http1.Answer:
         try:
             said = self._handler(httpx.Request(method, url, headers=dict(headers), content=content))
@@ -353,6 +353,34 @@ def test_a_quiet_connection_is_kept_as_long_as_we_say(
 
     asyncio.run(main())
     assert made == connections
+
+
+def test_a_heartbeat_does_not_wait_behind_the_jobs_of_a_bridge_that_does_not_answer() -> None:
+    answer = json.dumps({"lease": 60, "drop": [], "gone": []}).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while b"/heartbeat" in await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            await reader.read()
+        writer.close()
+
+    async def main() -> HeartbeatAnswer:
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        talk = ControllerClient("wn1", [f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"], "t", None)
+        jobs = [asyncio.create_task(talk.get_attempt(f"a{n}")) for n in range(http1.CONNECTIONS + 10)]
+        try:
+            await asyncio.sleep(0.2)
+            async with asyncio.timeout(3):
+                return await talk.heartbeat(Heartbeat(boot_id="3f2a9c1e-0000-4000-8000-000000000001", attempts=[]))
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            await talk.close()
+            listening.close()
+
+    assert asyncio.run(main()).lease == 60
 
 
 def test_we_let_go_of_a_quiet_connection_before_the_controller_does_and_after_the_next_heartbeat() -> None:

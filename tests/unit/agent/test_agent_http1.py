@@ -96,6 +96,33 @@ def test_what_nobody_asked_for_is_not_taken_for_the_next_answer() -> None:
     assert server.connections == 2
 
 
+def test_what_comes_behind_an_answer_is_not_taken_for_the_next_one() -> None:
+    server = Server(lambda _: OK + OK.replace(b"{}", b"!!") if len(server.asked) == 1 else OK)
+
+    async def talk(client: Client, url: str) -> None:
+        for _ in range(3):
+            assert (await client.request("GET", url, {})).content == b"{}"
+
+    ask(server, talk)
+    assert server.connections == 2
+
+
+def test_where_one_connection_is_cut_off_the_other_quiet_ones_are_not_tried_one_after_the_other() -> None:
+    server = Server(lambda _: b"" if 8 < len(server.asked) <= 16 else OK)
+
+    async def talk(client: Client, url: str) -> None:
+        await asyncio.gather(*(client.request("GET", url, {}) for _ in range(8)))
+        before = server.connections
+        assert before > 2
+        with pytest.raises(HttpError, match="no answer within"):
+            await client.request("GET", url, {})
+        server.says = lambda _: OK
+        assert (await client.request("GET", url, {})).content == b"{}"
+        assert server.connections == before + 1
+
+    ask(server, talk, answer=0.5)
+
+
 @pytest.mark.parametrize("end", [b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", None])
 def test_after_the_server_hung_up_there_is_a_new_connection(end: bytes | None) -> None:
     server = Server(lambda _: end if end and len(server.asked) == 1 else OK)
