@@ -244,8 +244,9 @@ class Signals:
         # The interpreter writes each signal's number here; a (green) read wakes at once.
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
-        self._before = {number: signal.signal(number, _note) for number in self.NUMBERS}
+        # In this order: a signal that is noted before there is where to write it would be lost.
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _note) for number in self.NUMBERS}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -676,8 +676,9 @@ def _signals(numbers: Sequence[int]) -> Iterator[Any]:
     def note(number: int, frame: FrameType | None) -> None:
         LOG.info("signal %s", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in numbers}
+    # In this order: a signal that is noted before there is where to write it would be lost.
     before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, note) for number in numbers}
     watcher = spawn(watch)
     try:
         yield event
