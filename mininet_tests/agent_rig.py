@@ -300,6 +300,10 @@ class Rig:
         assert len(found) == 1, f"{starter.slot} has {len(found)} attempts"
         return found[0]
 
+    def in_phase(self, starter: Starter, phase: str) -> None:
+        """Wait until the controller has been told. (Of stage-out it is told soon, unless a plugin comes first.)"""
+        wait_until(f"phase {phase}", lambda: self.attempt_of(starter)["phase"] == phase, 10)
+
     def records(self) -> list[dict[str, Any]]:
         found = []
         for path in (self.home / "state" / "attempts").glob("*.json"):

@@ -66,7 +66,7 @@ def test_a_drained_node_takes_no_new_jobs_and_ends_those_it_has(rig: Rig) -> Non
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
     assert starter.plugin(False, "/proc/self/ns/net").out.startswith("net:[")
     assert waiting.running(), "its starter has not ended"
     starter.kill()

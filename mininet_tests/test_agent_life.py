@@ -57,7 +57,7 @@ def test_a_job_gets_a_network_of_its_own_and_everything_goes_with_the_starter(ri
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
 
     starter.kill()
     began = time.monotonic()
@@ -105,6 +105,22 @@ def test_what_left_the_namespace_for_one_of_its_own_is_killed(rig: Rig, starter:
     for innocent in (other_user, at_home):
         assert innocent.entry.poll() is None, "another user's, or in the host's own network"
         innocent.stop()
+
+
+def test_output_is_transferred_in_stage_out_and_no_second_job_enters_then(rig: Rig, starter: Starter) -> None:
+    starter.begin()
+    job = starter.job("/bin/sleep", "60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    assert "net:[" in starter.plugin(True, "/proc/self/ns/net").out
+    assert rig.attempt_of(starter)["phase"] == "run", "a plugin while the job runs changes nothing"
+    starter.ask(do="signal", pid=job, signal=9)
+    starter.wait(job)
+    starter.stage_out()
+    assert "net:[" in starter.plugin(True, "/proc/self/ns/net").out
+    assert rig.attempt_of(starter)["phase"] == "stage-out", "before the plugin was let in"
+    late = starter.wait(starter.job("/bin/true"))
+    assert late is not None
+    assert late.code != 0
 
 
 def test_plugin_and_second_entry_share_the_namespace(rig: Rig, starter: Starter) -> None:
@@ -249,7 +265,7 @@ def test_agent_killed_and_restarted_leaves_running_jobs_alone(rig: Rig) -> None:
     running.ask(do="signal", pid=job, signal=9)
     running.wait(job)
     running.stage_out()
-    assert rig.attempt_of(running)["phase"] == "stage-out"
+    rig.in_phase(running, "stage-out")
     running.kill()
     rig.gone(spec["port"]["name"], lane_number(spec))
 
@@ -302,11 +318,12 @@ def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: St
     rig.kill_agent()
     rig.start_agent()
     starter.stage_out()
+    assert "the job is still running" in rig.log()
     assert rig.attempt_of(starter)["phase"] == "run"
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
 
 
 def test_chirp_reaches_the_starters_own_port_and_no_other(rig: Rig, starter: Starter) -> None:

@@ -171,7 +171,7 @@ def test_stage_out_only_after_the_job_has_exited(rig: Rig, starter: Starter) -> 
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
     late = starter.wait(starter.job("/bin/echo", "late"))
     assert late is not None
     assert "late" not in late.out, "phases only advance"

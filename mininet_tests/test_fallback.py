@@ -185,7 +185,7 @@ def test_a_job_gets_its_lane_and_no_power(rig: FallbackRig, attach: str) -> None
     assert said.out.splitlines()[0] != rig.machine.need("readlink", "/proc/self/ns/net").strip()
     assert rig.attempt_of(starter)["phase"] == "run"
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
     starter.kill()
     gone(rig, spec)
 

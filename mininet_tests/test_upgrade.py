@@ -46,7 +46,7 @@ def ended(rig: KillRig, starter: Starter, job: int) -> None:
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
     starter.kill()
     rig.settle()
 
@@ -100,7 +100,7 @@ def whole_life(rig: KillRig) -> None:
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
     starter.stage_out()
-    assert rig.attempt_of(starter)["phase"] == "stage-out"
+    rig.in_phase(starter, "stage-out")
     number = rig.attempt_of(starter)["port"]["name"].removeprefix("lj")
     starter.kill()
     rig.gone(f"lj{number}", int(number), 5)

@@ -4,8 +4,9 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
 
   begin     ledger(registering) → PUT → ledger(stage-in) → "ok"       a record before anything outside knows the attempt
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
-  end       processes, device, namespace, port, conntrack zone go, ledger(closing) beside it → DELETE until confirmed
-            → record goes → the lane's number may be used again
+  exit      counts into the job's ad → "ok"                            stage-out follows: with the first plugin, or soon
+  end       processes, device, namespace, port go → DELETE until confirmed → conntrack zone → record goes
+            → the lane's number may be used again (refused, while the starter lives: ledger(closing) beside it)
 
 Invariants: nothing is answered "ok" before the controller said the policy is in force. The end of an attempt is the end
 of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down, and
@@ -52,7 +53,7 @@ STARTD_PATIENCE = 8.0
 REFUSED_PATIENCE = 2.0
 """Seconds that the controller may take to say how many packets of a job were refused."""
 EXIT_WAIT = 20.0
-"""Seconds the exit hook waits for an answer; HTCondor gives it 30."""
+"""Seconds that the begin of stage-out may hold up a plugin, or the starter's next request."""
 LANE_WAIT = 10.0
 LEDGER_PAUSE, LEDGER_PAUSE_LONGEST = 0.5, 5.0
 WATCH_PAUSE = 0.5
@@ -62,6 +63,9 @@ HELPER_PATIENCE = 75.0
 LAST_CALL = READ_TIMEOUT
 """Seconds that a call to the controller which was begun in time may still take."""
 DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
+STAGE_OUT_PAUSE = 1.0
+"""Seconds from the exit hook's word until the controller hears of stage-out, unless a plugin brings it about before.
+Most starters have nothing to transfer by then and end at once: they cost no phase."""
 LABEL_PAUSE = 1.0
 """Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time."""
 
@@ -102,6 +106,8 @@ class Attempt:
     told: bool = False
     """The controller may know this attempt: it must be DELETEd."""
     beginning: asyncio.Task[Reply] | None = None
+    over: bool = False
+    """The exit hook has said that its job has exited: stage-out is due."""
     ending: bool = False
     """Its starter has ended."""
     failed: bool = False
@@ -226,20 +232,24 @@ class Attempts:
             raise trust.Refused(life.step(state, request, job_exited=False).refuse or "no such attempt")
         async with attempt.lock:
             exited = attempt.job_pidfd is not None and not trust.alive(attempt.job_pidfd)
-            step = life.step(attempt.record.state, request, exited)
+            step = life.step(State.STAGE_OUT if attempt.over else attempt.record.state, request, exited)
             if step.refuse:
                 raise trust.Refused(step.refuse)
             if request is Request.ATTACH_JOB:
                 return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
                 self._hold_job(attempt, peer)
-            if request is Request.STAGE_OUT and step.advance is not None:
-                attempt.proxy = attempt.proxy or counts.proxy_in(f"/proc/{peer.pid}/cwd")
-                self._count(attempt)
-            if step.advance is not None:
+            if step.advance is Phase.RUN:
                 trouble = await self._advance(attempt, step.advance)
                 if trouble is not None:
                     return trouble
+            if step.advance is Phase.STAGE_OUT:
+                attempt.over = True
+                self._spawn(self._stage_out_later(attempt))
+                attempt.proxy = attempt.proxy or counts.proxy_in(f"/proc/{peer.pid}/cwd")
+                self._count(attempt)
+            if request is Request.ENTER_PLUGIN:
+                await self._stage_out(attempt)
             if request is Request.STAGE_OUT:
                 if attempt.counted is not None:  # what the starter hears before it goes on is in the job's ad
                     await asyncio.wait([attempt.counted])
@@ -570,6 +580,16 @@ class Attempts:
             log.warning("controller had forgotten attempt=%s; registering it again", attempt.id)
             return await self._controller.put_attempt(attempt.id, attempt.record.spec)
 
+    async def _stage_out_later(self, attempt: Attempt) -> None:
+        await asyncio.sleep(STAGE_OUT_PAUSE)
+        async with attempt.lock:
+            await self._stage_out(attempt)
+
+    async def _stage_out(self, attempt: Attempt) -> None:
+        """The phase, if it is time for it. A job's result is not lost for it: what fails here is told later."""
+        if attempt.over and attempt.record.state is State.RUN and not attempt.ending:
+            await self._advance(attempt, Phase.STAGE_OUT)
+
     # -- counts ---------------------------------------------------------------------------------------------------
 
     def _count(self, attempt: Attempt) -> None:
@@ -584,7 +604,9 @@ class Attempts:
         if found is None:
             why = f"{port} is gone"
         elif proxy is not None:
-            said = counts.attributes(found, await self._refused(attempt))
+            # Who sent nothing was refused nothing: a job without a network costs the controller no question.
+            refused = await self._refused(attempt) if found.outgoing_packets else 0
+            said = counts.attributes(found, refused)
             why = await counts.tell(attempt.record.starter_pid, proxy, said)
         reached(Step.JOB_COUNTED)
         if why:
@@ -658,31 +680,34 @@ class Attempts:
         """Everything goes at once; the number comes back when the controller has confirmed."""
         began = time.monotonic()
         over = asyncio.Event()
-        remembering = asyncio.create_task(
-            self._remember(attempt, record.model_copy(update={"state": State.CLOSING}), over)
-        )
+        remembering: asyncio.Task[None] | None = None
+        if not attempt.ending:  # a record whose starter is dead says so by that
+            closing = record.model_copy(update={"state": State.CLOSING})
+            remembering = asyncio.create_task(self._remember(attempt, closing, over))
         try:
             await self._take_down(attempt, record, began)
             reached(Step.END_TORN)
             await self._delete(attempt.id)
             reached(Step.END_DELETED)
-            # Only now do no flows of it remember connections any more.
+            # Only now do no flows of it remember connections any more. (Without its port they carried nothing before.)
             await self._forget_connections(attempt, record.zone)
+            reached(Step.END_FLUSHED)
         finally:
             over.set()
-            await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
+            if remembering is not None:
+                await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
         attempt.told = False
         await self._strike(attempt)
         reached(Step.END_STRUCK)
         self._pool.release(record.lane)
         attempt.torn = True
         reached(Step.END_RELEASED)
-        with contextlib.suppress(AgentError):  # set anew when the number is used again
-            await self._conntrack.unlimit([record.zone], self._pool.zones)
+        await self._pool.unlimit(record.zone)
         reached(Step.END_UNLIMITED)
 
     async def _remember(self, attempt: Attempt, record: Record, over: asyncio.Event) -> None:
-        """Write down that an attempt ends, as soon as the disk lets us. Nothing waits for it but the striking out."""
+        """Write down that an attempt is over while its starter lives, as soon as the disk lets us. Nothing waits for it
+        but the striking out."""
         pause = LEDGER_PAUSE
         while not over.is_set():
             try:
@@ -729,8 +754,6 @@ class Attempts:
             killed += await netlink.in_thread(
                 lambda: netlink.kill_strays(record.uid, prefix, lambda: self._alone(attempt))
             )
-        await self._forget_connections(attempt, record.zone)
-        reached(Step.END_FLUSHED)
         log.info(
             "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",
             *(attempt.id, attempt.label, self._config.node, self._config.bridge.name, record.port),
@@ -740,8 +763,9 @@ class Attempts:
             # What was on its way to the controller, or to the disk, has arrived: the deletion cannot be overtaken. And
             # what was still being made (a sealed namespace, a relay) when the starter ended goes now.
             await attempt.relays.close()
-            names = attempt.record.namespaces
-            await netlink.in_thread(functools.partial(netlink.demolish, None, names))
+            names = [name for name in attempt.record.namespaces if netlink.named(name)]
+            if names:
+                await netlink.in_thread(functools.partial(netlink.demolish, None, names))
 
     async def _forget_connections(self, attempt: Attempt, zone: int) -> None:
         try:

@@ -84,7 +84,7 @@ def proxy_in(directory: str) -> Proxy | None:
 
 async def tell(starter: int, proxy: Proxy, said: Mapping[str, int]) -> str:
     """Have the starter put numbers into the job's ad. The empty text, or why not."""
-    if (proxy.address, proxy.port) not in {(e.address, e.port) for e in await asyncio.to_thread(listeners_of, starter)}:
+    if (proxy.address, proxy.port) not in {(e.address, e.port) for e in listeners_of(starter)}:
         return f"the starter does not listen on {proxy.address}:{proxy.port}, which the job's {PROXY_FILE} names"
     try:
         async with asyncio.timeout(PATIENCE):

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -323,31 +324,38 @@ def _flags_up(device: str) -> None:
         fcntl.ioctl(s, siocsifflags, struct.pack("16sH22x", device.encode(), flags | iff_up))
 
 
-def build_lane(lane: Lane, net: Network) -> None:
-    """Namespace, veth pair, addresses, routes and offloads of a lane, complete but for its port in the switch.
+def build_lanes(lanes: Sequence[Lane], net: Network) -> None:
+    """Namespaces, veth pairs, addresses, routes and offloads of lanes, complete but for their ports in the switch.
 
-    The caller has installed the nftables drop before. Raises NetworkError; nothing is left behind then.
+    Step by step for all of them: the switch looks at all of its ports whenever a device has changed, and sees changes
+    that come together as one. The caller has installed the nftables drop before. Raises NetworkError; nothing is left
+    behind then.
     """
+    fds: list[int] = []
     try:
-        create_namespace(lane.namespace)
-        reached(Step.LANE_NAMESPACE)
-        fd = open_namespace(lane.namespace)
-        try:
-            rtnl.send([rtnl.veth(lane.port, INNER_DEVICE, lane.mac, fd, net.mtu)])
-            reached(Step.LANE_DEVICE)
-            index = socket.if_nametoindex(lane.port)
+        for lane in lanes:
+            create_namespace(lane.namespace)
+            reached(Step.LANE_NAMESPACE)
+            fds.append(open_namespace(lane.namespace))
+        pairs = zip(lanes, fds, strict=True)
+        rtnl.send([rtnl.veth(lane.port, INNER_DEVICE, lane.mac, fd, net.mtu) for lane, fd in pairs])
+        reached(Step.LANE_DEVICE)
+        for lane in lanes:
             _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
             _ethtool(lane.port, ETHTOOL_SGRO, 0)
-            # NOARP: the host's stack must not answer for the host on a job's wire.
-            rtnl.send([rtnl.flags(index, IFF_UP | IFF_NOARP)])
-            reached(Step.LANE_UP)
-            call_in_namespace(fd, lambda: _configure_inside(lane, net))
+        # NOARP: the host's stack must not answer for the host on a job's wire.
+        rtnl.send([rtnl.flags(socket.if_nametoindex(lane.port), IFF_UP | IFF_NOARP) for lane in lanes])
+        reached(Step.LANE_UP)
+        for lane, fd in zip(lanes, fds, strict=True):
+            call_in_namespace(fd, functools.partial(_configure_inside, lane, net))
             reached(Step.LANE_CONFIGURED)
-        finally:
-            os.close(fd)
     except (OSError, NetlinkError, IndexError, NetworkError) as e:
-        demolish(lane.port, [lane.namespace])
-        raise NetworkError(f"cannot be built: {e}", f"lane {lane.number} ({lane.namespace})") from e
+        demolish_all([Ruin(lane.port, (lane.namespace,)) for lane in lanes])
+        names = ", ".join(f"{lane.number} ({lane.namespace})" for lane in lanes)
+        raise NetworkError(f"cannot be built: {e}", f"lanes {names}") from e
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _configure_inside(lane: Lane, net: Network) -> None:
@@ -451,7 +459,12 @@ def _there(device: str) -> bool:
 
 def left_of(port: str, name: str) -> bool:
     """Whether a lane's device or the name of its namespace is there."""
-    return _there(port) or os.path.lexists(NETNS_DIR / name)
+    return _there(port) or named(name)
+
+
+def named(name: str) -> bool:
+    """Whether a namespace's name is there."""
+    return os.path.lexists(NETNS_DIR / name)
 
 
 def demolish(port: str | None, names: Iterable[str]) -> list[int]:

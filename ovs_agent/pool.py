@@ -33,9 +33,9 @@ RECENT, REMEMBERED, IDLE = 10.0, 60.0, 60.0
 """Seconds: what counts as recent demand; how long a job that found no lane is remembered; without jobs until the pool
 shrinks."""
 MOST_AHEAD = 64
-TOGETHER = 0.25
-"""Seconds between two changes of the switch's ports, and between two demolitions: the switch looks at every port for
-each change of one, and who demolishes at every process."""
+RUINED_TOGETHER, CHANGED_TOGETHER = 0.25, 0.5
+"""Seconds between two demolitions, of which each looks at every process, and between two changes of the switch's ports
+of a kind: the switch looks at every port for each change of one."""
 
 
 class NoLane(AgentError):
@@ -89,7 +89,9 @@ class Pool:
         self._doomed: list[str] = []
         self._unplug_wake = asyncio.Event()
         self._unplug_waiting: list[asyncio.Future[None]] = []
-        self._building, self._ruining, self._unplugging = Pace(TOGETHER), Pace(TOGETHER), Pace(TOGETHER)
+        self._ruining = Pace(RUINED_TOGETHER)
+        self._building, self._unplugging, self._unlimiting = (Pace(CHANGED_TOGETHER) for _ in range(3))
+        self._unlimited: list[int] = []
 
     @property
     def network(self) -> Network | None:
@@ -190,6 +192,17 @@ class Pool:
             _settle(future, await netlink.in_thread(functools.partial(netlink.demolish, ruin.port, ruin.namespaces)))
         except Exception as e:  # noqa: BLE001  handed to whoever waits
             _settle(future, e)
+
+    async def unlimit(self, zone: int) -> None:
+        """Lift the limit of a zone, unless it is in use again; together with others. What fails is set anew anyway."""
+        self._unlimited.append(zone)
+        if len(self._unlimited) > 1:
+            return  # the first of them sees to all
+        await asyncio.sleep(self._unlimiting.due())
+        self._unlimiting.taken()
+        zones, self._unlimited = self._unlimited, []
+        with contextlib.suppress(AgentError):
+            await self._conntrack.unlimit(zones, self.zones)
 
     async def unplug(self, port: str) -> None:
         """Delete a port from the switch, together with others that go at the same time; insists until it is done."""
@@ -322,7 +335,7 @@ class Pool:
             for lane in lanes:
                 if netlink.left_of(lane.port, lane.namespace):  # a killed agent left it half-made
                     netlink.demolish(lane.port, [lane.namespace])
-                netlink.build_lane(lane, net)
+            netlink.build_lanes(lanes, net)
 
         try:
             await netlink.in_thread(build)

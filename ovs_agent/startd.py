@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ovs_agent.errors import AgentError
+from ovs_agent.pace import Pace
 
 log = logging.getLogger(__name__)
 QUERY: tuple[str, ...] = (sys.executable, "-m", "ovs_agent.startd_query")
+TOGETHER = 0.2
+"""Seconds between two questions: the startd works everything out anew for each, 8 ms of CPU with 20 slots."""
 CLOCK_SLACK = 3.0
 """Seconds by which JobStart (whole seconds of the wall clock) may seem older than the starter."""
 
@@ -102,6 +105,7 @@ class Startd:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.questions = 0
+        self._pace = Pace(TOGETHER)
 
     async def attributes(self, *, again: bool = False) -> list[str]:
         """STARTD_JOB_ATTRS of the configuration. `again`: read the configuration anew."""
@@ -122,6 +126,7 @@ class Startd:
     async def _serve(self) -> None:
         try:
             while self._waiting:
+                await self._pace.turn()
                 batch, self._waiting = self._waiting, []
                 try:
                     self.questions += 1

@@ -77,7 +77,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     netlink._libc.umount2(os.fsencode(netlink.NETNS_DIR), netlink.MNT_DETACH)
 
 
-def test_a_lane_costs_three_batches_and_its_end_one_and_nothing_is_left(
+def test_lanes_change_the_host_twice_and_their_end_once_and_nothing_is_left(
     node: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
@@ -92,12 +92,11 @@ def test_a_lane_costs_three_batches_and_its_end_one_and_nothing_is_left(
     lanes = [plan.lane(NET, number) for number in (7, 8, 9)]
 
     def build() -> list[str]:
-        for lane in lanes:
-            netlink.build_lane(lane, NET)
+        netlink.build_lanes(lanes, NET)
         return [name for _, name in socket.if_nameindex()]
 
     assert set(netlink.call_in_namespace(node, build)) == {"lo", "lj7", "lj8", "lj9"}
-    assert sent == [1, 1, 5] * 3
+    assert sent == [3, 3, 5, 5, 5], "pairs, the host's ends up; the rest is inside"
     sent.clear()
 
     def demolish() -> list[str]:
@@ -114,7 +113,7 @@ def test_a_lane_costs_three_batches_and_its_end_one_and_nothing_is_left(
 
 def test_what_the_kernel_refuses_is_said_and_nothing_of_the_lane_is_left(node: int) -> None:
     def work() -> list[str]:
-        netlink.build_lane(LANE, NET)
+        netlink.build_lanes([LANE], NET)
         with pytest.raises(NetworkError, match=r"pair of devices lj7: File exists"):
             try:
                 rtnl.send([rtnl.veth("lj7", INNER_DEVICE, LANE.mac, node, 1500)])
@@ -122,7 +121,7 @@ def test_what_the_kernel_refuses_is_said_and_nothing_of_the_lane_is_left(node: i
                 raise NetworkError(str(e)) from e
         rtnl.send([rtnl.no_link("lj9")])  # not there: no error
         with pytest.raises(NetworkError, match="File exists"):
-            netlink.build_lane(LANE, NET)
+            netlink.build_lanes([LANE], NET)
         netlink.demolish(LANE.port, [LANE.namespace])
         return [name for _, name in socket.if_nameindex()]
 

@@ -169,7 +169,31 @@ def behaviour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_one_question_serves_all_who_wait(behaviour: Path) -> None:
+def test_those_who_come_soon_after_another_share_a_question_and_the_first_does_not_wait(behaviour: Path) -> None:
+    async def main() -> tuple[float, int]:
+        client = Startd(None, 5)
+        await client.slots()  # the child is there
+        await asyncio.sleep(startd.TOGETHER)
+        loop = asyncio.get_running_loop()
+        began, before = loop.time(), client.questions
+        asking = [asyncio.create_task(client.slots())]
+        await asking[0]
+        alone = loop.time() - began
+        for _ in range(4):
+            asking.append(asyncio.create_task(client.slots()))
+            await asyncio.sleep(startd.TOGETHER / 20)
+        await asyncio.gather(*asking)
+        await client.close()
+        return alone, client.questions - before
+
+    alone, questions = asyncio.run(main())
+    assert questions == 2
+    assert alone < startd.TOGETHER
+
+
+def test_one_question_serves_all_who_wait(behaviour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startd, "TOGETHER", 0.0)
+
     async def main() -> tuple[int, int]:
         client = Startd(None, 5)
         await asyncio.gather(*(client.slots() for _ in range(20)))
