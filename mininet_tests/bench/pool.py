@@ -4,6 +4,10 @@ One real pool (23.9.6), twenty slots, claims re-used. Switching between *on* and
 do: Lark's two configuration files are there or not. Batches alternate, so that whatever else the machine does meets
 both. A batch's rate is its jobs over the time from the first start to the last end, as the job event log tells it.
 
+What a job costs is the processor time of each program on the site during a batch, over its jobs: access point, gate and
+controller share the machine's cores with the node here, so with jobs that do nothing the rate says how much there is to
+do altogether.
+
 The parts of a start are read from the agent's log (`begin: … ms=… (startd …, lane …, ledger …, controller …)`): of jobs
 that start one by one, and of a burst.
 """
@@ -22,10 +26,14 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from mininet_tests.bench.cpu import spent, usage
 from mininet_tests.site.campus import ALICE, Site
 from mininet_tests.site.namespaces import wait_until
 
 SLOTS = 20
+SETTLE = 1.5
+SHOWN = 0.5
+"""Milliseconds a job that a program must take to be named."""
 SETTINGS = f"""
 NUM_CPUS = {SLOTS}
 MEMORY = {SLOTS * 128}
@@ -48,6 +56,8 @@ class Share:
     rounds: int
     on: float
     off: float
+    costs: dict[str, tuple[float, float]]
+    """Milliseconds of processor time of each program for a job: with Lark, without."""
 
     @property
     def ratio(self) -> float:
@@ -125,13 +135,22 @@ class PoolBench:
 
     def share(self, kind: str, arguments: str, jobs: int, rounds: int) -> Share:
         found: dict[bool, list[float]] = {True: [], False: []}
+        costs: dict[bool, dict[str, float]] = {True: {}, False: {}}
         for number in range(rounds):
             for on in (True, False) if number % 2 == 0 else (False, True):
                 self.switch(on)
                 self.batch("0", SLOTS)  # claims are made, programs are in the page cache
+                time.sleep(SETTLE)
+                before = usage(self._site.machines)
                 found[on].append(self.batch(arguments, jobs))
+                time.sleep(SETTLE)  # what ends behind the jobs belongs to them
+                for name, took in spent(before, usage(self._site.machines)).items():
+                    costs[on][name] = costs[on].get(name, 0.0) + took / jobs / rounds
                 print(f"{kind}: {'on' if on else 'off'} {found[on][-1]:.2f} jobs/s", flush=True)
-        return Share(kind, jobs, rounds, statistics.median(found[True]), statistics.median(found[False]))
+        names = sorted({*costs[True], *costs[False]}, key=lambda name: -costs[True].get(name, 0.0))
+        both = {name: (costs[True].get(name, 0.0), costs[False].get(name, 0.0)) for name in names}
+        rates = statistics.median(found[True]), statistics.median(found[False])
+        return Share(kind, jobs, rounds, *rates, both)
 
     def parts(self, when: str, starts: int, at_once: int) -> Parts:
         """Read from the agent's log what each part of so many starts took, `at_once` jobs at a time."""
@@ -172,6 +191,11 @@ def table(shares: Sequence[Share], parts: Sequence[Parts]) -> str:
             f"  {one.kind:<22} on {one.on:6.2f} jobs/s, off {one.off:6.2f} jobs/s: {one.ratio:.2f}"
             f" ({one.rounds} rounds of {one.jobs})"
         )
+        total = [sum(cost[place] for cost in one.costs.values()) for place in (0, 1)]
+        lines.append(f"    processor time a job, ms: {total[0]:.0f} with, {total[1]:.0f} without; of these")
+        for name, (on, off) in one.costs.items():
+            if on > SHOWN:
+                lines.append(f"      {name:<40} {on:6.1f} {off:6.1f}")
     for found in parts:
         told = ", ".join(f"{name} {p50:.1f}/{p99:.1f}" for name, (p50, p99) in found.parts.items())
         lines.append(f"  a start in the agent, {found.when} ({found.starts}), ms p50/p99: {told}")
