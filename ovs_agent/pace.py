@@ -22,8 +22,8 @@ class Pace:
     def taken(self) -> None:
         self._last = asyncio.get_running_loop().time()
 
-    async def turn(self) -> None:
-        """Return when it is time, and count as taken."""
-        if due := self.due():
+    async def turn(self, *, full: bool = False) -> None:
+        """Return when it is time, and count as taken. `full`: there is as much as can be done at once: it is time."""
+        if not full and (due := self.due()):
             await asyncio.sleep(due)
         self.taken()

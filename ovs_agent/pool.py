@@ -172,7 +172,7 @@ class Pool:
 
     async def _demolish_all(self) -> None:
         while self._ruins:
-            await self._ruining.turn()
+            await self._ruining.turn(full=len(self._ruins) >= BATCH)
             batch, self._ruins = self._ruins[:BATCH], self._ruins[BATCH:]
             try:
                 work = functools.partial(netlink.demolish_all, [ruin for ruin, _ in batch])
@@ -231,7 +231,7 @@ class Pool:
         pause = 0.2
         while True:
             await self._unplug_wake.wait()
-            await self._unplugging.turn()
+            await self._unplugging.turn(full=len(self._doomed) >= BATCH)
             self._unplug_wake.clear()
             ports, self._doomed = self._doomed[:BATCH], self._doomed[BATCH:]
             waiting, self._unplug_waiting = self._unplug_waiting[:BATCH], self._unplug_waiting[BATCH:]
