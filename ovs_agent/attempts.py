@@ -556,6 +556,8 @@ class Attempts:
             status = await insist(lambda: self._tell_phase(attempt, phase), wait, lambda: attempt.ending)
             reached(Step.PHASE_TOLD)
             self._check(attempt, status)
+        except GivenUp as e:
+            return refused(str(e))
         except AgentError as e:
             if phase is Phase.STAGE_OUT:
                 self.told_to_drop(attempt.id)  # the job is over: this phase must come into force, if late

@@ -44,7 +44,7 @@ from mininet_tests.topology.matrix import End, Matrix, Probe, check_port, compar
 from policies.decide import decide
 from policies.language import attributes_read, check_together, load_policy, load_site
 from policies.model import Address, Attempt, Outcome, Policy, Site, World
-from policies.wire import AttemptList, AttemptStatus, NodeList
+from policies.wire import AttemptList, AttemptStatus, NodeList, Phase
 
 LABEL = "lark-lab"
 PROBER = Path(__file__).with_name("prober.py")
@@ -397,8 +397,14 @@ class Campus:
             raise SiteError(f"{job.name} runs in {where}, its prober in {prober}: the agent gave it another network")
 
     def stage_out(self, job: Job) -> None:
-        """Its process has ended; its output would go home now."""
+        """Its process has ended; its output would go home now. Returns when that phase is in force."""
         job.stage_out()
+
+        def told() -> bool:
+            found = [one.spec.phase for one in self.attempts() if one.spec.port == job.spec.port]
+            return found == [Phase.STAGE_OUT]
+
+        wait_until(f"{job.name} is in stage-out", told, 20, 0.05)
         self._refresh(job)
 
     def end_job(self, job: Job) -> None:
