@@ -1,0 +1,188 @@
+"""After the exit hook's word: stage-out with the first plugin, or soon, or never where the starter ends before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ovs_agent import attempts as module
+from ovs_agent import counts, ledger, netlink, trust
+from ovs_agent.attempts import OK, Attempts
+from ovs_agent.conntrack import Conntrack
+from ovs_agent.drain import Drain
+from ovs_agent.ledger import Ledger, Record
+from ovs_agent.life import Request, State
+from ovs_agent.standing import Standing
+from policies.wire import AttemptSpec, AttemptStatus, Phase, PortSpec
+
+PAUSE = 1.0
+SPEC = AttemptSpec(
+    node="wn1",
+    port=PortSpec(bridge="br", name="lj3-none", ofport=1003),
+    mac="02:6c:0a:14:01:43",
+    ipv4="10.20.1.67",
+    zone=1003,
+    phase=Phase.RUN,
+    ad={},
+)
+
+
+class Controller:
+    url = "http://test"
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.deleted = asyncio.Event()
+
+    def _status(self, attempt: str, phase: Phase) -> AttemptStatus:
+        return AttemptStatus.model_validate(
+            {
+                "id": attempt,
+                "spec": SPEC.model_copy(update={"phase": phase}).model_dump(mode="json"),
+                "decision": {"identity": 1, "sealed": False, "groups": [], "grants": [], "trail": []},
+                "bridges": {"br": "realised"},
+            }
+        )
+
+    async def put_attempt(self, attempt: str, spec: AttemptSpec) -> AttemptStatus:
+        return self._status(attempt, spec.phase)
+
+    async def patch_phase(self, attempt: str, phase: Phase) -> AttemptStatus:
+        self.phases.append(phase)
+        return self._status(attempt, phase)
+
+    async def delete_attempt(self, attempt: str) -> None:
+        self.deleted.set()
+
+
+class Lanes:
+    network = None
+
+    def claim_number(self, number: int) -> None: ...
+
+    async def destroy(self, port: str, namespaces: Any) -> list[int]:
+        return []
+
+    async def unlimit(self, zone: int) -> None: ...
+
+    def release(self, number: int) -> None: ...
+
+
+@pytest.fixture
+def starter() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+class Node:
+    """An agent's attempts with one whose job has exited, and who asks about it."""
+
+    def __init__(self, home: Path, starter: subprocess.Popen[bytes]) -> None:
+        self.controller = Controller()
+        boot, start = ledger.boot_id(), trust.start_time(starter.pid)
+        self.id = f"wn1~{boot[:8]}~slot1~{starter.pid}~{start}"
+        book = Ledger(home / "state")
+        book.save(
+            Record(
+                id=self.id,
+                state=State.RUN,
+                lane=3,
+                port="lj3-none",
+                namespaces=("lark-none",),
+                zone=1003,
+                boot_id=boot,
+                slot="slot1",
+                uid=1,
+                starter_pid=starter.pid,
+                starter_start=start,
+                job_pid=starter.pid,
+                job_start=start + 1,
+                spec=SPEC,
+            )
+        )
+        config: Any = SimpleNamespace(
+            node="wn1",
+            bridge=SimpleNamespace(name="br", rundir=home),
+            guard=SimpleNamespace(uids=[]),
+            libexec=home,
+            controller=SimpleNamespace(wait=5.0),
+        )
+        parts: list[Any] = [config, boot, book, Lanes(), None, Conntrack(home, 10), None, self.controller]
+        self.attempts = Attempts(*parts, Standing(), Drain(home / "none"))
+        self._caller = trust.Caller(1, 1, "slot1", starter.pid, start, -1, 1, "")
+
+    async def ask(self, request: Request) -> module.Reply:
+        return await self.attempts.handle(request, self._caller, trust.Peer(os.getpid(), 1, 1, -1))
+
+
+@pytest.fixture
+def node(tmp_path: Path, starter: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Node:
+    monkeypatch.setattr(module, "STAGE_OUT_PAUSE", PAUSE)
+    monkeypatch.setattr(module.fallback, "mode_of", lambda _: module.fallback.Mode.CAPABILITY)
+    monkeypatch.setattr(counts, "proxy_in", lambda _: None)
+    monkeypatch.setattr(netlink, "open_namespace", lambda _: os.open("/dev/null", os.O_RDONLY))
+    return Node(tmp_path, starter)
+
+
+def test_the_exit_hook_does_not_wait_and_stage_out_follows_soon(node: Node) -> None:
+    async def main() -> None:
+        await node.attempts.restore()
+        assert await node.ask(Request.STAGE_OUT) == OK
+        assert node.controller.phases == []
+        with pytest.raises(trust.Refused, match="the job has exited"):
+            await node.ask(Request.ENTER_JOB)
+        async with asyncio.timeout(10):
+            while not node.controller.phases:
+                await asyncio.sleep(0.01)
+        assert await node.ask(Request.STAGE_OUT) == OK
+        await asyncio.sleep(1.5 * PAUSE)
+        assert node.controller.phases == [Phase.STAGE_OUT], "once"
+        await node.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_no_plugin_is_let_in_before_stage_out_is_in_force(node: Node) -> None:
+    async def main() -> None:
+        await node.attempts.restore()
+        early = await node.ask(Request.ENTER_PLUGIN)
+        assert early.fd is not None
+        os.close(early.fd)
+        assert node.controller.phases == [], "the exit hook has not said a word"
+        assert await node.ask(Request.STAGE_OUT) == OK
+        plugin = await node.ask(Request.ENTER_PLUGIN)
+        assert node.controller.phases == [Phase.STAGE_OUT]
+        assert plugin.fd is not None
+        os.close(plugin.fd)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert node.controller.phases == [Phase.STAGE_OUT]
+        await node.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_a_starter_that_ends_soon_costs_no_phase(
+    node: Node, starter: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        await node.attempts.restore()
+        assert await node.ask(Request.STAGE_OUT) == OK
+        starter.kill()
+        async with asyncio.timeout(10):
+            await node.controller.deleted.wait()
+        await asyncio.sleep(1.5 * PAUSE)
+        await node.attempts.shut_down()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert node.controller.phases == []
+    assert caplog.text == ""
