@@ -213,7 +213,7 @@ def test_a_number_stays_in_quarantine_until_the_controller_confirmed(rig: Rig) -
     rig.behave(DELETE=503)
     starter.kill()
     rig.gone(spec["port"]["name"], lane_number(spec))
-    assert [r["state"] for r in rig.records()] == ["closing"]
+    wait_until("its end is written down", lambda: [r["state"] for r in rig.records()] == ["closing"], 10)
     # Every other number is used in turn; this one is not.
     others = []
     for _ in range(14):

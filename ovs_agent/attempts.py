@@ -6,7 +6,7 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
   exit      counts into the job's ad → "ok"                            stage-out follows: with the first plugin, or soon
   end       processes, device, namespace, port go → DELETE until confirmed → conntrack zone → record goes
-            → the lane's number may be used again (refused, while the starter lives: ledger(closing) beside it)
+            → the lane's number may be used again (where that takes long, or the starter lives: ledger(closing) beside)
 
 Invariants: nothing is answered "ok" before the controller said the policy is in force. The end of an attempt is the end
 of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down, and
@@ -56,6 +56,8 @@ EXIT_WAIT = 20.0
 """Seconds that the begin of stage-out may hold up a plugin, or the starter's next request."""
 LANE_WAIT = 10.0
 LEDGER_PAUSE, LEDGER_PAUSE_LONGEST = 0.5, 5.0
+NOTED_LATER = 1.0
+"""Seconds that an end may take before it is written down."""
 WATCH_PAUSE = 0.5
 """Seconds until a tear-down that died is taken up again."""
 HELPER_PATIENCE = 75.0
@@ -682,10 +684,10 @@ class Attempts:
         """Everything goes at once; the number comes back when the controller has confirmed."""
         began = time.monotonic()
         over = asyncio.Event()
-        remembering: asyncio.Task[None] | None = None
-        if not attempt.ending:  # a record whose starter is dead says so by that
-            closing = record.model_copy(update={"state": State.CLOSING})
-            remembering = asyncio.create_task(self._remember(attempt, closing, over))
+        # A record whose starter is dead says so by that; for people it says so too, unless all is over in a moment.
+        patience = NOTED_LATER if attempt.ending else 0.0
+        closing = record.model_copy(update={"state": State.CLOSING})
+        remembering = asyncio.create_task(self._remember(attempt, closing, over, patience))
         try:
             await self._take_down(attempt, record, began)
             reached(Step.END_TORN)
@@ -696,8 +698,7 @@ class Attempts:
             reached(Step.END_FLUSHED)
         finally:
             over.set()
-            if remembering is not None:
-                await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
+            await asyncio.wait([remembering])  # a record written after it was struck out would stay for ever
         attempt.told = False
         await self._strike(attempt)
         reached(Step.END_STRUCK)
@@ -707,9 +708,11 @@ class Attempts:
         await self._pool.unlimit(record.zone)
         reached(Step.END_UNLIMITED)
 
-    async def _remember(self, attempt: Attempt, record: Record, over: asyncio.Event) -> None:
-        """Write down that an attempt is over while its starter lives, as soon as the disk lets us. Nothing waits for it
-        but the striking out."""
+    async def _remember(self, attempt: Attempt, record: Record, over: asyncio.Event, patience: float) -> None:
+        """Write down that an attempt ends, as soon as the disk lets us. Nothing waits for it but the striking out."""
+        if patience:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), patience)
         pause = LEDGER_PAUSE
         while not over.is_set():
             try:
