@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -67,7 +67,7 @@ from policies.sections import (
     Sources,
     gather,
 )
-from policies.trust import Beliefs
+from policies.trust import NUMBERS, TYPED_BY_HTCONDOR, Beliefs
 from policies.validation import Findings, Spot
 from policies.values import did_you_mean, shown
 from policies.wire import Phase
@@ -139,8 +139,8 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
     classify = tuple(_classify(sources, trusted))
     slices = tuple(_slices(sources, trusted))
     seals = tuple(_seals(sources, trusted))
-    rates = tuple(_rates(sources, trusted))
-    shares = tuple(_shares(sources, trusted))
+    rates = tuple(_rates(sources, trusted, attributes))
+    shares = tuple(_shares(sources, trusted, attributes))
     exposes = tuple(_exposes(sources, networks, trusted))
     scitags = tuple(_scitags(sources, trusted))
     node_modes = tuple(
@@ -396,7 +396,23 @@ def _seals(sources: Sources, trusted: Beliefs) -> Iterator[Seal]:
             yield Seal(entry.value, entry.place)
 
 
-def _rates(sources: Sources, trusted: Beliefs) -> Iterator[Rate]:
+_A_NAME = re.compile(r"\s*(?:MY\.)?([A-Za-z_]\w*)\s*", re.IGNORECASE)
+
+
+def _never(expression: Expression, attributes: Mapping[str, Attribute], fits: Container[AttributeType]) -> str:
+    """What an expression that is one attribute's name gives, if it can never be what is wanted: every job that has the
+    attribute would be held, and a running one cut off. Else nothing."""
+    alone = _A_NAME.fullmatch(expression.text)
+    if alone is None:
+        return ""
+    name = alone[1].lower()
+    types = {one.lower(): declared.type for one, declared in attributes.items()}
+    for one in TYPED_BY_HTCONDOR:
+        types.setdefault(one, AttributeType.NUMBER if one in NUMBERS else AttributeType.STRING)
+    return f"`{alone[1]}` is a {types[name].value}" if name in types and types[name] not in fits else ""
+
+
+def _rates(sources: Sources, trusted: Beliefs, attributes: Mapping[str, Attribute]) -> Iterator[Rate]:
     for entry in sources.of("rates", RATE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
@@ -409,11 +425,15 @@ def _rates(sources: Sources, trusted: Beliefs) -> Iterator[Rate]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value * unit < MAX_RATE:
                 message = f"a rate of {expression.text} {source.unit} would hold every job"
                 spot.at("rate").add(message, "write a number above 0")
+        if never := _never(expression, attributes, (AttributeType.NUMBER,)):
+            spot.at("rate").add(
+                f"{never}, so this rate would hold every job that has it", "write an attribute of type number"
+            )
         trusted.restricting(spot, "restriction", source.for_, expression)
         yield Rate(source.for_, expression, unit, entry.place)
 
 
-def _shares(sources: Sources, trusted: Beliefs) -> Iterator[Share]:
+def _shares(sources: Sources, trusted: Beliefs, attributes: Mapping[str, Attribute]) -> Iterator[Share]:
     for entry in sources.of("shares", SHARE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
@@ -423,6 +443,9 @@ def _shares(sources: Sources, trusted: Beliefs) -> Iterator[Share]:
             per = _expression(spot.at("per"), "attribute that a share goes by", source.per, Kind.STRING)
             if per is None:
                 continue
+            if never := _never(per, attributes, (AttributeType.STRING, AttributeType.ENUM)):
+                message = f"{never}, so this share would hold every job that has it"
+                spot.at("per").add(message, f"a share goes by a text; write string({per.text})")
         if part is None:
             continue
         trusted.sharing(spot, source.for_, per, trusting=source.trust_user)

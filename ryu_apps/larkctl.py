@@ -429,11 +429,27 @@ def _watch(client: Client, every: float, as_json: bool) -> None:
             _show(found, as_json, lambda console, shown=shown: console.print(shown))  # type: ignore[misc]
             sys.stdout.flush()
             time.sleep(every)
-            found = client.get("/v1/stats", SiteStats)
+            while isinstance(again := _again(client), Failure):
+                click.echo(f"larkctl: {again}", err=True)
+                time.sleep(every)
+            found = again
     with Live(stats_table(found), auto_refresh=False) as live:
         while True:
             time.sleep(every)
-            live.update(stats_table(client.get("/v1/stats", SiteStats)), refresh=True)
+            again = _again(client)
+            if not isinstance(again, Failure):
+                found = again
+                live.update(stats_table(found), refresh=True)
+            else:
+                live.update(Group(stats_table(found), _text(f"as it was before: {again}")), refresh=True)
+
+
+def _again(client: Client) -> SiteStats | Failure:
+    """Who watches wants to see a restart of the controller, and what comes after it."""
+    try:
+        return client.get("/v1/stats", SiteStats)
+    except Failure as failure:
+        return failure
 
 
 def stats_table(found: SiteStats) -> RenderableType:

@@ -22,7 +22,9 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from policies.wire import BridgeStatus, ClassStats, NodeStatus, SiteStats
+from policies.model import Site
+from policies.wire import BridgeStatus, NodeStatus, SiteStats
+from ryu_apps.admission import Load
 from ryu_apps.life.counting import Cost
 from ryu_apps.refusals import Refused
 from ryu_apps.store.store import Store
@@ -83,12 +85,13 @@ class Metrics:
         stats = source.stats()
         for part in (
             _jobs(stats),
-            _classes(stats.classes),
-            _bridges(source.bridges()),
+            _classes(stats),
+            _bridges(source.bridges(), source.world.site),
             _nodes(source.nodes()),
             [_gauge("lark_attempts_leaving", "Ended attempts that some bridge still may know.", source.leaving)],
             _store(source.store),
             _cost(source.counting.cost),
+            _load(source.admission.load),
         ):
             for family in part:
                 yield family
@@ -143,7 +146,10 @@ def _jobs(stats: SiteStats) -> Iterator[Metric]:
     yield in_force
 
 
-def _classes(classes: list[ClassStats]) -> Iterator[Metric]:
+def _classes(stats: SiteStats) -> Iterator[Metric]:
+    # Before the first report the queues are not known: 0 would be taken for a counter that has begun anew, and all that
+    # they carried before would count twice.
+    reported = {border.bridge for border in stats.borders if border.age is not None}
     counters = {
         "bytes": "Bytes that a class has sent by a port of a border, Ethernet included.",
         "packets": "Packets that a class has sent by a port of a border.",
@@ -159,23 +165,31 @@ def _classes(classes: list[ClassStats]) -> Iterator[Metric]:
         **{key: CounterMetricFamily(f"lark_class_{key}", text, labels=_CLASS) for key, text in counters.items()},
         **{key: GaugeMetricFamily(f"lark_class_{name}", text, labels=_CLASS) for key, (name, text) in gauges.items()},
     }
-    for one in classes:
+    for one in stats.classes:
         labels = (one.bridge, one.port, one.direction, one.name)
         for key, family in families.items():
+            if one.bridge not in reported and key not in ("guarantee", "ceiling"):
+                continue
             family.add_metric(labels, getattr(one, key))  # type: ignore[attr-defined]
     yield from families.values()
 
 
-def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
+def _bridges(bridges: list[BridgeStatus], site: Site) -> Iterator[Metric]:
     connected = GaugeMetricFamily("lark_bridge_connected", "1: the bridge is connected here.", labels=("bridge",))
     converged = GaugeMetricFamily(
         "lark_bridge_converged", "1: all that is wanted of the bridge is confirmed.", labels=("bridge",)
     )
     flows = GaugeMetricFamily("lark_bridge_flows", "Flows of Lark's on the bridge.", labels=("bridge",))
+    missing = GaugeMetricFamily(
+        "lark_bridge_ports_missing", "Declared ports that a connected bridge lacks: it is closed.", labels=("bridge",)
+    )
     for one in bridges:
+        lacks = set(site.bridges[one.bridge].ports) - set(one.ports) if one.connected else set()
+        missing.add_metric((one.bridge,), len(lacks))
         connected.add_metric((one.bridge,), float(one.connected))
         converged.add_metric((one.bridge,), float(one.converged))
         flows.add_metric((one.bridge,), one.flows)
+    yield missing
     yield connected
     yield converged
     yield flows
@@ -215,3 +229,9 @@ def _cost(cost: Cost) -> Iterator[Metric]:
     yield _counter("lark_counting_flows", "Flows whose counters were read.", cost.flows)
     yield _counter("lark_counting_cpu_seconds", "CPU time for reading them.", cost.seconds)
     yield _gauge("lark_counting_round_seconds", "What the last round over all bridges took.", cost.sweep)
+
+
+def _load(load: Load) -> Iterator[Metric]:
+    yield _gauge("lark_registrations_under_way", "Registrations that are being worked on.", load.registrations)
+    yield _gauge("lark_behind_seconds", "How late the controller's turns are.", load.behind)
+    yield _counter("lark_registrations_turned_away", "Registrations told to come again later.", load.turned_away)

@@ -133,7 +133,7 @@ def svg(story: Story) -> str:
     if story.trips:
         told = "; ".join(f"{what} {trip:.1f} ms" for what, trip in story.trips.items())
         parts.append(
-            text(WIDTH - RIGHT, HEIGHT - 16, f"round trip of {next(iter(story.classes))}, p99: {told}",
+            text(WIDTH - RIGHT, HEIGHT - 16, f"round trip of {next(iter(story.classes))}, best p99: {told}",
                  'text-anchor="end" font-size="13" fill="#555"')
         )  # fmt: skip
     return "\n".join([*parts, "</svg>"])

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 
-from policies.model import Attempt, Role
+from policies.model import Attempt, Bridge, Role
 from policies.wire import (
     AttemptStatus,
     BridgeRealisation,
@@ -80,7 +80,7 @@ class Statuses:
                 converged=state.converged,
                 flows=state.flows,
                 ports=dict(state.ports),
-                detail=state.detail,
+                detail="; ".join(filter(None, (state.detail, _lacks(site.bridges[state.bridge], state)))),
                 queues=self._borders.status(state.bridge, queue_wish(world.policy, site, state.bridge))
                 if Role.BORDER in site.bridges[state.bridge].roles
                 else None,
@@ -167,3 +167,12 @@ class Statuses:
 
 def no_such_attempt(id: str) -> Refused:
     return Refused(Slug.NO_SUCH_ATTEMPT, f"there is no attempt {id}")
+
+
+def _lacks(bridge: Bridge, state: BridgeState) -> str:
+    """Declared ports that a connected bridge does not have: it is closed until they are there, however well it does as
+    it is told."""
+    missing = sorted(set(bridge.ports) - set(state.ports)) if state.connected else []
+    return (
+        f"it has no port {', '.join(missing)}, which site.yaml declares, and is closed until it has" if missing else ""
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
 import webob
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.console import Console
 from policies.language import check_together, load_site, policy_from_text
 from policies.wire import ClassReport, ClassStats, PortReport, QueueReport, SiteStats
 from ryu_apps import larkctl
+from ryu_apps.admission import BEAT, BEHIND, FEW
 from ryu_apps.openflow.counters import Slot
 from ryu_apps.rest.api import Api
 from ryu_apps.rest.auth import Tokens, hash_token
@@ -117,6 +120,66 @@ def test_what_a_class_has_carried_never_goes_back(call: Caller) -> None:
     call.rig.controller.reload(policy_from_text(POLICY + CLASSES))
     carry(call, 500)
     assert of_class(call).bytes == 270_500
+
+
+def test_prometheus_hears_of_no_queue_before_its_first_report_to_this_controller(call: Caller) -> None:
+    """A controller that was killed has written nothing: 0, and then all that it had before, would count twice."""
+    carry(call, 100_000)
+    call.rig.restart()
+    renewed(call)
+    of_edge = {one.name for one in samples(call) if one.labels.get("bridge") == "edge" and "class" in one.labels}
+    assert of_edge == {"lark_class_guarantee_bits", "lark_class_ceiling_bits"}
+    carry(call, 120_000)
+    where = {"bridge": "edge", "port": "wan0", "direction": "out", "class": "production"}
+    assert value(call, "lark_class_bytes_total", **where) == 120_000
+
+
+def test_prometheus_is_told_who_was_turned_away(call: Caller) -> None:
+    admission = call.rig.controller.admission
+    with contextlib.ExitStack() as inside:
+        for _ in range(FEW):
+            inside.enter_context(admission.place())
+        call.rig.clock.now += BEAT + BEHIND + 1
+        assert slug(call("PUT", f"/v1/attempts/{aid()}", put())) == "too-many"
+        assert value(call, "lark_registrations_turned_away_total") == 1
+        assert value(call, "lark_registrations_under_way") == FEW
+        assert value(call, "lark_behind_seconds") > BEHIND
+
+
+def test_a_bridge_without_a_declared_port_says_so(call: Caller) -> None:
+    def detail() -> str:
+        (found,) = [one.detail for one in call.rig.controller.bridges() if one.bridge == "edge"]
+        return found
+
+    there = call.rig.fabric.state["edge"].ports
+    assert detail() == ""
+    call.rig.fabric.set_ports("edge", {name: number for name, number in there.items() if name != "wan0"})
+    assert detail() == "it has no port wan0, which site.yaml declares, and is closed until it has"
+    assert value(call, "lark_bridge_ports_missing", bridge="edge") == 1
+    assert value(call, "lark_bridge_ports_missing", bridge="br1") == 0
+    call.rig.fabric.disconnect("edge")
+    assert "wan0" not in detail()
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_who_watches_sees_the_controller_come_back(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stats(call)
+    said: list[SiteStats | Exception] = [found, larkctl.Failure("no answer"), found, _Stopped()]
+
+    def get(*_: object) -> SiteStats:
+        if isinstance(one := said.pop(0), Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(larkctl.Client, "get", get)
+    monkeypatch.setattr(larkctl.time, "sleep", lambda _: None)
+    done = CliRunner().invoke(larkctl.cli, ["stats", "--watch"])
+    assert isinstance(done.exception, _Stopped)
+    assert done.stdout.count("attempts; since the controller started") == 2
+    assert done.stderr == "larkctl: no answer\n"
 
 
 def test_classes_that_nobody_wished_for_are_not_told(call: Caller) -> None:

@@ -105,3 +105,21 @@ def test_a_part_of_a_link_needs_a_site_that_says_what_the_link_carries(tmp_path:
     check_together(policy_from_text(POLICY.replace("30%", "30 Mbit/s")), site)
     with pytest.raises(PolicyError, match=r"policy.yaml:6:5: a share of 30% is part of a node's link.*that of wn1"):
         check_together(policy, site)
+
+
+@pytest.mark.parametrize("name", ["ClusterId", "MY.ClusterId", "Projects", "Sealed"])
+def test_a_share_that_goes_by_what_is_never_a_text_is_refused(name: str) -> None:
+    """It would hold every job, and a reload would cut off all that run."""
+    declared = (
+        "attributes: {Projects: {type: number, set-by: access-point}, Sealed: {type: boolean, set-by: access-point}}"
+    )
+    with pytest.raises(PolicyError, match=f"so this share would hold every job that has it; .*write string.{name}."):
+        policy_from_text(f"{declared}\nshares: [{{per: {name}, share: 10 Mbit/s}}]")
+    policy_from_text(f"{declared}\nshares: [{{per: string({name}), share: 10 Mbit/s}}]")
+
+
+@pytest.mark.parametrize("name", ["Mbps", "User"])
+def test_a_rate_that_is_never_a_number_is_refused(name: str) -> None:
+    with pytest.raises(PolicyError, match=f"`{name}` is a string, so this rate would hold every job that has it"):
+        policy_from_text(f"attributes: {{Mbps: {{type: string}}}}\nrates: [{{rate: {name}, unit: Mbit/s}}]")
+    policy_from_text("rates: [{rate: RequestCpus, unit: Mbit/s}]")
