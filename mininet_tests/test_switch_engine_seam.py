@@ -172,7 +172,22 @@ def test_a_signal_that_somebody_else_handles_does_not_end_it(server: Server) -> 
         (b"GET / HTTP/1.1\r\nHost : lark\r\n\r\n", (b"HTTP/1.1 400", False)),
         (b"GET / HTTP/1.1\r\nHost: lark\r\n folded\r\n\r\n", (b"HTTP/1.1 400", False)),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(100)) + b"\r\n", (b"HTTP/1.1 431", False)),
-        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0", (b"HTTP/1.0 400", False)),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0", (b"HTTP/1.1 400", False)),
+        (b"PUT /body HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", (b"HTTP/1.1 200", True)),
+        (b"PUT /body HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", (b"HTTP/1.1 200", True)),
+        *(
+            (b"PUT " + target + b" HTTP/1.1\r\n" + twice + b"\r\n\r\n", (b"HTTP/1.1 400", False))
+            for target in (b"/body", b"//body")  # the library reads the second
+            for twice in (
+                b"Content-Length: 2\r\nContent-Length: 0",
+                b"Content-Length: +0",
+                b"Content-Length: 0_0",
+                b"Transfer-Encoding: gzip, chunked",
+                b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+                b"Authorization: Bearer a\r\nAuthorization: Bearer b",
+            )
+        ),
+        (b"GET / HTTP/1.1\r\nX: a\rContent-Length: 0\r\n\r\n", (b"HTTP/1.1 400", False)),
     ],
 )
 def test_a_request_is_as_http_wants_it_or_refused(server: Server, said: bytes, answered: tuple[bytes, bool]) -> None:

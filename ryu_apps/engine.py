@@ -716,6 +716,7 @@ def run(apps: Sequence[tuple[type[Any], Mapping[str, Any]]], openflow_listen: Ad
 
 MOST_HEADERS: Final = 100
 """Of one request, as in the standard library."""
+_LENGTH: Final = re.compile("[0-9]{1,15}")
 _FIELD_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -765,6 +766,29 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
                 self._deadline.cancel()
 
     def parse_request(self) -> bool:
+        if not self._parse():
+            return False
+        if self._ambiguous():
+            self.send_error(400, "Who asks, or where the request ends, can be understood in two ways")
+            self.close_connection = True
+            return False
+        return True
+
+    def _ambiguous(self) -> bool:
+        """Could a proxy find the request's end, or who sends it, somewhere else? Of two headers the first would count
+        here, and a length could be written as Python writes numbers."""
+        headers = self.headers
+        lengths = headers.get_all("Content-Length", ())
+        codings = headers.get_all("Transfer-Encoding", ())
+        return (
+            bool(headers.defects)
+            or len(lengths) + len(codings) > 1
+            or any(_LENGTH.fullmatch(one) is None for one in lengths)
+            or any(one.lower() != "chunked" for one in codings)
+            or len(headers.get_all("Authorization", ())) > 1
+        )
+
+    def _parse(self) -> bool:
         words = self.raw_requestline.split()
         if len(words) != 3 or words[2] != b"HTTP/1.1" or not words[1].startswith(b"/") or words[1].startswith(b"//"):
             return self._parse_by_library()
@@ -781,7 +805,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
                 self.close_connection = True  # the connection's end: half a request is none
                 return False
             name, colon, value = line.partition(b":")
-            if not colon or not _FIELD_NAME.fullmatch(name):
+            if not colon or not _FIELD_NAME.fullmatch(name) or b"\r" in value[:-2] or b"\0" in value:
                 self.send_error(400, "A header line is not NAME: VALUE")
                 return False
             self.headers[name.decode("ascii")] = value.strip().decode("latin-1")
