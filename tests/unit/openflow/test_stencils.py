@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from policies.model import Attempt, World
+from policies.model import Attempt, Bandwidth, Sharing, World
 from ryu_apps.openflow import compiler, stencils
 from ryu_apps.openflow.encode import EncodeError
 from ryu_apps.openflow.flows import Flow, Output
@@ -112,6 +112,17 @@ def test_what_differs_between_attempts_in_another_way_has_stencils_of_its_own() 
     here = world([PHYSICS] * 3)
     for scitag in ((1, 2), (3, 4)):
         assert one_by_one(with_first(here, scitag=scitag), own)[1] == 0
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_attempts_that_differ_only_in_having_a_share_each_has_its_own_meters(turned: bool) -> None:
+    here = world([PHYSICS] * 2)
+    first = next(iter(here.attempts.values()))
+    share = Sharing("alice@site", Bandwidth(bits=1_000_000))
+    here = replace(with_first(here, share=share), share_leaders={(first.bridge, share.name): 0x1234})
+    if turned:
+        here = replace(here, attempts=dict(reversed(here.attempts.items())))
+    assert one_by_one(here, own)[1] == 0
 
 
 def test_a_number_without_a_place_is_refused_and_not_cut_off() -> None:
