@@ -124,7 +124,7 @@ def test_input_is_not_fetched_nor_output_put_where_only_another_phase_may_go(sta
     too_late = {port: submit(staged, f"too-late-{port}", lines) for port, lines in late.items()}
     if staged.condor != "23":
         for job in (*too_early.values(), *too_late.values()):
-            wait_for_denial(staged, job, "no grant")
+            assert any("no grant" in str(denial["text"]) for denial in wait_for_denial(staged, job, "no grant")), job.id
         assert not any(job.said("live") for job in too_early.values()), "none ran"
         assert all("input of the job" in job.said("live") for job in too_late.values()), "these ran"
         assert not list((staged.machines["fs"].root / "staged").glob("late-*"))
