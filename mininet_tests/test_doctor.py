@@ -62,6 +62,8 @@ def changed(site: Site, *changes: tuple[str, str]) -> Iterator[Path]:
 
 
 def test_a_healthy_node(site: Site) -> None:
+    # Open vSwitch shows a connection up to five seconds late.
+    wait_until("it is connected", lambda: "switch.controller" not in found(site, "--only", "switch"), 30, 1)
     assert found(site) == {}
     said = site.agent.command("doctor", "--config", str(site.agent.config), "--only", "guard", "--only", "helper")
     assert (said.code, said.out.strip()) == (0, f"node {NODE}: nothing is wrong")
