@@ -277,3 +277,25 @@ def test_what_only_the_administrator_can_say_of_a_bridge_is_asked_for(gate: Gate
     assert not full.err, full.err
     again = gate.lark_agent("prepare-bridge", *bare).need()
     assert not again.err, "it has them by now"
+
+
+def test_what_is_there_is_not_asked_for_again_and_no_port_is_taken_from_another_bridge(gate: Gate) -> None:
+    gate.prepare().need()
+    # The datapath's type of a bridge that is there: as it is.
+    again = gate.lark_agent("prepare-bridge", "--check", "--role", "gate", "--bridge", GATE, "--uplink", "gx0")
+    assert (again.code, again.out) == (0, f"{GATE}: as it should be\n")
+    other = gate.lark_agent(
+        "prepare-bridge", "--check", "--role", "gate", "--bridge", GATE, "--datapath-type", "system"
+    )
+    assert other.code == 1
+    assert "exists with datapath_type=netdev, not system" in other.err
+    new = ["--role", "gate", "--bridge", "lkbk-two", "--datapath-type", "netdev", "--uplink"]
+    taken = gate.lark_agent("prepare-bridge", *new, "gx0")
+    assert taken.code == 1
+    assert taken.err.startswith(f"Error: gx0: is a port of bridge {GATE}; name another device with --uplink")
+    twice = gate.lark_agent("prepare-bridge", *new, "gx1", "--uplink", "gx1")
+    assert twice.code == 0, twice.err
+    long = gate.lark_agent("prepare-bridge", "--role", "gate", "--bridge", "sixteen-letters-")
+    assert long.code == 2
+    assert "15 letters" in long.err
+    assert gate.ovs.vsctl("list-br").split() == [GATE, "lkbk-two"]

@@ -35,6 +35,7 @@ class BridgeWish:
     name: str
     role: str
     datapath_type: str
+    """Empty: as it is, and `system` for a new bridge."""
     datapath_id: str | None
     uplinks: tuple[str, ...]
     controllers: tuple[str, ...]
@@ -73,20 +74,29 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = Fals
             raise AgentError("no such device; name one that exists with --uplink", device)
     if mac is None and macs:
         mac = macs[0]
+    for device in wish.uplinks:
+        owner = await _owner(db, device)
+        if owner not in (None, wish.name):
+            raise AgentError(
+                f"is a port of bridge {owner}; name another device with --uplink, or take it from there first "
+                f"(ovs-vsctl del-port {owner} {device})",
+                device,
+            )
     if there is None:
-        if wish.datapath_type == "system" and not KERNEL_DATAPATH.exists():
+        kind = wish.datapath_type or "system"
+        if kind == "system" and not KERNEL_DATAPATH.exists():
             raise AgentError(
                 "the kernel has no module openvswitch, which `--datapath-type system` needs; "
                 "`modprobe openvswitch`, or `--datapath-type netdev` for the datapath in userspace",
                 f"bridge {wish.name}",
             )
-        words = ["add-br", wish.name, "--", "set", "Bridge", wish.name, f"datapath_type={wish.datapath_type}"]
+        words = ["add-br", wish.name, "--", "set", "Bridge", wish.name, f"datapath_type={kind}"]
         words += _mend({"fail_mode": None, "other_config": None, "protocols": None}, wish, mac)
         for device in wish.uplinks:
             words += ["--", "add-port", wish.name, device]
-        await change(words, f"created bridge {wish.name} ({wish.datapath_type}, fail_mode=secure)")
+        await change(words, f"created bridge {wish.name} ({kind}, fail_mode=secure)")
     else:
-        if there["datapath_type"] != wish.datapath_type:
+        if wish.datapath_type and (there["datapath_type"] or "system") != wish.datapath_type:
             raise AgentError(
                 f"exists with datapath_type={there['datapath_type'] or 'system'}, not {wish.datapath_type}; "
                 "delete it first (ovs-vsctl del-br) or name the type it has",
@@ -110,6 +120,14 @@ async def prepare(db: Ovsdb, rundir: Path, wish: BridgeWish, *, dry: bool = Fals
     if changed:
         done.append(f"put {changed} flows into table 0")
     return done
+
+
+async def _owner(db: Ovsdb, port: str) -> str | None:
+    """The bridge that a port belongs to."""
+    for name in (await db.vsctl(["list-br"])).split():
+        if port in (await db.vsctl(["list-ports", name])).split():
+            return name
+    return None
 
 
 async def lacking(db: Ovsdb, wish: BridgeWish) -> list[str]:

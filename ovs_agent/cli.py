@@ -23,6 +23,7 @@ from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb import Ovsdb
 
 T = TypeVar("T")
+_DEVICE = re.compile(r"[A-Za-z0-9._-]{1,15}")
 CONFIG = click.option(
     "--config",
     "config_file",
@@ -112,7 +113,9 @@ def _is_controller(text: str) -> bool:
 )
 @click.option("--datapath-id", help="16 hexadecimal digits, as in site.yaml.")
 @click.option(
-    "--datapath-type", type=click.Choice(["system", "netdev"]), help="Kernel or userspace.  [default: system]"
+    "--datapath-type",
+    type=click.Choice(["system", "netdev"]),
+    help="Kernel or userspace.  [default: as it is; system for a new bridge]",
 )
 @click.option("--controller", "controllers", multiple=True, help="For example tcp:192.0.2.1:6653; repeat it.")
 @click.option("--mac", help="MAC of the bridge itself.  [default: that of the first uplink]")
@@ -144,6 +147,10 @@ def prepare_bridge(
     name = name or (loaded.bridge.name if loaded else None)
     if not name:
         raise click.UsageError("name the bridge with --bridge, or give --config")
+    if not _DEVICE.fullmatch(name):
+        raise click.UsageError(
+            f"--bridge {name}: a bridge has a device of its name: 15 letters, digits, `.`, `_` and `-` at most"
+        )
     if not uplinks and loaded and loaded.bridge.uplink:
         uplinks = (loaded.bridge.uplink,)
     if role == "worker" and not uplinks:
@@ -165,8 +172,10 @@ def prepare_bridge(
             )
     remote = ovsdb or (loaded.bridge.ovsdb if loaded else "unix:/run/openvswitch/db.sock")
     place = rundir or (loaded.bridge.rundir if loaded else Path("/run/openvswitch"))
-    kind = datapath_type or (loaded.bridge.datapath_type if loaded else None) or "system"
-    wish = BridgeWish(name, role, kind, datapath_id, tuple(uplinks), tuple(controllers), mac.lower() if mac else None)
+    kind = datapath_type or (loaded.bridge.datapath_type if loaded else None) or ""
+    wish = BridgeWish(
+        name, role, kind, datapath_id, tuple(dict.fromkeys(uplinks)), tuple(controllers), mac.lower() if mac else None
+    )
 
     async def work() -> bool:
         db = Ovsdb(remote, place)

@@ -73,9 +73,10 @@ async def identity(config: AgentConfig) -> list[Finding]:
     try:
         ControllerTls(section)
     except ConfigError as e:
-        found.append(
-            fault("identity.certificate", str(e), why, f"lark-controller pki agent {config.node}, copy both files here")
-        )
+        mend = f"copy ca.crt of the controller's CA (lark-controller pki) to {section.ca_file}"
+        if section.certificate_file is not None:
+            mend = f"lark-controller pki agent {config.node}, copy both files here, and ca.crt"
+        found.append(fault("identity.certificate", str(e), why, mend))
         return found
     now = datetime.datetime.now(datetime.UTC)
     for name, path in (("certificate", section.certificate_file), ("ca", section.ca_file)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from condor_bridge import render
 from ovs_agent import doctor, doctor_condor, doctor_controller, doctor_switch, findings, plan
+from ovs_agent.config import load
 from ovs_agent.findings import Severity, fault, warning
 
 LIBEXEC, SBIN = Path("/usr/libexec/lark"), Path("/usr/sbin")
@@ -220,3 +222,11 @@ def test_the_exit_status_is_that_of_the_worst_finding() -> None:
     a, b = warning("x.w", "w", "y", "z"), fault("x.f", "f", "y", "z")
     assert [findings.exit_status(f) for f in ([], [a], [a, b])] == [0, 1, 2]
     assert [line for line in findings.lines([a, b]) if not line.startswith(" ")] == ["fault: x.f: f", "warning: x.w: w"]
+
+
+def test_without_a_certificate_of_its_own_a_node_needs_only_the_cas(tmp_path: Path) -> None:
+    section = 'controller: {urls: ["https://192.0.2.1:8443"], ca-file: ca.crt, token-file: t}'
+    (tmp_path / "agent.yaml").write_text(f"node: wn1\n{section}\nbridge: {{name: wn1-br}}\n")
+    said = asyncio.run(doctor_controller.identity(load(tmp_path / "agent.yaml")))
+    (found,) = [one for one in said if one.check == "identity.certificate"]
+    assert found.mend == f"copy ca.crt of the controller's CA (lark-controller pki) to {tmp_path / 'ca.crt'}"
