@@ -8,14 +8,16 @@ the time until anything is answered: so how late a clock in it is called is its 
 switch does not make it late, and turns nobody away. Ends and heartbeats are never turned away: they make room, and keep
 what is there.
 
-Invariants: up to `FEW` registrations are always under way at a time, whatever the clock says; nothing here waits. Pure
-but for the clock that it is given.
+Invariants: up to `FEW` registrations are always under way at a time, whatever the clock says, and as many again for
+nodes that have less than their part of them: one node that asks for everything, or whose jobs all wait for a dead gate,
+does not take the places of the others. Nothing here waits. Pure but for the clock that it is given.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -55,6 +57,8 @@ class Admission:
         self._beat = clock()
         self._behind = 0.0
         self._under_way = 0
+        self._of: Counter[str] = Counter()
+        """The same by node; none with 0."""
         self._done = 0
         self._rate = 0.0
         self._turned_away = 0
@@ -74,9 +78,10 @@ class Admission:
         return Load(self._under_way, behind, self._turned_away)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A registration is taken up. Raises Refused."""
-        if self._under_way >= FEW:
+    def place(self, node: str) -> Iterator[None]:
+        """A registration of a node is taken up. Raises Refused."""
+        nodes = len(self._of) + (node not in self._of)
+        if self._under_way >= (FEW if self._of[node] * nodes >= FEW else 2 * FEW):
             behind = self.load.behind
             if behind > BEHIND:
                 self._turned_away += 1
@@ -87,10 +92,14 @@ class Admission:
                     retry_after=self._until_done(),
                 )
         self._under_way += 1
+        self._of[node] += 1
         try:
             yield
         finally:
             self._under_way -= 1
+            self._of[node] -= 1
+            if not self._of[node]:
+                del self._of[node]
             self._done += 1
 
     def report(self) -> str:

@@ -300,7 +300,7 @@ class Api:
         body = call.read(MAX_BODY_BYTES)
         # One that is here already is no more work than it was.
         known = self._controller.node_of(call.name) is not None
-        with contextlib.nullcontext() if known else self._controller.admission.place():
+        with contextlib.nullcontext() if known else self._controller.admission.place(call.principal.node or ""):
             spec = _parse(AttemptSpec, body)
             _own(call.principal, spec.node)
             status, new = self._controller.register(call.name, spec)

@@ -98,7 +98,7 @@ def test_a_controller_that_is_behind_turns_new_registrations_away_and_nothing_el
     admission = call.rig.controller.admission
     with contextlib.ExitStack() as busy:
         for _ in range(FEW):
-            busy.enter_context(admission.place())
+            busy.enter_context(admission.place("wn1"))
         call.rig.clock.now += 1.0  # the beat does not come
         answer = call("PUT", f"/v1/attempts/{aid(3)}", put(3))
         assert (answer.status_code, slug(answer)) == (429, "too-many")

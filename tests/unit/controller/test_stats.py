@@ -138,7 +138,7 @@ def test_prometheus_is_told_who_was_turned_away(call: Caller) -> None:
     admission = call.rig.controller.admission
     with contextlib.ExitStack() as inside:
         for _ in range(FEW):
-            inside.enter_context(admission.place())
+            inside.enter_context(admission.place("wn1"))
         call.rig.clock.now += BEAT + BEHIND + 1
         assert slug(call("PUT", f"/v1/attempts/{aid()}", put())) == "too-many"
         assert value(call, "lark_registrations_turned_away_total") == 1
