@@ -69,7 +69,7 @@ from policies.sections import (
 )
 from policies.trust import NUMBERS, TYPED_BY_HTCONDOR, Beliefs
 from policies.validation import Findings, Spot
-from policies.values import did_you_mean, shown
+from policies.values import did_you_mean, in_words, shown
 from policies.wire import Phase
 
 MAX_EXPRESSION = 16_384
@@ -396,6 +396,8 @@ def _seals(sources: Sources, trusted: Beliefs) -> Iterator[Seal]:
             yield Seal(entry.value, entry.place)
 
 
+LEAST_LIMIT = 1000
+"""bit/s: the unit of a switch's meters."""
 _A_NAME = re.compile(r"\s*(?:MY\.)?([A-Za-z_]\w*)\s*", re.IGNORECASE)
 
 
@@ -424,7 +426,10 @@ def _rates(sources: Sources, trusted: Beliefs, attributes: Mapping[str, Attribut
             value = expressions.Scope({}, {}).evaluate(expression.text)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value * unit < MAX_RATE:
                 message = f"a rate of {expression.text} {source.unit} would hold every job"
-                spot.at("rate").add(message, "write a number above 0")
+                spot.at("rate").add(message, f"write a number above 0, and less than {in_words(MAX_RATE)}")
+            elif value * unit < LEAST_LIMIT:
+                message = f"a rate of {expression.text} {source.unit} is less than a switch can limit to"
+                spot.at("rate").add(message, f"write {in_words(LEAST_LIMIT)} or more, or another unit")
         if never := _never(expression, attributes, (AttributeType.NUMBER,)):
             spot.at("rate").add(
                 f"{never}, so this rate would hold every job that has it", "write an attribute of type number"
@@ -448,6 +453,9 @@ def _shares(sources: Sources, trusted: Beliefs, attributes: Mapping[str, Attribu
                 spot.at("per").add(message, f"a share goes by a text; write string({per.text})")
         if part is None:
             continue
+        if part.bits is not None and part.bits < LEAST_LIMIT:
+            message = f"a share of {source.share} is less than a switch can limit to"
+            spot.at("share").add(message, f"write {in_words(LEAST_LIMIT)} or more, or another unit")
         trusted.sharing(spot, source.for_, per, trusting=source.trust_user)
         yield Share(source.for_, per, part, entry.place, source.trust_user)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policies.model import Decision, Mode, Policy, Reason
+from policies.model import Decision, Mode, Policy, Reason, Sharing
+from policies.values import in_words
 from policies.wire import ClassView, DecisionView, ExposureView, PolicyStatus, ScitagView
 
 _DEFAULT_KEYS = {Reason.EGRESS: "egress", Reason.INGRESS: "ingress", Reason.BETWEEN_JOBS: "between-jobs"}
@@ -28,13 +29,20 @@ def decision_view(policy: Policy, node: str, identity: int, decision: Decision) 
         audited=[] if outcome.sealed else sorted(_audited(policy, decision)),
         audited_defaults=[] if outcome.sealed else [_DEFAULT_KEYS[r] for r in sorted(policy.defaults.audited)],
         rate=decision.rate,
-        share=None if decision.share is None else f"{decision.share.part} ({decision.share.name})",
+        share=None if decision.share is None else _share(decision.share),
         scitag=None
         if decision.scitag is None
         else ScitagView(experiment=decision.scitag[0], activity=decision.scitag[1]),
         exposes=list(_exposes(policy, decision)),
         classes=list(_classes(policy, decision)),
     )
+
+
+def _share(share: Sharing) -> str:
+    group, per, value = share.name.split("/", 2)
+    part = str(share.part) if share.part.bits is None else in_words(share.part.bits)
+    whose = f" of group {group}" if group else ""
+    return part + whose + (f" per {per} ({value or 'jobs without it'})" if per else "")
 
 
 def policy_status(policy: Policy) -> PolicyStatus:

@@ -113,7 +113,7 @@ def test_a_phase_later_the_limits_are_the_same_ones(limited: Rig) -> None:
     limited.check()
     assert limited.fabric.state["br1"].meters == before != {}
     view = limited.controller.attempt(aid()).decision
-    assert (view.rate, view.share) == (50_000_000, "10% (physics/User/alice@site)")
+    assert (view.rate, view.share) == (50_000_000, "10% of group physics per User (alice@site)")
 
 
 def test_a_restart_sends_no_meter(limited: Rig) -> None:

@@ -123,3 +123,9 @@ def test_a_rate_that_is_never_a_number_is_refused(name: str) -> None:
     with pytest.raises(PolicyError, match=f"`{name}` is a string, so this rate would hold every job that has it"):
         policy_from_text(f"attributes: {{Mbps: {{type: string}}}}\nrates: [{{rate: {name}, unit: Mbit/s}}]")
     policy_from_text("rates: [{rate: RequestCpus, unit: Mbit/s}]")
+
+
+@pytest.mark.parametrize("text", ["rates: [{rate: 50, unit: bit/s}]", "shares: [{share: 999 bit/s}]"])
+def test_a_limit_below_what_a_switch_can_keep_is_a_mistake_of_units(text: str) -> None:
+    with pytest.raises(PolicyError, match="less than a switch can limit to; write 1 kbit/s or more, or another unit"):
+        policy_from_text(text)
