@@ -60,7 +60,7 @@ class Admission:
         self._of: Counter[str] = Counter()
         """The same by node; none with 0."""
         self._done = 0
-        self._rate = 0.0
+        self._rate = FEW / LATELY
         self._turned_away = 0
         self._told = 0
 
@@ -68,7 +68,11 @@ class Admission:
         now = self._clock()
         took = max(BEAT, now - self._beat)
         self._behind = max(took - BEAT, _FORGETS * self._behind)
-        self._rate += (self._done / took - self._rate) * min(1.0, took / LATELY)
+        # What little it does while little comes says nothing of how fast it can be.
+        if self._under_way >= FEW:
+            self._rate += (self._done / took - self._rate) * min(1.0, took / LATELY)
+        else:
+            self._rate = max(self._rate, self._done / took)
         self._beat, self._done = now, 0
 
     @property
@@ -114,5 +118,5 @@ class Admission:
         )
 
     def _until_done(self) -> int:
-        """Seconds until what is under way is done, as fast as it has gone lately."""
+        """Seconds until what is under way is done, as fast as it has gone when there was much to do."""
         return min(LONGEST, math.ceil(self._under_way / max(self._rate, 1.0)))

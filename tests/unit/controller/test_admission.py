@@ -66,6 +66,20 @@ def test_one_that_is_late_turns_away_what_is_more_than_a_few(site: Site) -> None
     assert site.admission.report() == "", "each is told once"
 
 
+@pytest.mark.parametrize("done_before", [0, 300])
+def test_a_rush_after_a_quiet_time_is_not_told_that_all_goes_slowly(site: Site, done_before: int) -> None:
+    site.come(done_before)
+    site.inside.close()
+    site.beats(1)
+    site.beats(600)
+    site.come(FEW)
+    site.clock.now += BEAT + 2 * BEHIND
+    with pytest.raises(Refused) as refused, site.admission.place("wn1"):
+        raise AssertionError("it was let in")
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after <= (1 if done_before else 3)
+
+
 def test_one_node_does_not_take_the_places_of_the_others(site: Site) -> None:
     site.come(FEW)
     site.beats(3, late=2 * BEHIND)
