@@ -249,8 +249,11 @@ async def insist(call: Callable[[], Awaitable[T]], seconds: float, given_up: Cal
         except Unavailable as e:
             # Agents that were turned away together do not come back together.
             wait = max(pause, e.after * random.uniform(1.0, 1.5))
-            if time.monotonic() + wait >= deadline:
+            left = deadline - time.monotonic()
+            if pause >= left:
                 raise
+            # Who is told to come when it is too late comes a last time before: how long it takes is a guess.
+            wait = min(wait, left - pause)
         until = time.monotonic() + wait
         while (left := until - time.monotonic()) > 0 and not given_up():
             await asyncio.sleep(min(left, LONGEST_PAUSE))

@@ -204,6 +204,20 @@ def test_whoever_was_told_to_wait_long_notices_that_the_job_has_ended() -> None:
     assert time.monotonic() - ended < 10
 
 
+def test_whoever_is_told_to_come_when_it_is_too_late_comes_a_last_time_before() -> None:
+    began = time.monotonic()
+    asked: list[float] = []
+
+    async def full() -> str:
+        asked.append(time.monotonic() - began)
+        if len(asked) == 1:
+            raise Unavailable("full", 30.0)
+        return "in force"
+
+    assert asyncio.run(insist(full, 1.5, lambda: False)) == "in force"
+    assert 1.0 < asked[1] < 1.5
+
+
 def test_insisting_ends() -> None:
     async def never() -> None:
         raise Unavailable("controller http://a cannot be reached")
