@@ -54,6 +54,19 @@ def test_a_rated_job_has_two_meters_and_no_flow_more_and_an_unlimited_one_has_no
     assert limited.fabric.state["br2"].meters == {}
 
 
+def test_a_job_that_is_registered_again_brings_back_meters_that_its_bridge_has_forgotten(limited: Rig) -> None:
+    state = limited.fabric.state["br1"]
+    limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
+    before = state.meters
+    assert state.desired is not None
+    for key in [key for key in state.desired if isinstance(key, int)]:
+        del state.desired[key]
+    limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
+    limited.check()
+    assert state.meters == before
+    assert len(before) == 4
+
+
 def test_a_sealed_job_has_no_meters(limited: Rig) -> None:
     limited.controller.register(aid(), spec(LarkNetwork="none", LarkMbps=50, **ALICE))
     assert limited.fabric.state["br1"].meters == {}
