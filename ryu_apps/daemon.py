@@ -165,18 +165,22 @@ class Doors:
 
 def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None:
     """Policy, tokens and certificates anew, as a whole; whatever is wrong leaves what is in force."""
+    controller.metrics.reloaded(_reload(files, controller, api, doors))
+
+
+def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> bool:
     try:
         new = read_files(files.config.path)
     except ConfigError as fault:
         for line in str(fault).splitlines():
             LOG.error("not reloaded: %s", line)
-        return
+        return False
     if new.site != files.site:
         LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
-        return
+        return False
     if not doors.same_kind(new):
         LOG.error("not reloaded: `tls` came or went in controller.yaml, and that needs a restart of lark-controller")
-        return
+        return False
     api.tokens = new.tokens
     doors.replace(new)
     try:
@@ -184,9 +188,10 @@ def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None
             controller.reload(new.policy)
     except (StoreError, Refused) as problem:
         LOG.error("the policy was not reloaded: %s", problem)
-        return
+        return False
     policy = new.policy
     LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
+    return True
 
 
 def _housekeeping(

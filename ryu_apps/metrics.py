@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -57,6 +58,12 @@ class Metrics:
             ("outcome",),
             registry=self._registry,
         )
+        self._reloaded = Gauge(
+            "lark_reload_succeeded",
+            "1: what the files said at the last SIGHUP, or at the start, is in force.",
+            registry=self._registry,
+        )
+        self.reloaded(True)
         ProcessCollector(registry=self._registry)
         self._source: Controller | None = None
         self._registry.register(self)
@@ -73,6 +80,9 @@ class Metrics:
         if new and new[0]:
             self._took.observe(time.perf_counter() - began)
         self._outcomes.labels("in-force" if new and new[0] else "again").inc()
+
+    def reloaded(self, succeeded: bool) -> None:
+        self._reloaded.set(succeeded)
 
     def text(self, controller: Controller) -> bytes:
         self._source = controller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import webob
@@ -15,8 +16,10 @@ from rich.console import Console
 
 from policies.language import check_together, load_site, policy_from_text
 from policies.wire import ClassReport, ClassStats, PortReport, QueueReport, SiteStats
-from ryu_apps import larkctl
+from ryu_apps import daemon, larkctl
 from ryu_apps.admission import BEAT, BEHIND, FEW
+from ryu_apps.config import ConfigError
+from ryu_apps.files import Files
 from ryu_apps.openflow.counters import Slot
 from ryu_apps.rest.api import Api
 from ryu_apps.rest.auth import Tokens, hash_token
@@ -159,6 +162,23 @@ def test_a_bridge_without_a_declared_port_says_so(call: Caller) -> None:
     assert value(call, "lark_bridge_ports_missing", bridge="br1") == 0
     call.rig.fabric.disconnect("edge")
     assert "wan0" not in detail()
+
+
+def test_a_reload_that_failed_is_told(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP answers nobody: whoever sent it would believe that the new policy holds."""
+    assert value(call, "lark_reload_succeeded") == 1
+
+    def refuse(_: Path) -> Files:
+        raise ConfigError("policy.yaml:1:1: a fault; mend it")
+
+    files = mock.MagicMock(config=mock.Mock(path=Path("c")))
+    monkeypatch.setattr(daemon, "read_files", refuse)
+    daemon.reload(files, call.rig.controller, call.api, mock.Mock())
+    assert value(call, "lark_reload_succeeded") == 0
+    files.policy, files.tokens = call.rig.controller.world.policy, call.api.tokens
+    monkeypatch.setattr(daemon, "read_files", lambda _: files)
+    daemon.reload(files, call.rig.controller, call.api, mock.Mock())
+    assert value(call, "lark_reload_succeeded") == 1
 
 
 class _Stopped(Exception):
