@@ -347,7 +347,7 @@ def test_nonsense_on_the_listener_disturbs_nobody(switch: DummySwitch, app: Appl
         assert app.realise("change", BRIDGE, [attempt(2)], [])[0] == "realised"
         assert silent.fileno() >= 0
     assert app.call("counts", BRIDGE).dumps == 1
-    assert "OFPUnknownVersion" in app.log()
+    wait_until("it is told", lambda: "OFPUnknownVersion" in app.log())
     assert "Traceback" not in app.log()
 
 
