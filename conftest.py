@@ -70,6 +70,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Importing the engine makes a whole process green, and one that runs a share of the tests would wait for ever."""
+    if "ryu_apps.engine" in sys.modules:
+        pytest.exit(
+            "a test module imports ryu_apps.engine: only processes of their own may (tests/unit/test_house_rules)", 3
+        )
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that runs a share of the tests (pytest-xdist) tells the one that writes the summary what it judged."""
     judges = sys.modules.get("tests.judges")

@@ -26,16 +26,13 @@ from policies.certificates import bridge_certificate_name, node_certificate_name
 from policies.model import Role
 from ryu_apps.admission import BEAT
 from ryu_apps.collector import Collector
-from ryu_apps.config import ConfigError
-from ryu_apps.files import Files, read_files
-from ryu_apps.refusals import Refused
+from ryu_apps.files import Files
+from ryu_apps.reread import Doors, reload
 from ryu_apps.store.opening import OpenStore
 from ryu_apps.store.store import StoreError
-from ryu_apps.tls import TlsDoor
 
 if TYPE_CHECKING:
     from ryu_apps.controller import Controller
-    from ryu_apps.rest.api import Api
 
 LOG = logging.getLogger("lark")
 
@@ -143,55 +140,6 @@ def serve(files: Files) -> None:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:
                 raise engine.EngineError("the API's listener has ended; see the log above")
-
-
-class Doors:
-    """The TLS of both listeners: what a reload replaces."""
-
-    def __init__(self, files: Files) -> None:
-        self.openflow = None if files.openflow_tls is None else TlsDoor(files.openflow_tls)
-        self.api = None if files.api_tls is None else TlsDoor(files.api_tls)
-
-    def same_kind(self, files: Files) -> bool:
-        """Is there TLS where there was, and none where there was none?"""
-        return (files.openflow_tls is None, files.api_tls is None) == (self.openflow is None, self.api is None)
-
-    def replace(self, files: Files) -> None:
-        """From now on new connections get these certificates; open ones keep theirs."""
-        for door, tls in ((self.openflow, files.openflow_tls), (self.api, files.api_tls)):
-            if door is not None and tls is not None:
-                door.tls = tls
-
-
-def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None:
-    """Policy, tokens and certificates anew, as a whole; whatever is wrong leaves what is in force."""
-    controller.metrics.reloaded(_reload(files, controller, api, doors))
-
-
-def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> bool:
-    try:
-        new = read_files(files.config.path)
-    except ConfigError as fault:
-        for line in str(fault).splitlines():
-            LOG.error("not reloaded: %s", line)
-        return False
-    if new.site != files.site:
-        LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
-        return False
-    if not doors.same_kind(new):
-        LOG.error("not reloaded: `tls` came or went in controller.yaml, and that needs a restart of lark-controller")
-        return False
-    api.tokens = new.tokens
-    doors.replace(new)
-    try:
-        if new.policy.digest != controller.world.policy.digest:
-            controller.reload(new.policy)
-    except (StoreError, Refused) as problem:
-        LOG.error("the policy was not reloaded: %s", problem)
-        return False
-    policy = new.policy
-    LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
-    return True
 
 
 def _housekeeping(

@@ -167,9 +167,9 @@ def _classes(stats: SiteStats) -> Iterator[Metric]:
     }
     gauges = {
         "backlog": ("backlog_bytes", "Bytes of a class that wait now."),
-        "rate": ("rate_bits", "bit/s of a class over the last seconds."),
-        "guarantee": ("guarantee_bits", "bit/s that a class is guaranteed."),
-        "ceiling": ("ceiling_bits", "bit/s that a class may have at most."),
+        "rate": ("rate_bits_per_second", "bit/s of a class over the last seconds."),
+        "guarantee": ("guarantee_bits_per_second", "bit/s that a class is guaranteed."),
+        "ceiling": ("ceiling_bits_per_second", "bit/s that a class may have at most."),
     }
     families: dict[str, Metric] = {
         **{key: CounterMetricFamily(f"lark_class_{key}", text, labels=_CLASS) for key, text in counters.items()},

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from policies.language import check_together, load_site, policy_from_text
 from policies.wire import ClassReport, ClassStats, PortReport, QueueReport, SiteStats
-from ryu_apps import daemon, larkctl
+from ryu_apps import larkctl, reread
 from ryu_apps.admission import BEAT, BEHIND, FEW
 from ryu_apps.config import ConfigError
 from ryu_apps.files import Files
@@ -131,7 +131,7 @@ def test_prometheus_hears_of_no_queue_before_its_first_report_to_this_controller
     call.rig.restart()
     renewed(call)
     of_edge = {one.name for one in samples(call) if one.labels.get("bridge") == "edge" and "class" in one.labels}
-    assert of_edge == {"lark_class_guarantee_bits", "lark_class_ceiling_bits"}
+    assert of_edge == {"lark_class_guarantee_bits_per_second", "lark_class_ceiling_bits_per_second"}
     carry(call, 120_000)
     where = {"bridge": "edge", "port": "wan0", "direction": "out", "class": "production"}
     assert value(call, "lark_class_bytes_total", **where) == 120_000
@@ -172,12 +172,12 @@ def test_a_reload_that_failed_is_told(call: Caller, monkeypatch: pytest.MonkeyPa
         raise ConfigError("policy.yaml:1:1: a fault; mend it")
 
     files = mock.MagicMock(config=mock.Mock(path=Path("c")))
-    monkeypatch.setattr(daemon, "read_files", refuse)
-    daemon.reload(files, call.rig.controller, call.api, mock.Mock())
+    monkeypatch.setattr(reread, "read_files", refuse)
+    reread.reload(files, call.rig.controller, call.api, mock.Mock())
     assert value(call, "lark_reload_succeeded") == 0
     files.policy, files.tokens = call.rig.controller.world.policy, call.api.tokens
-    monkeypatch.setattr(daemon, "read_files", lambda _: files)
-    daemon.reload(files, call.rig.controller, call.api, mock.Mock())
+    monkeypatch.setattr(reread, "read_files", lambda _: files)
+    reread.reload(files, call.rig.controller, call.api, mock.Mock())
     assert value(call, "lark_reload_succeeded") == 1
 
 
@@ -231,7 +231,7 @@ def test_prometheus_is_told_of_jobs_classes_bridges_nodes_and_the_store(call: Ca
     where = {"bridge": "edge", "port": "wan0", "direction": "out", "class": "production"}
     assert value(call, "lark_class_bytes_total", **where) == 100_000
     assert value(call, "lark_class_drops_total", **where) == 3
-    assert value(call, "lark_class_guarantee_bits", **where) == 25 * MBIT
+    assert value(call, "lark_class_guarantee_bits_per_second", **where) == 25 * MBIT
     assert value(call, "lark_bridge_connected", bridge="br1") == 1
     call.rig.fabric.disconnect("br1")
     assert value(call, "lark_bridge_connected", bridge="br1") == 0

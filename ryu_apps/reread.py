@@ -1,0 +1,70 @@
+"""SIGHUP: policy, tokens and certificates are read again, and take effect as a whole or not at all.
+
+Unlike `daemon`, which uses it, this does not make the process green.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ryu_apps.config import ConfigError
+from ryu_apps.files import Files, read_files
+from ryu_apps.refusals import Refused
+from ryu_apps.store.store import StoreError
+from ryu_apps.tls import TlsDoor
+
+if TYPE_CHECKING:
+    from ryu_apps.controller import Controller
+    from ryu_apps.rest.api import Api
+
+LOG = logging.getLogger("lark")
+
+
+class Doors:
+    """The TLS of both listeners: what a reload replaces."""
+
+    def __init__(self, files: Files) -> None:
+        self.openflow = None if files.openflow_tls is None else TlsDoor(files.openflow_tls)
+        self.api = None if files.api_tls is None else TlsDoor(files.api_tls)
+
+    def same_kind(self, files: Files) -> bool:
+        """Is there TLS where there was, and none where there was none?"""
+        return (files.openflow_tls is None, files.api_tls is None) == (self.openflow is None, self.api is None)
+
+    def replace(self, files: Files) -> None:
+        """From now on new connections get these certificates; open ones keep theirs."""
+        for door, tls in ((self.openflow, files.openflow_tls), (self.api, files.api_tls)):
+            if door is not None and tls is not None:
+                door.tls = tls
+
+
+def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None:
+    """Policy, tokens and certificates anew, as a whole; whatever is wrong leaves what is in force."""
+    controller.metrics.reloaded(_reload(files, controller, api, doors))
+
+
+def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> bool:
+    try:
+        new = read_files(files.config.path)
+    except ConfigError as fault:
+        for line in str(fault).splitlines():
+            LOG.error("not reloaded: %s", line)
+        return False
+    if new.site != files.site:
+        LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
+        return False
+    if not doors.same_kind(new):
+        LOG.error("not reloaded: `tls` came or went in controller.yaml, and that needs a restart of lark-controller")
+        return False
+    api.tokens = new.tokens
+    doors.replace(new)
+    try:
+        if new.policy.digest != controller.world.policy.digest:
+            controller.reload(new.policy)
+    except (StoreError, Refused) as problem:
+        LOG.error("the policy was not reloaded: %s", problem)
+        return False
+    policy = new.policy
+    LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
+    return True
