@@ -289,7 +289,6 @@ def test_faults_are_what_the_application_takes_them_for(app: Application, lark: 
     ticket = app.call("change", REAL, [attempt(78)], [])
     assert app.call("wait", ticket, 0.5)[0] == "timed-out"
     running.call(switch.release)
-    # That was the barrier before the commit: one more is answered at once.
     assert app.call("wait", ticket, 5)[0] == "realised"
     # Full tables: refused with the switch's reason, and what was there stays.
     before = flows_of(running, switch)
@@ -298,14 +297,14 @@ def test_faults_are_what_the_application_takes_them_for(app: Application, lark: 
     assert (outcome, "TABLE_FULL" in reason) == ("refused", True)
     switch.tables.capacity = None
     assert flows_of(running, switch) == before
-    # A commit that is refused.
+    # A commit that is refused: of two entries, for one alone goes without a bundle.
     switch.faults.refuse_commits = (17, 13)
-    assert app.realise("change", REAL, [attempt(80)], [])[0] == "refused"
+    assert app.realise("change", REAL, [attempt(80), attempt(82)], [])[0] == "refused"
     switch.faults.refuse_commits = None
     # Slow, and right all the same.
     running.fleet.places[0].delay = 0.3
     began = time.monotonic()
-    assert app.realise("change", REAL, [attempt(81)], [])[0] == "realised"
+    assert app.realise("change", REAL, [attempt(81), attempt(83)], [])[0] == "realised"
     assert time.monotonic() - began >= 0.6
     running.fleet.places[0].delay = 0
 
