@@ -9,6 +9,7 @@ Run as a program, this module is that process.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import pickle
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,27 @@ class Application:
     def faults(self) -> list[str]:
         """Lines of the log that must not be there."""
         return [line for line in self.log().splitlines() if re.search(r"Traceback| ERROR |Exception|Warning:", line)]
+
+
+@contextlib.contextmanager
+def connected(
+    engine: str, switch: DummySwitch, bridge: str, dpid: int, pardoned: str | None = None
+) -> Iterator[Application]:
+    """The application with one fresh bridge connected, which goes again; it must end orderly and with a clean log, but
+    for faults that have `pardoned` in them."""
+    application = Application(engine, {dpid: bridge})
+    try:
+        switch.bridge(bridge, dpid, application.address)
+        wait_until("connected", lambda: application.state(bridge).connected)
+        yield application
+    finally:
+        switch.vsctl("--if-exists", "del-br", bridge)
+        code = application.stop()
+        log = application.log()
+    print(log)
+    assert code == 0
+    assert log.rstrip().endswith("stopped")
+    assert [line for line in application.faults() if pardoned is None or pardoned not in line] == []
 
 
 def _put(to: Any, value: Any) -> None:

@@ -16,27 +16,15 @@ from pathlib import Path
 import pytest
 
 from mininet_tests import frames as f
+from mininet_tests.edge_site import ask_api, prepare_bridges, site_text
 from mininet_tests.node_rig import machines
-from mininet_tests.site.lark import API, ENVIRONMENT, OPENFLOW, Controller, python_command
+from mininet_tests.site.lark import Controller
 from mininet_tests.site.namespaces import Daemon, Machine, this_python, wait_until, wire
 from mininet_tests.site.openvswitch import OpenVSwitch
 from mininet_tests.switch_rig import ENGINES
 from mininet_tests.test_border_packets import LISTEN, STREAM, WAN4, give, outcome
 from tests.unit.controller.rig import aid, node_spec, spec
 
-SITE = """\
-site: bordered
-network: {ipv4: 10.20.0.0/16}
-infrastructure: [192.0.2.0/24]
-nodes: {wn1: {bridge: br1, ipv4: 10.20.1.0/24}}
-bridges:
-  br1: {datapath-id: "00000000000000a1", address: 192.0.2.1, roles: [worker], ports: {uplink: [up0]}}
-  edge-br:
-    datapath-id: "00000000000000c1"
-    address: 192.0.2.1
-    roles: [border]
-    ports: {uplink: [lan0], wan: [{name: wan0, rate: 1 Gbit/s}]}
-"""
 POLICY = """\
 groups: {production: 'LarkGroup =?= "production"'}
 classes: [{name: production, dscp: af41, guarantee: 50%}, {name: rest, dscp: cs1, guarantee: 10%}]
@@ -53,15 +41,6 @@ classify: [{service: web, class: urgent}, {for: others, class: urgent}, {for: pr
 """
 JOB4, SERVER4, PORT = "10.20.1.2", "10.20.0.9", 80
 REST, PRODUCTION, PRODUCTION_NOW = 8, 34, 36
-CALL = """
-import http.client, sys
-method, path, token, body = sys.argv[1:]
-one = http.client.HTTPConnection(*ADDRESS.split(":"), timeout=30)
-headers = {"Authorization": "Bearer " + token, "Content-Type": "application/json"}
-one.request(method, path, body or None, headers)
-answer = one.getresponse()
-print(answer.status, answer.read().decode())
-""".replace("ADDRESS", repr(API))
 
 
 @dataclass
@@ -75,9 +54,7 @@ class Bordered:
     token: str
 
     def call(self, method: str, path: str, body: str = "") -> None:
-        argv = [this_python(), "-c", CALL, method, path, self.token, body]
-        said = self.edge.run(argv).need().out
-        assert said.startswith(("200", "201", "204")), said
+        ask_api(self.edge, self.token, method, path, body)
 
     def marks(self, source: str) -> list[int]:
         """The code points of packets from an address, as they arrived outside."""
@@ -103,17 +80,10 @@ def bordered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         switch = OpenVSwitch(edge)
         switch.start()
         controller = Controller(edge, request.param)
-        controller.write(SITE, POLICY)
+        controller.write(site_text("1 Gbit/s"), POLICY)
         token = controller.token("agent", "wn1")
         controller.start()
-        for name, role, datapath, ports in (
-            ("br1", "worker", "a1", ["up0"]),
-            ("edge-br", "border", "c1", ["lan0", "wan0"]),
-        ):
-            argv = ["prepare-bridge", "--bridge", name, "--role", role, "--datapath-id", datapath]
-            argv += ["--datapath-type", "netdev", "--controller", f"tcp:{OPENFLOW}"]
-            argv += [word for port in ports for word in ("--uplink", port)]
-            edge.run(python_command("ovs_agent.cli", *argv), env=ENVIRONMENT, timeout=60).need()
+        prepare_bridges(edge)
         # The job's port is there, and nothing behind it: its packets come from the site's side of the border.
         wire(edge, "lj2", edge, "nobody")
         switch.vsctl("add-port", "br1", "lj2", "--", "set", "interface", "lj2", "ofport_request=102")

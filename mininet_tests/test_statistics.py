@@ -17,26 +17,13 @@ from typing import Any
 
 import pytest
 
+from mininet_tests.edge_site import ask_api, prepare_bridges, site_text
 from mininet_tests.node_rig import machines
-from mininet_tests.site.lark import API, ENVIRONMENT, OPENFLOW, Controller, Larkctl, python_command
+from mininet_tests.site.lark import API, ENVIRONMENT, Controller, Larkctl, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, this_python, wait_until, wire
 from mininet_tests.site.openvswitch import OpenVSwitch
-from mininet_tests.test_border_controller import CALL
 from tests.unit.controller.rig import aid, node_spec, spec
 
-SITE = """\
-site: counted
-network: {ipv4: 10.20.0.0/16}
-infrastructure: [192.0.2.0/24]
-nodes: {wn1: {bridge: br1, ipv4: 10.20.1.0/24}}
-bridges:
-  br1: {datapath-id: "00000000000000a1", address: 192.0.2.1, roles: [worker], ports: {uplink: [up0]}}
-  edge-br:
-    datapath-id: "00000000000000c1"
-    address: 192.0.2.1
-    roles: [border]
-    ports: {uplink: [lan0], wan: [{name: wan0, rate: 80 Mbit/s}]}
-"""
 POLICY = """\
 services: {vault: {hosts: [203.0.113.9], ports: [udp/7000], protected: true}}
 groups: {production: 'LarkGroup =?= "production"'}
@@ -98,8 +85,7 @@ class Counted:
     """All that was ever told of the classes and the job, to see that nothing goes back."""
 
     def put(self, path: str, body: str) -> None:
-        argv = [this_python(), "-c", CALL, "PUT", path, self.token, body]
-        assert self.edge.run(argv).need().out.startswith("20")
+        ask_api(self.edge, self.token, "PUT", path, body)
 
     def talk(self, octets: int) -> None:
         self.job.run([this_python(), "-c", TALK, str(octets)], timeout=120).need()
@@ -191,18 +177,6 @@ class Counted:
             raise AssertionError(f"they do not agree: {last}") from error
 
 
-def prepare(edge: Machine) -> None:
-    """Both bridges, and their table 0, which a switch that restarts has lost."""
-    for name, role, datapath, ports in (
-        ("br1", "worker", "a1", ["up0"]),
-        ("edge-br", "border", "c1", ["lan0", "wan0"]),
-    ):
-        argv = ["prepare-bridge", "--bridge", name, "--role", role, "--datapath-id", datapath]
-        argv += ["--datapath-type", "netdev", "--controller", f"tcp:{OPENFLOW}"]
-        argv += [word for port in ports for word in ("--uplink", port)]
-        edge.run(python_command("ovs_agent.cli", *argv), env=ENVIRONMENT, timeout=60).need()
-
-
 @pytest.fixture
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
     root = tmp_path_factory.mktemp("counted")
@@ -229,7 +203,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
         switch = OpenVSwitch(edge)
         switch.start()
         controller = Controller(edge, "os-ken")
-        controller.write(SITE, POLICY)
+        controller.write(site_text("80 Mbit/s"), POLICY)
         config = controller.home / "controller.yaml"
         config.write_text(config.read_text() + "count-every: 2\n")
         token = controller.token("agent", "wn1")
@@ -241,7 +215,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
             path.touch(mode=0o600)
             path.write_text(secret)
         controller.start()
-        prepare(edge)
+        prepare_bridges(edge)
         switch.vsctl("add-port", "br1", "lj2", "--", "set", "interface", "lj2", "ofport_request=102")
         (controller.home / "border.yaml").write_text(
             "bridge: edge-br\nstate-dir: border-state\n"
@@ -288,7 +262,7 @@ def test_counters_agree_with_interfaces_and_never_go_back(counted: Counted) -> N
 
     counted.switch.kill_switch()
     counted.switch.start_switch()
-    prepare(counted.edge)
+    prepare_bridges(counted.edge)
     for bridge in ("br1", "edge-br"):
         flows = functools.partial(counted.switch.flows, bridge)
         wait_until(f"{bridge} has its flows", lambda flows=flows: len(flows()) > 20, 60, 0.25)  # type: ignore[misc]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from mininet_tests.switch_flows import attempt, every_kind
-from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, wait_until
+from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, connected, wait_until
 from ryu_apps.openflow.flows import Flow, FlowKey
 
 BRIDGE, DPID = "br-lkev", 0x4C4B4556
@@ -25,21 +25,12 @@ def switch() -> Iterator[DummySwitch]:
 
 @pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
-    """The application with one fresh, well prepared bridge connected; its log must be clean at the end."""
-    application = Application(request.param, {DPID: BRIDGE})
-    try:
-        switch.bridge(BRIDGE, DPID, application.address)
-        wait_until("connected", lambda: application.state(BRIDGE).connected)
+    """The bridge is well prepared."""
+    with connected(request.param, switch, BRIDGE, DPID) as application:
         # Not before: a bridge that gets its first controller throws its flows away.
         switch.ofctl("add-flow", BRIDGE, LANE)
         wait_until("well prepared", lambda: "table 0" not in application.state(BRIDGE).detail)
         yield application
-    finally:
-        switch.vsctl("--if-exists", "del-br", BRIDGE)
-        code = application.stop()
-    print(application.log())
-    assert code == 0
-    assert application.faults() == []
 
 
 def ours(switch: DummySwitch) -> list[str]:

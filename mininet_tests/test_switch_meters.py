@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mininet_tests.switch_flows import attempt
-from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, wait_until
+from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, connected, wait_until
 from ryu_apps.openflow.flows import Flow, Meter
 from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
 
@@ -28,22 +28,13 @@ def switch() -> Iterator[DummySwitch]:
 
 @pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
-    """One fresh bridge with a meter of somebody else's, connected."""
-    application = Application(request.param, {DPID: BRIDGE})
-    try:
-        switch.bridge(BRIDGE, DPID, application.address)
+    """Beside a meter of somebody else's, which is not touched."""
+    with connected(request.param, switch, BRIDGE, DPID, "set the switch to use") as application:
+        # Not before: a bridge that gets its first controller throws its flows away.
         switch.ofctl("add-flow", BRIDGE, LANE)
         switch.ofctl("add-meter", BRIDGE, FOREIGN)
-        wait_until("connected", lambda: application.state(BRIDGE).connected)
         yield application
-        assert meters(switch).get(7) == 5000, "somebody else's meter is not touched"
-    finally:
-        switch.vsctl("--if-exists", "del-br", BRIDGE)
-        code = application.stop()
-        log = application.log()
-    print(log)
-    assert code == 0
-    assert [line for line in application.faults() if "set the switch to use" not in line] == []
+        assert meters(switch).get(7) == 5000
 
 
 def meters(switch: DummySwitch) -> dict[int, int]:

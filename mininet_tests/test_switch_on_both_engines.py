@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mininet_tests.switch_flows import attempt, every_kind, impossible
-from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, RigError, wait_until
+from mininet_tests.switch_rig import ENGINES, LANE, Application, DummySwitch, RigError, connected, wait_until
 from ryu_apps.openflow import cookies, decode, encode
 from ryu_apps.openflow.flows import FieldMatch, Flow, FlowKey, Goto, Output, match
 
@@ -27,21 +27,9 @@ def switch() -> Iterator[DummySwitch]:
 
 @pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
-    """The application with one fresh bridge connected; its log must be clean at the end and its exit orderly."""
-    application = Application(request.param, {DPID: BRIDGE})
-    try:
+    with connected(request.param, switch, BRIDGE, DPID, "set the switch to use") as application:
         assert application.engine.split()[0] == request.param
-        switch.bridge(BRIDGE, DPID, application.address)
-        wait_until("connected", lambda: application.state(BRIDGE).connected)
         yield application
-    finally:
-        switch.vsctl("--if-exists", "del-br", BRIDGE)
-        code = application.stop()
-        log = application.log()
-    print(log)
-    assert code == 0
-    assert log.rstrip().endswith("stopped")
-    assert [line for line in application.faults() if "set the switch to use" not in line] == []
 
 
 def reconnect(switch: DummySwitch, app: Application) -> None:
