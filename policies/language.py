@@ -22,6 +22,7 @@ __all__ = [
     "PolicyError",
     "Problem",
     "attributes_read",
+    "changed_on_disk",
     "check_together",
     "load_policy",
     "load_site",
@@ -48,6 +49,26 @@ def load_policy(path: Path) -> Policy:
     if reading.problems:
         raise PolicyError([*reading.problems, *policyfile.faults_of_form(reading.documents)])
     return policyfile.policy(reading.documents, _digest(reading.raw), [str(f) for f in reading.files])
+
+
+def changed_on_disk(path: Path, policy: Policy) -> str:
+    """What of a policy that was read from `path` is another now, in words; empty: nothing. Never raises.
+
+    Looks at bytes alone: whether the files are a policy at all is found out when they are read.
+    """
+    root = path if path.is_dir() else path.parent
+    raw = []
+    try:
+        if path.is_dir():
+            new = {str(file) for file in _files_of(path)} - set(policy.files)
+            if new:
+                return f"{', '.join(sorted(new))} came since it was read"
+        for file in policy.files:
+            name = os.path.relpath(file, root)
+            raw.append((name, _bytes(Path(file), name, None)))
+    except PolicyError as gone:
+        return gone.problems[0].message
+    return "" if _digest(raw) == policy.digest else "the files have changed since they were read"
 
 
 def policy_from_text(text: str, file: str = "policy.yaml") -> Policy:

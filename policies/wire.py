@@ -414,6 +414,10 @@ class QueueReport(Message):
     ports: Annotated[dict[PortName, PortReport], Field(max_length=64)]
 
 
+QUEUES_STALE = 15.0
+"""Seconds without a report after which queues do not count as in force: an agent reports every two."""
+
+
 class QueueStatus(Answer):
     """The last report of a border's agent. `age`: seconds since it came."""
 
@@ -434,6 +438,8 @@ class BridgeStatus(Answer):
     flows: int
     ports: dict[str, int]
     detail: str = ""
+    missing: list[str] = Field(default_factory=list)
+    """Declared ports that the connected bridge does not have: it is closed until they are there."""
     queues: QueueStatus | None = None
     """Of a border: what its agent reported last. None: no border, or nothing reported since this controller started."""
 
@@ -514,6 +520,10 @@ class PolicyStatus(Answer):
     """Every file that was read, in reading order."""
     audits: list[str] = Field(default_factory=list)
     """What is in audit mode, as `file:line: what`; empty when everything is enforced."""
+    unconfirmed: list[str] = Field(default_factory=list)
+    """Bridges of this controller that have not confirmed all that they were told of it."""
+    on_disk: str = ""
+    """Why the files do not say what is in force, in a sentence; empty: they do."""
 
 
 class Problem(BaseModel):

@@ -16,6 +16,7 @@ from typing import Any
 from policies.model import Bridge, Policy, Role, Site
 from policies.queues import queue_plan
 from policies.wire import (
+    QUEUES_STALE,
     BorderStats,
     ClassStats,
     PortQueues,
@@ -27,9 +28,6 @@ from policies.wire import (
 )
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.sums import Sums
-
-STALE = 15.0
-"""Seconds without a report after which queues do not count as in force: an agent reports every two."""
 
 
 def queue_wish(policy: Policy, site: Site, bridge: str) -> QueueWish:
@@ -106,7 +104,7 @@ class Borders:
                 if (bridge.name, *where) in self._sums
             }
         status = None if said is None else self._status(said, wish)
-        fresh = status is not None and status.age <= STALE
+        fresh = status is not None and status.age <= QUEUES_STALE
         found = []
         for port, queues in wish.ports.items():
             here = said.report.ports.get(port) if said is not None and fresh else None
@@ -153,6 +151,6 @@ class Borders:
 
     def _status(self, said: _Said, wish: QueueWish) -> QueueStatus:
         age = max(0.0, self._clock() - said.at)
-        followed = age <= STALE and said.report.digest == wish.digest
+        followed = age <= QUEUES_STALE and said.report.digest == wish.digest
         in_force = followed and not said.report.faults
         return QueueStatus(age=age, in_force=in_force, followed=followed, report=said.report)

@@ -59,6 +59,7 @@ from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import Times
 from ryu_apps.life.turns import Turns
 from ryu_apps.metrics import Metrics
+from ryu_apps.on_disk import OnDisk
 from ryu_apps.refusal_log import RefusalLog
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Snapshot, Store
 from ryu_apps.views import policy_status
@@ -87,6 +88,7 @@ class Controller:
     ) -> None:
         self.store = store
         self.metrics = Metrics()
+        self.on_disk = OnDisk()
         self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
         self.admission = Admission(clock)
@@ -248,7 +250,12 @@ class Controller:
         return self._statuses.stats()
 
     def policy(self) -> PolicyStatus:
-        return policy_status(self._present.world.policy)
+        policy = self._present.world.policy
+        with self._present.lock:
+            unconfirmed = self._telling.unconfirmed() if self._telling.begun else []
+        return policy_status(policy).model_copy(
+            update={"unconfirmed": unconfirmed, "on_disk": self.on_disk.said(policy)}
+        )
 
     def reload(self, policy: Policy) -> None:
         """Put another policy in force, also for the attempts there are. Raises StoreError; then the old one stays."""

@@ -89,6 +89,7 @@ def serve(files: Files) -> None:
             count_every=config.count_every,
             state_dir=config.state_dir,
         )
+        controller.on_disk.policy = config.policy
         if several is None:
             controller.start(switches)
         else:

@@ -28,6 +28,7 @@ from rich.text import Text
 from policies.certificates import TlsFault, tls_fault
 from policies.values import in_words
 from policies.wire import (
+    QUEUES_STALE,
     AttemptList,
     AttemptStatus,
     BridgeList,
@@ -317,7 +318,11 @@ def _packets(packets: int, octets: int) -> str:
             break
         size, unit = size / 1000, bigger
     amount = f"{octets} B" if unit == "B" else f"{size:.1f} {unit}"
-    return f"{packets} packet{'' if packets == 1 else 's'} ({amount})"
+    return f"{_count(packets, 'packet')} ({amount})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @cli.command()
@@ -352,6 +357,8 @@ def bridges(client: Client, as_json: bool) -> None:
         table = _table("BRIDGE", "DATAPATH", "ROLES", "STATE", "FLOWS", "PORTS", "DETAIL")
         for one in found.bridges:
             state = "in line" if one.converged else "connected" if one.connected else "not connected"
+            if one.missing:
+                state = "closed"
             _row(table, one.bridge, one.datapath_id, ", ".join(one.roles), state, one.flows, len(one.ports), one.detail)
         console.print(table)
         for one in found.bridges:
@@ -375,11 +382,14 @@ def _tell_queues(console: Console, bridge: BridgeStatus) -> None:
         console.print(_text("  the agent follows another policy than this, or says nothing any more"))
     for fault in status.report.faults:
         console.print(_text(f"  {fault}"))
-    table = _table("PORT", "CLASS", "RATE NOW", "SENT", "DROPPED", "WAITING")
+    # Of the queue as it is, made anew or not; what the class has carried in all is in `larkctl stats`.
+    table = _table("PORT", "CLASS", "RATE NOW", "SENT BY THIS QUEUE", "DROPPED BY IT", "WAITING")
+    stale = status.age > QUEUES_STALE
     for name, port in status.report.ports.items():
         for title, one in port.classes.items():
-            sent, drops = _packets(one.packets, one.bytes), f"{one.drops} packets"
-            _row(table, f"{name} ({in_words(port.rate)})", title, in_words(one.rate), sent, drops, f"{one.backlog} B")
+            sent, drops = _packets(one.packets, one.bytes), _count(one.drops, "packet")
+            now = ("-", "-") if stale else (in_words(one.rate), f"{one.backlog} B")
+            _row(table, f"{name} ({in_words(port.rate)})", title, now[0], sent, drops, now[1])
     if status.report.ports:
         console.print(table)
 
@@ -395,6 +405,10 @@ def policy(client: Client, as_json: bool) -> None:
         console.print(_text(f"policy {found.digest[:12]}, mode {found.mode}, from {', '.join(found.files)}"))
         for line in found.audits:
             console.print(_text(f"in audit mode: {line}"))
+        if found.unconfirmed:
+            console.print(_text(f"not confirmed yet by {', '.join(found.unconfirmed)}; larkctl bridges says why"))
+        if found.on_disk:
+            console.print(_text(f"NOT what the files say: {found.on_disk}"))
 
     _show(found, as_json, draw)
 
@@ -463,15 +477,16 @@ def stats_table(found: SiteStats) -> RenderableType:
     if found.classes:
         table = _table("BORDER", "PORT", "", "CLASS", "GUARANTEED", "RATE NOW", "AT MOST", "SENT", "DROPPED", "WAITING")
         for one in found.classes:
+            drops = _count(one.drops, "packet")
             _row(
                 table, one.bridge, one.port, one.direction, one.name, in_words(one.guarantee), in_words(one.rate),
-                in_words(one.ceiling), _packets(one.packets, one.bytes), f"{one.drops} packets", f"{one.backlog} B",
+                in_words(one.ceiling), _packets(one.packets, one.bytes), drops, f"{one.backlog} B",
             )  # fmt: skip
         parts.append(table)
     jobs = found.jobs
     parts.append(
         _text(
-            f"{jobs.attempts} attempts; since the controller started jobs have sent "
+            f"{_count(jobs.attempts, 'attempt')}; since the controller started jobs have sent "
             f"{_packets(jobs.sent_packets, jobs.sent_bytes)} and been sent "
             f"{_packets(jobs.received_packets, jobs.received_bytes)}"
         )

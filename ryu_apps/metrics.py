@@ -23,7 +23,6 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from policies.model import Site
 from policies.wire import BridgeStatus, NodeStatus, SiteStats
 from ryu_apps.admission import Load
 from ryu_apps.life.counting import Cost
@@ -96,7 +95,7 @@ class Metrics:
         for part in (
             _jobs(stats),
             _classes(stats),
-            _bridges(source.bridges(), source.world.site),
+            _bridges(source.bridges()),
             _nodes(source.nodes()),
             [_gauge("lark_attempts_leaving", "Ended attempts that some bridge still may know.", source.leaving)],
             _store(source.store),
@@ -184,7 +183,7 @@ def _classes(stats: SiteStats) -> Iterator[Metric]:
     yield from families.values()
 
 
-def _bridges(bridges: list[BridgeStatus], site: Site) -> Iterator[Metric]:
+def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
     connected = GaugeMetricFamily("lark_bridge_connected", "1: the bridge is connected here.", labels=("bridge",))
     converged = GaugeMetricFamily(
         "lark_bridge_converged", "1: all that is wanted of the bridge is confirmed.", labels=("bridge",)
@@ -194,8 +193,7 @@ def _bridges(bridges: list[BridgeStatus], site: Site) -> Iterator[Metric]:
         "lark_bridge_ports_missing", "Declared ports that a connected bridge lacks: it is closed.", labels=("bridge",)
     )
     for one in bridges:
-        lacks = set(site.bridges[one.bridge].ports) - set(one.ports) if one.connected else set()
-        missing.add_metric((one.bridge,), len(lacks))
+        missing.add_metric((one.bridge,), len(one.missing))
         connected.add_metric((one.bridge,), float(one.connected))
         converged.add_metric((one.bridge,), float(one.converged))
         flows.add_metric((one.bridge,), one.flows)

@@ -6,6 +6,7 @@ Unlike `daemon`, which uses it, this does not make the process green.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ryu_apps.config import ConfigError
@@ -41,30 +42,31 @@ class Doors:
 
 def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None:
     """Policy, tokens and certificates anew, as a whole; whatever is wrong leaves what is in force."""
-    controller.metrics.reloaded(_reload(files, controller, api, doors))
-
-
-def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> bool:
+    disk = controller.on_disk
     try:
-        new = read_files(files.config.path)
+        disk.policy = _reload(files, controller, api, doors)
+        disk.refused = ""
     except ConfigError as fault:
+        disk.refused = str(fault).splitlines()[0]
         for line in str(fault).splitlines():
             LOG.error("not reloaded: %s", line)
-        return False
+    controller.metrics.reloaded(not disk.refused)
+
+
+def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> Path:
+    """Where the policy was read that is in force now. Raises ConfigError."""
+    new = read_files(files.config.path)
     if new.site != files.site:
-        LOG.error("not reloaded: site.yaml has changed, and that needs a restart of lark-controller")
-        return False
+        raise ConfigError("site.yaml has changed, and that needs a restart of lark-controller")
     if not doors.same_kind(new):
-        LOG.error("not reloaded: `tls` came or went in controller.yaml, and that needs a restart of lark-controller")
-        return False
+        raise ConfigError("`tls` came or went in controller.yaml, and that needs a restart of lark-controller")
     api.tokens = new.tokens
     doors.replace(new)
     try:
         if new.policy.digest != controller.world.policy.digest:
             controller.reload(new.policy)
     except (StoreError, Refused) as problem:
-        LOG.error("the policy was not reloaded: %s", problem)
-        return False
+        raise ConfigError(f"the policy: {problem}") from problem
     policy = new.policy
     LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
-    return True
+    return new.config.policy

@@ -80,7 +80,8 @@ class Statuses:
                 converged=state.converged,
                 flows=state.flows,
                 ports=dict(state.ports),
-                detail="; ".join(filter(None, (state.detail, _lacks(site.bridges[state.bridge], state)))),
+                missing=(missing := _missing(site.bridges[state.bridge], state)),
+                detail="; ".join(filter(None, (state.detail, _lacks(missing)))),
                 queues=self._borders.status(state.bridge, queue_wish(world.policy, site, state.bridge))
                 if Role.BORDER in site.bridges[state.bridge].roles
                 else None,
@@ -169,10 +170,13 @@ def no_such_attempt(id: str) -> Refused:
     return Refused(Slug.NO_SUCH_ATTEMPT, f"there is no attempt {id}")
 
 
-def _lacks(bridge: Bridge, state: BridgeState) -> str:
+def _missing(bridge: Bridge, state: BridgeState) -> list[str]:
     """Declared ports that a connected bridge does not have: it is closed until they are there, however well it does as
     it is told."""
-    missing = sorted(set(bridge.ports) - set(state.ports)) if state.connected else []
+    return sorted(set(bridge.ports) - set(state.ports)) if state.connected else []
+
+
+def _lacks(missing: list[str]) -> str:
     return (
         f"it has no port {', '.join(missing)}, which site.yaml declares, and is closed until it has" if missing else ""
     )

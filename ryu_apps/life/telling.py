@@ -319,6 +319,11 @@ class Telling:
                 self._uses[bridge][attempt.outcome] += 1
         return self.say(world.site.bridges)
 
+    def unconfirmed(self) -> list[str]:
+        """Bridges of this controller that have not confirmed their standing flows, or are not heard of yet."""
+        open_ones = {bridge for bridge, tickets in self._standing.items() if any(t.result() is None for t in tickets)}
+        return sorted(self.mine & (open_ones | set(self._unheard)))
+
     def insist(self) -> None:
         """Nobody waits for standing flows; what a switch refused of them is said again, as a whole."""
         for bridge, tickets in list(self._standing.items()):

@@ -162,6 +162,12 @@ def test_larkctl_shows_faults_and_classes(call: Caller) -> None:
     assert "3 packets" in text
     call("PUT", REPORT, report(wish_of(call)), who="edge")
     assert "\nedge: queues in force" in shown()
+    assert "25 Mbit/s" in shown()
+    call.rig.clock.now += 60
+    text = shown()
+    assert "NOT in force, reported 60 s ago" in text
+    assert "SENT BY THIS QUEUE" in text
+    assert "25 Mbit/s" not in text, "a rate of a minute ago is none of now"
 
 
 def test_a_token_of_a_border_names_its_bridge(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from rich.console import Console
 
-from policies.language import check_together, load_site, policy_from_text
+from policies.language import check_together, load_policy, load_site, policy_from_text
 from policies.wire import ClassReport, ClassStats, PortReport, QueueReport, SiteStats
 from ryu_apps import larkctl, reread
 from ryu_apps.admission import BEAT, BEHIND, FEW
 from ryu_apps.config import ConfigError
 from ryu_apps.files import Files
+from ryu_apps.larkctl import Model
 from ryu_apps.openflow.counters import Slot
 from ryu_apps.rest.api import Api
 from ryu_apps.rest.auth import Tokens, hash_token
@@ -160,6 +161,10 @@ def test_a_bridge_without_a_declared_port_says_so(call: Caller) -> None:
     assert detail() == "it has no port wan0, which site.yaml declares, and is closed until it has"
     assert value(call, "lark_bridge_ports_missing", bridge="edge") == 1
     assert value(call, "lark_bridge_ports_missing", bridge="br1") == 0
+    states = dict(
+        re.findall(r"^(\w+) .*  (in line|closed|connected|not connected)  ", larkctl_says(call, "bridges"), re.M)
+    )
+    assert (states["edge"], states["br1"]) == ("closed", "in line")
     call.rig.fabric.disconnect("edge")
     assert "wan0" not in detail()
 
@@ -179,6 +184,42 @@ def test_a_reload_that_failed_is_told(call: Caller, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reread, "read_files", lambda _: files)
     reread.reload(files, call.rig.controller, call.api, mock.Mock())
     assert value(call, "lark_reload_succeeded") == 1
+
+
+def test_larkctl_policy_says_what_the_files_say_and_is_not_in_force(
+    call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warnings() -> list[str]:
+        return [line for line in larkctl_says(call, "policy").splitlines() if not line.startswith("policy ")]
+
+    controller, path = call.rig.controller, tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    controller.reload(load_policy(path))
+    controller.on_disk.policy = path
+    assert warnings() == []
+    path.write_text(POLICY + "# more\n")
+    (line,) = warnings()
+    assert line.startswith("NOT what the files say: the files have changed since they were read; send SIGHUP")
+    path.unlink()
+    (line,) = warnings()
+    assert f"cannot read {path}" in line
+    path.write_text(POLICY + "# more\n")
+
+    def refuse(_: Path) -> Files:
+        raise ConfigError("policy.yaml:1:1: a fault; mend it\nand another")
+
+    monkeypatch.setattr(reread, "read_files", refuse)
+    files = mock.MagicMock(config=mock.Mock(path=Path("c")))
+    reread.reload(files, controller, call.api, mock.Mock())
+    assert warnings() == ["NOT what the files say: the last SIGHUP was refused: policy.yaml:1:1: a fault; mend it"]
+    files.config.policy, files.policy, files.tokens = path, load_policy(path), call.api.tokens
+    monkeypatch.setattr(reread, "read_files", lambda _: files)
+    call.rig.fabric.state["br2"].silent = True
+    reread.reload(files, controller, call.api, mock.Mock())
+    assert warnings() == ["not confirmed yet by br2; larkctl bridges says why"]
+    call.rig.fabric.state["br2"].silent = False
+    controller.reload(controller.world.policy)
+    assert warnings() == []
 
 
 class _Stopped(Exception):
@@ -273,6 +314,21 @@ def test_the_operations_page_names_every_metric(call: Caller) -> None:
     assert rest.count("alert:") >= 8
 
 
+def larkctl_says(call: Caller, *words: str) -> str:
+    """What `larkctl` prints with the answers of this controller."""
+
+    def get(_: object, path: str, model: type[Model], **query: str) -> Model:
+        assert not query
+        answer: webob.Response = call("GET", path, who="viewer")
+        assert answer.status_code == 200
+        return model.model_validate_json(answer.body)
+
+    with mock.patch.object(larkctl.Client, "get", get):
+        done = CliRunner().invoke(larkctl.cli, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
 def test_larkctl_draws_them(call: Caller) -> None:
     call.rig.controller.register(aid(2), spec(2))
     count(call.rig, aid(), Slot.SPOOFED, 3, 180)
@@ -286,7 +342,7 @@ def test_larkctl_draws_them(call: Caller) -> None:
     (line,) = [line for line in lines if line[:4] == ["edge", "wan0", "out", "production"]]
     assert line[4:] == ["25 Mbit/s", "800 kbit/s", "50 Mbit/s", "100 packets (100.0 kB)", "3 packets", "1500 B"]
     assert "edge2: no agent has reported its queues" in text
-    assert "1 attempts; since the controller started jobs have sent 0 packets" in text
+    assert "1 attempt; since the controller started jobs have sent 0 packets" in text
     assert "refused (spoofed): 3 packets (180 B)" in text
 
 
