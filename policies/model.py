@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -490,9 +490,18 @@ class Attempt:
     share: Sharing | None = None
 
     @property
+    def share_key(self) -> ShareKey | None:
+        """Whose share it has a part in; None: it has none."""
+        return None if self.share is None else (self.bridge, self.share.name)
+
+    @property
     def exposed_only(self) -> bool:
         """Whether members of its slice reach only exposed ports."""
         return self.slice is not None and self.slice.startswith(EXPOSED_PREFIX)
+
+
+ShareKey = tuple[str, str]
+"""Bridge and name of a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,17 +521,4 @@ class World:
     identities: Mapping[Outcome, int] = field(default_factory=dict)
     slice_numbers: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
-    share_leaders: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """Bridge and name of a share -> conntrack zone of the job that gives the share's meters their numbers: of those
-    that have it the one that was registered first (see `leaders`)."""
-
-
-def leaders(attempts: Iterable[Attempt]) -> dict[tuple[str, str], int]:
-    """`World.share_leaders` of these attempts."""
-    first: dict[tuple[str, str], Attempt] = {}
-    for attempt in attempts:
-        if attempt.share is not None:
-            key = (attempt.bridge, attempt.share.name)
-            if key not in first or attempt.number < first[key].number:
-                first[key] = attempt
-    return {key: attempt.zone for key, attempt in first.items()}
+    share_numbers: Mapping[ShareKey, int] = field(default_factory=dict)

@@ -26,10 +26,11 @@ from ruamel.yaml import YAML
 
 from policies.decide import Held, decide
 from policies.language import check_together, load_site, policy_from_text
-from policies.model import Address, Attempt, Outcome, Policy, Role, Site, World, leaders
+from policies.model import Address, Attempt, Outcome, Policy, Role, Site, World
 from policies.semantics import Fragment, Transport
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
+from tests.numbers import share_numbers
 
 UPLINK, WORKERS, SERVERS, WAN, OTHER_WAN = 1, 2, 3, 4, 5
 """Port numbers: the uplink (`up0`) of any bridge, a gate's worker-facing (`wf0`) and server-facing (`sf0`) ports, and a
@@ -145,7 +146,11 @@ def world_of(case: Case) -> World:
             share=decision.share,
         )
     return replace(
-        world, identities=identities, slice_numbers=slices, share_leaders=leaders(attempts.values()), attempts=attempts
+        world,
+        identities=identities,
+        slice_numbers=slices,
+        share_numbers=share_numbers(attempts.values()),
+        attempts=attempts,
     )
 
 

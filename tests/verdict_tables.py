@@ -31,7 +31,6 @@ from policies.model import (
     Role,
     TrafficClass,
     World,
-    leaders,
 )
 from policies.model import Verdict as V
 from policies.path import borders_of, outside
@@ -42,6 +41,7 @@ from ryu_apps.openflow.compiler import desired_flows, lane_addresses
 from ryu_apps.openflow.explain import frame
 from ryu_apps.openflow.fields import CtState
 from ryu_apps.openflow.simulate import SimulatedSwitch, Special
+from tests.numbers import share_numbers
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "policies" / "examples"
 TABLES = sorted(EXAMPLES.glob("*/verdicts*.yaml"))
@@ -161,7 +161,7 @@ class Example:
             node_numbers={name: n for n, name in enumerate(sorted(self.site.nodes), 1)},
             identities={outcome: n for n, outcome in enumerate(outcomes, 1)},
             slice_numbers={name: n for n, name in enumerate(slices, 1)},
-            share_leaders=leaders(attempts.values()),
+            share_numbers=share_numbers(attempts.values()),
             attempts=attempts,
         )
 

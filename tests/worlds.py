@@ -9,9 +9,10 @@ from pathlib import Path
 
 from policies.decide import decide
 from policies.language import load_policy, load_site
-from policies.model import Attempt, Mode, Policy, Site, World, leaders
+from policies.model import Attempt, Mode, Policy, Site, World
 from policies.wire import Phase
 from ryu_apps.openflow.compiler import lane_addresses
+from tests.numbers import share_numbers
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "policies" / "examples"
 PORTS = {"wn1-br": {"up0": 1}, "gate-br": {"wf0": 1, "sf0": 2, "cf0": 3}}
@@ -74,5 +75,9 @@ def with_job(before: World, lane: int, ad: Mapping[str, object], phase: Phase = 
         slices.setdefault(decision.slice, len(slices) + 1)
     attempts = {**before.attempts, job.id: job}
     return replace(
-        before, identities=identities, slice_numbers=slices, share_leaders=leaders(attempts.values()), attempts=attempts
+        before,
+        identities=identities,
+        slice_numbers=slices,
+        share_numbers=share_numbers(attempts.values()),
+        attempts=attempts,
     )

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
-from policies.model import Address, Attempt, Node, World
+from policies.model import Address, Attempt, Node, ShareKey, World
 from policies.wire import AttemptSpec, NodeSpec
 from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
@@ -69,6 +69,12 @@ def claims(spec: AttemptSpec) -> tuple[Claim, ...]:
         (bridge, "port number", spec.port.ofport),
         (node, "zone", spec.zone),
     )
+
+
+def share_key(row: AttemptRow) -> ShareKey | None:
+    """The share that a row's attempt has a part in."""
+    share = row.decision.share
+    return None if share is None else (row.spec.port.bridge, share.name)
 
 
 def attempt_of(row: AttemptRow) -> Attempt:

@@ -122,6 +122,7 @@ class Departures:
     def add(self, row: AttemptRow, tickets: dict[str, Ticket]) -> None:
         """One that ended before this controller heard of it. Claims of living attempts are theirs."""
         self.known[row.id] = Departure(row, tickets, stored=row.leaving)
+        self._present.hold_share(row)
         for claim in claims(row.spec):
             self._present.claims.setdefault(claim, row.id)
 

@@ -1,4 +1,7 @@
-"""Durable numbers of attempts, identities, slices, services and nodes. A number never comes to mean another thing."""
+"""Durable numbers of attempts, identities, slices, shares, services and nodes.
+
+A number never comes to mean another thing. (Those of shares are cut to what meters have room for, see `Present`.)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from ryu_apps.refusals import Refused, Slug
 from ryu_apps.store.blocks import NumberBlock
 from ryu_apps.store.store import Change, Kind, PutNumber, Store, StoreError
 
-_GIVEN_ON_THE_WAY = (Kind.ATTEMPT, Kind.IDENTITY, Kind.SLICE)
+_GIVEN_ON_THE_WAY = (Kind.ATTEMPT, Kind.IDENTITY, Kind.SLICE, Kind.SHARE)
 """Numbers that a registration may need: a block of each is reserved beforehand."""
 
 

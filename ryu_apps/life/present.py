@@ -1,7 +1,7 @@
 """What is there now: the world, the rows of the living attempts, the nodes, and who holds which address and port.
 
-Invariants: the world's attempts are those of `rows`; an outcome or slice has a number exactly while an attempt has it;
-a claim belongs to one attempt, living or leaving, at a time. Whoever changes anything here has `lock`.
+Invariants: the world's attempts are those of `rows`; an outcome, slice or share has a number exactly while an attempt
+has it; a claim belongs to one attempt, living or leaving, at a time. Whoever changes anything here has `lock`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from policies.model import Address, Attempt, Policy, Role, Site, World, leaders
+from policies.model import Address, Attempt, Policy, Role, ShareKey, Site, World
 from policies.wire import DIGEST_MASK, attempt_summand
-from ryu_apps.life.checks import Claim, claims, host_addresses, nobodys_host
+from ryu_apps.life.checks import Claim, claims, host_addresses, nobodys_host, share_key
 from ryu_apps.life.numbers import Numbers
+from ryu_apps.openflow.meters import MOST_SHARES
 from ryu_apps.store.store import AttemptRow, Kind, NodeRow
 
 LOG = logging.getLogger("lark.controller")
@@ -56,8 +57,10 @@ class Present:
         self.claims: dict[Claim, str] = {}
         self.members: dict[str, dict[str, Attempt]] = {}
         """The attempts of each slice."""
-        self.sharers: dict[tuple[str, str], dict[str, Attempt]] = {}
-        """The attempts of each share, by bridge and name."""
+        self.sharers: dict[ShareKey, dict[str, Attempt]] = {}
+        """The attempts of each share."""
+        self._leaving_shares: dict[str, int] = {}
+        """The numbers of the shares that leaving attempts had."""
         self._on_bridge: dict[str, dict[str, Attempt]] = {}
         self.replace(World(site=site, policy=policy))
 
@@ -74,7 +77,7 @@ class Present:
                 world,
                 identities=dict(world.identities),
                 slice_numbers=dict(world.slice_numbers),
-                share_leaders=dict(world.share_leaders),
+                share_numbers=dict(world.share_numbers),
                 attempts=dict(world.attempts),
             )
 
@@ -86,7 +89,7 @@ class Present:
         self._identities = dict(world.identities)
         self._slices = dict(world.slice_numbers)
         self._outcomes = Counter(attempt.outcome for attempt in self._attempts.values())
-        self._leaders = leaders(self._attempts.values())
+        self._share_numbers = dict(world.share_numbers)
         self.members = {}
         self.sharers = {}
         self._on_bridge = {}
@@ -94,13 +97,13 @@ class Present:
             self._on_bridge.setdefault(attempt.bridge, {})[attempt.id] = attempt
             if attempt.slice is not None:
                 self.members.setdefault(attempt.slice, {})[attempt.id] = attempt
-            if attempt.share is not None:
-                self.sharers.setdefault((attempt.bridge, attempt.share.name), {})[attempt.id] = attempt
+            if attempt.share_key is not None:
+                self.sharers.setdefault(attempt.share_key, {})[attempt.id] = attempt
         self._world = replace(
             world,
             identities=MappingProxyType(self._identities),
             slice_numbers=MappingProxyType(self._slices),
-            share_leaders=MappingProxyType(self._leaders),
+            share_numbers=MappingProxyType(self._share_numbers),
             attempts=MappingProxyType(self._attempts),
         )
 
@@ -111,7 +114,7 @@ class Present:
             self._world,
             identities=dict(self._identities),
             slice_numbers=dict(self._slices),
-            share_leaders=dict(self._leaders),
+            share_numbers=dict(self._share_numbers),
         )
         if world.site.bridges[bridge].roles != {Role.WORKER}:
             return replace(world, attempts=dict(self._attempts))
@@ -154,31 +157,29 @@ class Present:
             del self._attempts[old.id]
             del self._on_bridge[old.bridge][old.id]
             self._outcomes[old.outcome] -= 1
-            self._share(old, None)
+            if old.share_key is not None:
+                del self.sharers[old.share_key][old.id]
         if new is not None:
             self._attempts[new.id] = new
             self._on_bridge.setdefault(new.bridge, {})[new.id] = new
             self._outcomes[new.outcome] += 1
-            self._share(new, new)
             if new.outcome not in self._identities:
                 self._identities[new.outcome] = self.numbers.take(Kind.IDENTITY)
             if new.slice is not None and new.slice not in self._slices:
                 self._slices[new.slice] = self.numbers.take(Kind.SLICE)
+            if new.share_key is not None:
+                self.sharers.setdefault(new.share_key, {})[new.id] = new
+                if new.share_key not in self._share_numbers:
+                    self._share_numbers[new.share_key] = self.fresh_share(self._share_numbers.values())
 
-    def _share(self, one: Attempt, now: Attempt | None) -> None:
-        """The attempt has its share from now on, or (None) no more; who leads the share follows."""
-        if one.share is None:
-            return
-        key = (one.bridge, one.share.name)
-        sharers = self.sharers.setdefault(key, {})
-        if now is None:
-            del sharers[one.id]
-        else:
-            sharers[one.id] = one
-        if sharers:
-            self._leaders.update(leaders(sharers.values()))
-        else:
-            del self.sharers[key], self._leaders[key]
+    def fresh_share(self, used: Iterable[int]) -> int:
+        """A number for a share: none of these, nor of what leaves. Meters have room for four million of them, so it may
+        come round to one that was given before."""
+        taken = {0, *used, *self._leaving_shares.values()}
+        while True:
+            number = self.numbers.take(Kind.SHARE) & MOST_SHARES
+            if number not in taken:
+                return number
 
     def release(self, old: Attempt) -> None:
         """Forget the numbers of what nobody uses any more."""
@@ -187,10 +188,12 @@ class Present:
             del self._identities[old.outcome]
         if old.slice is not None and old.slice not in self.members:
             del self._slices[old.slice]
+        if old.share_key is not None and not self.sharers[old.share_key]:
+            del self.sharers[old.share_key], self._share_numbers[old.share_key]
 
     def lower(self, row: AttemptRow) -> bool:
-        """Equal outcomes and slices have equal numbers. If two controllers gave one each at the same moment, the lower
-        counts; tells whether it replaces one that bridges have."""
+        """Equal outcomes, slices and shares have equal numbers. If two controllers gave one each at the same moment,
+        the lower counts; tells whether it replaces one that bridges have."""
         lower = False
         outcome, name = row.decision.outcome, row.decision.slice
         if row.identity < self._identities.get(outcome, row.identity + 1):
@@ -199,18 +202,23 @@ class Present:
         if name is not None and row.slice_number < self._slices.get(name, row.slice_number + 1):
             lower = lower or name in self._slices
             self._slices[name] = row.slice_number
+        share = share_key(row)
+        if share is not None and 0 < row.share_number < self._share_numbers.get(share, row.share_number + 1):
+            lower = lower or share in self._share_numbers
+            self._share_numbers[share] = row.share_number
         if lower:
             self.rows = {id: self.numbered(one) for id, one in self.rows.items()}
         return lower
 
     def numbered(self, row: AttemptRow) -> AttemptRow:
-        """The row with the numbers that the world has for its identity and slice."""
-        name = row.decision.slice
-        number = self._slices[name] if name is not None else 0
+        """The row with the numbers that the world has for its identity, slice and share."""
+        name, key = row.decision.slice, share_key(row)
+        slice_number = self._slices[name] if name is not None else 0
+        share = self._share_numbers[key] if key is not None else 0
         identity = self._identities[row.decision.outcome]
-        if (row.identity, row.slice_number) == (identity, number):
+        if (row.identity, row.slice_number, row.share_number) == (identity, slice_number, share):
             return row
-        return replace(row, identity=identity, slice_number=number)
+        return replace(row, identity=identity, slice_number=slice_number, share_number=share)
 
     def keep(self, row: AttemptRow) -> AttemptRow:
         """The row of a living attempt, with the world's numbers; it holds what it claims."""
@@ -224,10 +232,17 @@ class Present:
         """The attempt lives no more; what it claims it still holds."""
         row = self.rows.pop(id)
         self.on_node[row.spec.node].remove(id)
+        self.hold_share(row)
         return row
+
+    def hold_share(self, row: AttemptRow) -> None:
+        """The attempt leaves: the number of its share is given to no other share before it is gone."""
+        if row.share_number:
+            self._leaving_shares[row.id] = row.share_number
 
     def give_free(self, row: AttemptRow) -> None:
         """What an attempt held may be given to another."""
+        self._leaving_shares.pop(row.id, None)
         for claim in claims(row.spec):
             if self.claims.get(claim) == row.id:
                 del self.claims[claim]

@@ -1,7 +1,8 @@
 """A controller that starts reads everything back from the store.
 
 Invariants: nothing is decided anew unless the policy is another one; a number never comes to mean anything else: it
-stays with the outcome or slice that it was given for, and what another policy makes of an attempt has one of its own.
+stays with the outcome, slice or share that it was given for, and what another policy makes of an attempt has one of its
+own.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from policies.model import Decision, Outcome
-from ryu_apps.life.checks import attempt_of, check, claims
+from policies.model import Decision, Outcome, ShareKey
+from ryu_apps.life.checks import attempt_of, check, claims, share_key
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -37,13 +38,19 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
     present.nodes = {row.name: row for row in snapshot.nodes if row.name in world.site.nodes}
     changed: dict[str, AttemptRow] = {}
     living, leaving = _sorted_out(snapshot, present, changed)
-    identities, slices = _numbers_kept(living)
+    for row in leaving:
+        present.hold_share(row)
+    identities, slices, shares = _numbers_kept(living)
     for row, _ in living:
         outcome, name = row.decision.outcome, row.decision.slice
         if outcome not in identities:
             identities[outcome] = numbers.take(Kind.IDENTITY)
         if name is not None and name not in slices:
             slices[name] = numbers.take(Kind.SLICE)
+    for row, _ in living:
+        share = share_key(row)
+        if share is not None and share not in shares:
+            shares[share] = present.fresh_share(shares.values())
     present.replace(
         replace(
             world,
@@ -52,6 +59,7 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
             node_numbers=node_numbers,
             identities=identities,
             slice_numbers=slices,
+            share_numbers=shares,
             attempts={row.id: attempt_of(row) for row, _ in living},
         )
     )
@@ -59,7 +67,7 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
         if decided != row.decision:
             row = outdated_by(present.world, replace(row, decision=decided), present.world, row)
         kept = present.keep(row)
-        if kept.id in changed or (kept.identity, kept.slice_number) != (row.identity, row.slice_number):
+        if kept.id in changed or kept is not row:
             changed[kept.id] = kept
     for row in leaving:
         present.claims.update(dict.fromkeys(claims(row.spec), row.id))
@@ -99,16 +107,23 @@ def _sorted_out(
     return living, leaving
 
 
-def _numbers_kept(living: Sequence[tuple[AttemptRow, Decision]]) -> tuple[dict[Outcome, int], dict[str, int]]:
-    """Numbers of the outcomes and slices that are what they were.
+def _numbers_kept(
+    living: Sequence[tuple[AttemptRow, Decision]],
+) -> tuple[dict[Outcome, int], dict[str, int], dict[ShareKey, int]]:
+    """Numbers of the outcomes, slices and shares that are what they were.
 
     Two controllers may have given a number each to the same thing at the same moment: the lower counts.
     """
     identities: dict[Outcome, int] = {}
     slices: dict[str, int] = {}
+    shares: dict[ShareKey, int] = {}
     for row, decided in living:
         if row.decision.outcome == decided.outcome:
             identities[decided.outcome] = min(row.identity, identities.get(decided.outcome, row.identity))
         if decided.slice is not None and row.decision.slice == decided.slice:
             slices[decided.slice] = min(row.slice_number, slices.get(decided.slice, row.slice_number))
-    return identities, slices
+        share = share_key(row)
+        # Versions before 1.4 of the store had no numbers of shares.
+        if share is not None and row.share_number and share == share_key(replace(row, decision=decided)):
+            shares[share] = min(row.share_number, shares.get(share, row.share_number))
+    return identities, slices, shares

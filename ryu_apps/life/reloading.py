@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from policies.model import Policy
-from ryu_apps.life.checks import attempt_of
+from ryu_apps.life.checks import attempt_of, share_key
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -57,6 +57,12 @@ def reload(
             ((row.decision.slice, row.slice_number) for row in given if row.decision.slice is not None),
             lambda: present.numbers.take(Kind.SLICE),
         )
+        shares = _numbered(
+            (share for row in rows.values() if (share := share_key(row)) is not None),
+            world.share_numbers,
+            ((share, row.share_number) for row in given if row.share_number and (share := share_key(row)) is not None),
+            lambda: present.fresh_share(world.share_numbers.values()),
+        )
         present.replace(
             replace(
                 world,
@@ -64,6 +70,7 @@ def reload(
                 service_numbers={**world.service_numbers, **service_numbers},
                 identities=identities,
                 slice_numbers=slices,
+                share_numbers=shares,
                 attempts={id: attempt_of(row) for id, row in rows.items()},
             )
         )

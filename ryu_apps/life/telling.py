@@ -14,9 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from policies.model import Attempt, Outcome
+from policies.model import Attempt, Outcome, ShareKey
 from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
@@ -136,7 +136,7 @@ class Telling:
         world = self._present.world
         here_before = compiler.bridges_of(world, old) if old is not None else ()
         before = {} if old is None else {bridge: compiler.attempt_rules(world, bridge, old) for bridge in here_before}
-        shares = self._shares(old, new)
+        meters_before = self._share_meters(old, new)
         self._present.swap(old, new)
         memberships = self._shift_membership(old, new)
         here_after = compiler.bridges_of(world, new) if new is not None else ()
@@ -154,9 +154,8 @@ class Telling:
                 come += compiler.attempt_rules(world, bridge, new)
                 uses[new.outcome] += 1
             if bridge == worker:
-                gone += (one for _, meters in shares.values() for one in meters)
-                come += (one for _, meters in self._shares(old, new).values() for one in meters)
-                self._follow_leaders(shares, new, gone, come)
+                gone += meters_before
+                come += self._share_meters(old, new)
             for outcome in outcomes:
                 if had[outcome] and not uses[outcome]:
                     gone += compiler.identity_flows(world, bridge, outcome)
@@ -170,35 +169,15 @@ class Telling:
             self._present.release(old)
         return Told(tickets, peers)
 
-    def _shares(self, *attempts: Attempt | None) -> dict[tuple[str, str], tuple[int, list[MeterRule]]]:
-        """Who leads the shares of these now, and the shares' meters."""
-        world = self._present.world
-        found = {}
+    def _share_meters(self, *attempts: Attempt | None) -> list[MeterRule]:
+        """The meters that the shares of these have, if anybody has them now."""
+        found: dict[ShareKey, list[MeterRule]] = {}
         for one in attempts:
-            if one is not None and one.share is not None:
-                key = (one.bridge, one.share.name)
-                if key in world.share_leaders:
-                    sharer = next(iter(self._present.sharers[key].values()))
-                    found[key] = (world.share_leaders[key], compiler.share_meters(world, sharer))
-        return found
-
-    def _follow_leaders(
-        self,
-        were: Mapping[tuple[str, str], tuple[int, list[MeterRule]]],
-        new: Attempt | None,
-        gone: list[Rule],
-        come: list[Rule],
-    ) -> None:
-        """Where a share has come to be led by another job, the flows of its other jobs name other meters."""
-        world = self._present.world
-        for key, (leader, _) in were.items():
-            if world.share_leaders.get(key, leader) == leader:
-                continue
-            former = replace(world, share_leaders={key: leader})
-            for one in self._present.sharers[key].values():
-                if new is None or one.id != new.id:
-                    gone += compiler.attempt_rules(former, one.bridge, one)
-                    come += compiler.attempt_rules(world, one.bridge, one)
+            key = None if one is None else one.share_key
+            sharers = None if key is None else self._present.sharers.get(key)
+            if key is not None and sharers:
+                found[key] = compiler.share_meters(self._present.world, next(iter(sharers.values())))
+        return [meter for meters in found.values() for meter in meters]
 
     def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Rule], list[Rule]]]:
         """What goes and comes on each bridge because a slice loses or gains a member.

@@ -79,12 +79,11 @@ def attempt_rules(world: World, bridge: str, attempt: Attempt) -> list[Rule]:
 
 def shared_meters(world: World, bridge: str) -> list[MeterRule]:
     """The meters of all shares that jobs of a bridge have."""
-    leading = [
-        a
-        for a in world.attempts.values()
-        if a.share is not None and a.bridge == bridge and world.share_leaders[bridge, a.share.name] == a.zone
-    ]
-    return [one for attempt in leading for one in share_meters(world, attempt)]
+    first: dict[str, Attempt] = {}
+    for attempt in world.attempts.values():
+        if attempt.share is not None and attempt.bridge == bridge:
+            first.setdefault(attempt.share.name, attempt)
+    return [one for attempt in first.values() for one in share_meters(world, attempt)]
 
 
 def desired_rules(world: World, bridge: str, base: Iterable[Flow] | None = None) -> dict[RuleKey, Rule]:

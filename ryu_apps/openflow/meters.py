@@ -3,16 +3,16 @@
 A meter drops what is more than its rate: nothing waits in a queue and starves other ports. It is a rule of the bridge
 like a flow (`MeterRule` has a key, as `Flow` has), and must be there before the first flow that names it.
 
-Invariants: the number of a meter says whose it is. Its first octet is Lark's mark; then come one bit for what it
-limits, the conntrack zone of an attempt (which no other attempt of that node has, living or leaving), and one bit for
-the direction. So nothing has to be stored, a restart finds every meter as it is, and others' meters are never touched.
-A share's zone is that of the job that leads it: of those that have it now the one that was registered first. When it
-ends, the flows of the others come to name the meters of the next one, in the same bundle.
+Invariants: the number of a meter says whose it is (`owners`). Its first octet is Lark's mark; then come one bit for
+what it limits, a number, and one bit for the direction. A rate's number is the attempt's conntrack zone, which no other
+attempt of that node has, living or leaving; a share's is its own (`World.share_numbers`), stored with the attempts that
+have it. So a restart finds every meter as it is, a job that ends takes only its own flows along, and others' meters are
+never touched.
 
-    31      24   23    22       17 16              1      0
-    +---------+-------+-----------+-----------------+----------+
-    |  0x4c   | share |     0     |  zone (16 bits) | to a job |
-    +---------+-------+-----------+-----------------+----------+
+    31      24   23    22                       1      0
+    +---------+-------+--------------------------+----------+
+    |  0x4c   | share |  zone or share's number  | to a job |
+    +---------+-------+--------------------------+----------+
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from ryu_apps.openflow.flows import Flow, FlowKey, Meter
 MeterKey = NewType("MeterKey", int)
 
 SHARE_BIT = 1 << 23
+MOST_SHARES = (1 << 22) - 1
+"""The largest number of a share: what fits into a meter's."""
 MOST = (1 << 32) - 1
 """A meter's rate and burst are 32 bits of kbit/s and kbit."""
 LEAST_BURST = 1024
@@ -75,7 +77,7 @@ def limits(world: World, attempt: Attempt, way: Way) -> tuple[Meter, ...]:
     if attempt.rate is not None:
         found.append(Meter(_number(attempt.zone, way)))
     if attempt.share is not None:
-        found.append(Meter(SHARE_BIT | _number(_leader(world, attempt), way)))
+        found.append(Meter(SHARE_BIT | _number(_share(world, attempt), way)))
     return tuple(found)
 
 
@@ -90,13 +92,36 @@ def share_meters(world: World, attempt: Attempt) -> list[MeterRule]:
     """The meters of the share that an attempt has with others, on its worker bridge."""
     if attempt.share is None:
         return []
-    leader, rate = _leader(world, attempt), kilobits(_bits(world, attempt, attempt.share))
-    return [MeterRule(SHARE_BIT | _number(leader, way), rate) for way in Way]
+    share, rate = _share(world, attempt), kilobits(_bits(world, attempt, attempt.share))
+    return [MeterRule(SHARE_BIT | _number(share, way), rate) for way in Way]
 
 
-def _leader(world: World, attempt: Attempt) -> int:
-    assert attempt.share is not None
-    return world.share_leaders[attempt.bridge, attempt.share.name]
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a meter is: an attempt's (by id) or a share's (by name); the other is None."""
+
+    attempt: str | None
+    share: str | None
+    way: Way
+
+
+def owners(world: World, bridge: str) -> dict[int, Owner]:
+    """Whose each meter is that rates and shares have on a worker bridge, by the meter's number."""
+    found = {}
+    for attempt in world.attempts.values():
+        if attempt.bridge != bridge:
+            continue
+        for way in Way:
+            if attempt.rate is not None:
+                found[_number(attempt.zone, way)] = Owner(attempt.id, None, way)
+            if attempt.share is not None:
+                found[SHARE_BIT | _number(_share(world, attempt), way)] = Owner(None, attempt.share.name, way)
+    return found
+
+
+def _share(world: World, attempt: Attempt) -> int:
+    assert attempt.share_key is not None
+    return world.share_numbers[attempt.share_key]
 
 
 def _bits(world: World, attempt: Attempt, share: Sharing) -> int:
@@ -109,5 +134,5 @@ def _bits(world: World, attempt: Attempt, share: Sharing) -> int:
     return int(link * percent / 100)
 
 
-def _number(zone: int, way: Way) -> int:
-    return MARK << 24 | zone << 1 | way
+def _number(number: int, way: Way) -> int:
+    return MARK << 24 | number << 1 | way

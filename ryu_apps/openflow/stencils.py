@@ -22,19 +22,19 @@ from operator import attrgetter
 from policies.model import Attempt, World
 from ryu_apps.openflow import encode
 from ryu_apps.openflow.encode import EntryKey, EntryValue
-from ryu_apps.openflow.meters import MeterRule, Rule
+from ryu_apps.openflow.meters import MOST_SHARES, MeterRule, Rule
 
 Entries = dict[EntryKey, EntryValue]
 Make = Callable[[World, Attempt], Sequence[Rule]]
 """What the compiler makes of an attempt."""
 _Numbers = tuple[int, int, int, int, int, int, int]
-"""Number, port, MAC address, IPv4 address, zone, number of the slice, zone of who heads its share (0: none)."""
+"""Number, port, MAC address, IPv4 address, zone, numbers of its slice and its share (0: none)."""
 
-_MOST: _Numbers = (0xFFFF_FFFF, 0xFEFF, 0xFFFF_FFFF_FFFF, 0xFFFF_FFFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF)
+_MOST: _Numbers = (0xFFFF_FFFF, 0xFEFF, 0xFFFF_FFFF_FFFF, 0xFFFF_FFFF, 0xFFFF, 0xFFFF_FFFF, MOST_SHARES)
 """The largest of each that stands in the bytes as it is; ports above this one are written otherwise."""
 _NUMBERS = frozenset({"number", "ofport", "mac", "ipv4", "zone", "slice", "share"})
 _NO_MATTER = frozenset({"id", "node", "bridge", "port_name", "ipv6", "phase"})
-"""What no flow of an attempt says (of its slice, only the number; of its share, only who leads it)."""
+"""What no flow of an attempt says (of its slice and its share, only the number)."""
 _others: Callable[[Attempt], Hashable] = attrgetter(
     *(one.name for one in dataclasses.fields(Attempt) if one.name not in _NUMBERS | _NO_MATTER | {"outcome"})
 )
@@ -140,7 +140,7 @@ def entry(flow: Rule) -> tuple[EntryKey, EntryValue]:
         ) from error
 
 
-def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: int, leader: int) -> bool:
+def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: int, share_number: int) -> bool:
     n, p, m, a, z, s, h = _MOST
     return (
         0 <= number <= n
@@ -149,26 +149,25 @@ def _fit(number: int, port: int, mac: int, ipv4: int, zone: int, slice_number: i
         and 0 <= ipv4 <= a
         and 0 <= zone <= z
         and 0 <= slice_number <= s
-        and 0 <= leader <= h
+        and 0 <= share_number <= h
     )
 
 
 def _numbers_of(world: World, attempt: Attempt) -> _Numbers:
     name = attempt.slice
     number = 0 if name is None else world.slice_numbers[name]
-    share = attempt.share
-    leader = 0 if share is None else world.share_leaders[attempt.bridge, share.name]
-    return attempt.number, attempt.ofport, attempt.mac, int(attempt.ipv4), attempt.zone, number, leader
+    share = 0 if attempt.share_key is None else world.share_numbers[attempt.share_key]
+    return attempt.number, attempt.ofport, attempt.mac, int(attempt.ipv4), attempt.zone, number, share
 
 
 def _with(world: World, attempt: Attempt, numbers: _Numbers) -> tuple[World, Attempt]:
     """Such an attempt with other numbers, and a world in which its slice and its share have these."""
-    number, port, mac, ipv4, zone, slice_number, leader = numbers
+    number, port, mac, ipv4, zone, slice_number, share_number = numbers
     made = replace(attempt, number=number, ofport=port, mac=mac, ipv4=ipaddress.IPv4Address(ipv4), zone=zone)
     if made.slice is not None:
         world = replace(world, slice_numbers={made.slice: slice_number})
-    if made.share is not None:
-        world = replace(world, share_leaders={(made.bridge, made.share.name): leader})
+    if made.share_key is not None:
+        world = replace(world, share_numbers={made.share_key: share_number})
     return world, made
 
 

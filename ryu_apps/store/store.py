@@ -39,15 +39,16 @@ class Kind(enum.StrEnum):
     SERVICE = "service"
     NODE = "node"
     SLICE = "slice"
+    SHARE = "share"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
     """An attempt as stored. `leaving`: bridges that may still hold flows of it after its end; empty while it lives.
 
-    `slice_number`: the number of the decision's slice; 0 for none. `awaits`: bridges whose masters are asked to say
-    that the row is in force there; `BRIDGE REASON` where the switch refused it; `forget:BRIDGE`: the attempt needed the
-    bridge by an earlier policy only (`ryu_apps.shared`).
+    `slice_number`, `share_number`: of the decision's slice and share; 0 for none. `awaits`: bridges whose masters are
+    asked to say that the row is in force there; `BRIDGE REASON` where the switch refused it; `forget:BRIDGE`: the
+    attempt needed the bridge by an earlier policy only (`ryu_apps.shared`).
     """
 
     id: str
@@ -60,6 +61,7 @@ class AttemptRow:
     leaving: tuple[str, ...] = ()
     slice_number: int = 0
     awaits: tuple[str, ...] = ()
+    share_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

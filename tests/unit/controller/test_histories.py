@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from policies.language import PolicyError, check_together
-from policies.model import Attempt, World, leaders
+from policies.model import Attempt, World
 from policies.wire import AttemptSpec, PortSpec
 from policies.wire import Phase as JobPhase
 from ryu_apps.fabric import FakeFabric, FakeTicket
@@ -211,7 +211,7 @@ def renumbered(world: World, like: World) -> World:
         identities=identities,
         slice_numbers=slices,
         service_numbers=services,
-        share_leaders=leaders(attempts.values()),
+        share_numbers={share: like.share_numbers[share] for share in world.share_numbers},
     )
 
 

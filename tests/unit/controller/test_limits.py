@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from policies.language import load_site
 from policies.model import Policy
 from policies.wire import Phase
+from ryu_apps.openflow.meters import MOST_SHARES, Owner, Way, owners
+from ryu_apps.store.store import Kind
 from tests.unit.controller.rig import POLICY, SITE, Rig, aid, spec
 
 LIMITS = POLICY.replace("attributes:\n", "attributes:\n  LarkMbps: {type: number, min: 1}\n") + (
@@ -20,8 +23,9 @@ RATE, SHARE = 0x4C000000, 0x4C800000
 TENTH = 100_000
 
 
-def meters_of(zone: int, kind: int, rate: int) -> dict[int, int]:
-    return {kind | zone << 1: rate, kind | zone << 1 | 1: rate}
+def meters_of(number: int, kind: int, rate: int) -> dict[int, int]:
+    """The meters of a rate (numbered by the job's zone) or of a share (by its own number)."""
+    return {kind | number << 1: rate, kind | number << 1 | 1: rate}
 
 
 @pytest.fixture
@@ -42,9 +46,7 @@ def test_a_rated_job_has_two_meters_and_no_flow_more_and_an_unlimited_one_has_no
     assert state.meters == meters_of(1003, RATE, 50_000)
     before_first = len(state.flows)
     limited.controller.register(aid(4), spec(4, LarkMbps=50, **ALICE))
-    assert state.meters == (
-        meters_of(1003, RATE, 50_000) | meters_of(1004, RATE, 50_000) | meters_of(1004, SHARE, TENTH)
-    )
+    assert state.meters == (meters_of(1003, RATE, 50_000) | meters_of(1004, RATE, 50_000) | meters_of(1, SHARE, TENTH))
     assert before_first - plain == 6
     limited.check()
     for n in (2, 3, 4):
@@ -78,30 +80,98 @@ def test_a_share_is_one_for_a_user_s_jobs_of_a_node_and_goes_with_the_last_of_th
     here, there = limited.fabric.state["br1"], limited.fabric.state["br2"]
     for n in (2, 3, 4):
         limited.controller.register(aid(n), spec(n, **ALICE))
-        assert here.meters == meters_of(1002, SHARE, TENTH)
+        assert here.meters == meters_of(1, SHARE, TENTH)
     limited.controller.register(aid(2, "wn2"), spec(2, "wn2", **ALICE))
-    assert there.meters == meters_of(1002, SHARE, TENTH), "on another node it is another share"
+    assert there.meters == meters_of(2, SHARE, TENTH), "on another node it is another share"
     limited.controller.register(aid(5), spec(5, **ALICE | {"User": "bob@site"}))
-    assert here.meters == meters_of(1002, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
-    limited.check()
-    limited.controller.delete(aid(3))
-    assert here.meters == meters_of(1002, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
-    limited.controller.delete(aid(2))  # the one whose zone numbers it
-    limited.check()
-    assert here.meters == meters_of(1004, SHARE, TENTH) | meters_of(1005, SHARE, TENTH)
+    for n in (3, 2):
+        assert here.meters == meters_of(1, SHARE, TENTH) | meters_of(3, SHARE, TENTH)
+        limited.check()
+        limited.controller.delete(aid(n))
     limited.controller.delete(aid(4))
     limited.check()
-    assert here.meters == meters_of(1005, SHARE, TENTH)
+    assert here.meters == meters_of(3, SHARE, TENTH)
+    limited.controller.register(aid(4), spec(4, **ALICE))
+    assert here.meters == meters_of(3, SHARE, TENTH) | meters_of(4, SHARE, TENTH), "a share that comes again is new"
 
 
-def test_the_next_job_in_the_place_of_one_that_numbered_a_share_does_not_get_its_meters(limited: Rig) -> None:
+def test_the_end_of_any_of_64_sharers_sends_only_the_removal_of_its_own_flows(limited: Rig) -> None:
+    state = limited.fabric.state["br1"]
+    limited.controller.register(aid(1), spec(1, **ALICE | {"User": "bob@site"}))
+    alone = set(state.flows)
     limited.controller.register(aid(2), spec(2, **ALICE))
-    limited.controller.register(aid(3), spec(3, **ALICE))
-    limited.controller.delete(aid(2))
-    again = "wn1~3f2a9c1e~slot1_2~2002~99"
-    limited.controller.register(again, spec(2, **ALICE | {"User": "bob@site"}))
+    own = len(set(state.flows) - alone)
+    for n in range(3, 60):
+        limited.controller.register(aid(n), spec(n, **ALICE))
+    state.ports |= {f"lj{n}": 100 + n for n in range(60, 66)}
+    limited.fabric.connect("br1")
+    for n in range(60, 66):
+        limited.controller.register(aid(n), spec(n, **ALICE))
+    for n in (2, 40, 3):  # the oldest, one in the middle, the oldest again
+        sent = state.flow_mods
+        limited.controller.delete(aid(n))
+        assert state.flow_mods - sent == own == 6
     limited.check()
-    assert limited.fabric.state["br1"].meters == meters_of(1003, SHARE, TENTH) | meters_of(1002, SHARE, TENTH)
+    assert state.meters == meters_of(1, SHARE, TENTH) | meters_of(2, SHARE, TENTH)
+
+
+def test_the_number_of_a_share_is_not_given_again_while_a_bridge_may_have_its_meters(limited: Rig) -> None:
+    here = limited.fabric.state["br1"]
+    limited.controller.register(aid(2), spec(2, **ALICE))
+    limited.fabric.disconnect("br1")
+    limited.controller.delete(aid(2))
+    # Four million shares later.
+    limited.store.next[Kind.SHARE] = MOST_SHARES + 1
+    limited.restart()
+    assert limited.store.attempts[aid(2)].leaving
+    limited.controller.register(aid(2, "wn2"), spec(2, "wn2", **ALICE))
+    assert limited.fabric.state["br2"].meters == meters_of(2, SHARE, TENTH), "0 is no number and 1 is taken"
+    limited.fabric.connect("br1")
+    limited.controller.tick()
+    assert aid(2) not in limited.store.attempts
+    assert here.meters == {}
+    # The control: once it is gone, its number may come round again.
+    limited.store.next[Kind.SHARE] = MOST_SHARES + 1
+    limited.restart()
+    limited.controller.register(aid(3), spec(3, **ALICE))
+    assert here.meters == meters_of(1, SHARE, TENTH)
+    limited.check()
+
+
+def test_shares_of_a_store_without_numbers_get_them_once(limited: Rig) -> None:
+    for n in (2, 3):
+        limited.controller.register(aid(n), spec(n, **ALICE))
+    before, flows = limited.fabric.state["br1"].meters, limited.fabric.state["br1"].flows
+    # As versions before 1.4 of the store's schema are read.
+    limited.store.attempts = {id: replace(row, share_number=0) for id, row in limited.store.attempts.items()}
+    limited.restart()
+    limited.check()
+    numbered = limited.fabric.state["br1"].meters
+    assert len(numbered) == 2
+    assert numbered.keys() != before.keys()
+    assert set(limited.fabric.state["br1"].flows) == set(flows)
+    assert {row.share_number for row in limited.store.attempts.values()} == {(min(numbered) & ~SHARE) >> 1}
+    sent = limited.fabric.flow_mods
+    limited.restart()
+    assert limited.fabric.state["br1"].meters == numbered
+    assert limited.fabric.flow_mods == sent
+
+
+def test_whose_a_meter_is_follows_from_its_number(limited: Rig) -> None:
+    limited.controller.register(aid(2), spec(2, LarkMbps=50, **ALICE))
+    limited.controller.register(aid(3), spec(3, **ALICE))
+    limited.controller.register(aid(2, "wn2"), spec(2, "wn2", LarkMbps=50))
+    world = limited.controller.world
+    share = world.attempts[aid(2)].share
+    assert share is not None
+    found = owners(world, "br1")
+    assert set(found) == set(limited.fabric.state["br1"].meters)
+    assert found == {
+        RATE | 1002 << 1: Owner(aid(2), None, Way.OUT),
+        RATE | 1002 << 1 | 1: Owner(aid(2), None, Way.IN),
+        SHARE | 1 << 1: Owner(None, share.name, Way.OUT),
+        SHARE | 1 << 1 | 1: Owner(None, share.name, Way.IN),
+    }
 
 
 def test_another_policy_changes_rates_in_place_and_touches_no_flow(limited: Rig, load: Callable[[str], Policy]) -> None:
@@ -111,7 +181,7 @@ def test_another_policy_changes_rates_in_place_and_touches_no_flow(limited: Rig,
     flows, sent = state.flows, state.flow_mods
     limited.controller.reload(load(LIMITS.replace("10%", "20%").replace("rate: LarkMbps", "rate: LarkMbps * 2")))
     limited.check()
-    assert state.meters == meters_of(1002, RATE, 100_000) | meters_of(1002, SHARE, 2 * TENTH)
+    assert state.meters == meters_of(1002, RATE, 100_000) | meters_of(1, SHARE, 2 * TENTH)
     assert state.flows == flows
     assert state.flow_mods - sent == 4, "four meters, and nothing else"
     limited.controller.reload(load(POLICY))

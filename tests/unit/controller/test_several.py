@@ -101,6 +101,7 @@ class Pair:
             until(lambda one=one: not one.controller.owing)  # type: ignore[misc]
         world = self.a.controller.world
         assert world.slice_numbers == self.b.controller.world.slice_numbers
+        assert world.share_numbers == self.b.controller.world.share_numbers
         assert self.flows() == {name: compiler.desired_rules(world, name) for name in self.site.bridges}
         assert {id for id, row in self.a.store.attempts.items() if not row.leaving} == set(world.attempts)
 
@@ -211,6 +212,28 @@ def test_equal_outcomes_have_equal_numbers_at_both_whoever_registers(pair: Pair)
     assert len(world.slice_numbers) == 4
     for name, number in world.slice_numbers.items():
         assert number == min(row.slice_number for row in rows if row.decision.slice == name)
+
+
+def test_a_share_that_two_controllers_numbered_at_once_has_the_lower_number_at_both(
+    pair: Pair, load: Callable[[str], Policy]
+) -> None:
+    policy = load(POLICY + "shares: [{for: physics, per: User, share: 10 Mbit/s}]\n")
+    for one in pair.both:
+        one.controller.reload(policy)
+    physics = {"LarkGroup": "physics", "User": "u@x"}
+    both = [
+        threading.Thread(target=one.controller.register, args=(aid(n), spec(n, **physics)))
+        for n, one in enumerate((pair.a, pair.b, pair.a, pair.b), 2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    pair.check()
+    world, rows = pair.a.controller.world, pair.a.store.attempts.values()
+    assert len(world.attempts) == 4
+    assert list(world.share_numbers.values()) == [min(row.share_number for row in rows)]
+    assert len(pair.a.fabric.state["br1"].meters) == 2
 
 
 def test_a_killed_controllers_bridges_are_taken_over_without_a_flow_mod_and_nothing_is_lost(pair: Pair) -> None:

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.model import Decision, Outcome, Place
+from policies.model import Bandwidth, Decision, Outcome, Place, Sharing
 from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
 from ryu_apps.store import backup
 from ryu_apps.store.blocks import NumberBlock
@@ -29,7 +30,7 @@ from ryu_apps.store.jsonrpc import Framer, Lost, parse_remote
 from ryu_apps.store.memory import MemoryStore
 from ryu_apps.store.opening import OpenStore, StoreSettings
 from ryu_apps.store.ovsdb import OvsdbStore
-from ryu_apps.store.rows import fingerprint
+from ryu_apps.store.rows import fingerprint, planned
 from ryu_apps.store.schema import SCHEMA, VERSION, is_older
 from ryu_apps.store.server import EmbeddedServer
 from ryu_apps.store.store import (
@@ -640,6 +641,7 @@ def test_one_member_of_a_set_has_one_fingerprint_in_either_form() -> None:
         "number": 1,
         "identity": 1,
         "slice": 0,
+        "share": 0,
         "spec": "",
         "decision": "",
         "digest": "",
@@ -691,6 +693,22 @@ def test_an_older_database_is_converted_and_kept(tmp_path: Path) -> None:
         for path in (db, db.with_name("lark.db.schema-1.1.0"))
     ]
     assert said == [VERSION, "1.1.0"]
+
+
+def test_attempts_of_a_store_that_numbered_no_shares_are_read_and_can_be_written(tmp_path: Path) -> None:
+    db = tmp_path / "state" / "lark.db"
+    then = row(3, decision=Decision(Outcome(False, frozenset()), (), (), share=Sharing("alice", Bandwidth(percent=10))))
+    columns = planned(PutAttempt(then))[1]
+    assert columns is not None
+    del columns["share"]
+    make_database(db, SCHEMAS / "lark-1.3.0.ovsschema", {"op": "insert", "table": "Attempt", "row": columns})
+    opened = OpenStore(settings(tmp_path))
+    store = opened.open()
+    assert store.load().attempts == (then,)
+    now = replace(then, share_number=store.reserve(Kind.SHARE, 1))
+    store.write([PutAttempt(now, then)]).wait(soon())
+    assert store.load().attempts == (now,) != (then,)
+    opened.close()
 
 
 def newer_schema(tmp_path: Path) -> Path:

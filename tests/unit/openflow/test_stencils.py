@@ -119,7 +119,7 @@ def test_of_two_attempts_that_differ_only_in_having_a_share_each_has_its_own_met
     here = world([PHYSICS] * 2)
     first = next(iter(here.attempts.values()))
     share = Sharing("alice@site", Bandwidth(bits=1_000_000))
-    here = replace(with_first(here, share=share), share_leaders={(first.bridge, share.name): 0x1234})
+    here = replace(with_first(here, share=share), share_numbers={(first.bridge, share.name): 0x1234})
     if turned:
         here = replace(here, attempts=dict(reversed(here.attempts.items())))
     assert one_by_one(here, own)[1] == 0
