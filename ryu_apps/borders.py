@@ -3,7 +3,8 @@
 Invariants: the wish follows from the policy and `site.yaml` alone, so every controller of a site gives the same one; a
 report is news, not state: it is kept in memory by the controller that it was told to, and forgotten with it. What a
 class has carried never goes back, also when its queue is made anew; it is counted for the classes of the wish alone,
-whatever else an agent reports.
+whatever else an agent reports. Among several controllers each tells what a class has carried while the border's agent
+talked to it, and nothing twice: their sum is the site's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from policies.wire import (
 )
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.sums import Sums
+
+ELSEWHERE = 6.0
+"""Seconds without a report after which an agent may have reported to another controller meanwhile."""
 
 
 def queue_wish(policy: Policy, site: Site, bridge: str) -> QueueWish:
@@ -67,8 +71,12 @@ def _places(wish: QueueWish) -> list[tuple[str, str]]:
 class Borders:
     """The last report of each border. Any thread may call."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, shared: bool = False) -> None:
+        """`shared`: an agent may have talked to another controller before."""
         self._clock = clock
+        self._shared = shared
+        self._told: dict[_Where, list[int]] = {}
+        """If shared: bytes, packets and drops that were reported here as they grew."""
         self._lock = threading.Lock()
         self._said: dict[str, _Said] = {}
         self._sums: dict[_Where, Sums] = {}
@@ -78,14 +86,20 @@ class Borders:
     def hear(self, bridge: str, report: QueueReport, wish: QueueWish) -> QueueStatus:
         said = _Said(report, self._clock())
         with self._lock:
+            before = self._said.get(bridge)
+            strange = self._shared and (before is None or said.at - before.at > ELSEWHERE)
             self._said[bridge] = said
             for port, name in _places(wish):
                 seen = report.ports[port].classes.get(name) if port in report.ports else None
                 if seen is not None:
                     sums = self._sums.setdefault((bridge, port, name), Sums(1, 3))
-                    before = sums.resets
-                    sums.hear(0, (seen.bytes, seen.packets, seen.drops))
-                    self.changed = self.changed or sums.resets != before
+                    if strange:
+                        sums.unheard()
+                    resets = sums.resets
+                    grown = sums.hear(0, (seen.bytes, seen.packets, seen.drops))
+                    self.changed = self.changed or sums.resets != resets
+                    told = self._told.get((bridge, port, name), [0, 0, 0])
+                    self._told[bridge, port, name] = [a + b for a, b in zip(told, grown, strict=True)]
         return self._status(said, wish)
 
     def status(self, bridge: str, wish: QueueWish) -> QueueStatus | None:
@@ -99,7 +113,9 @@ class Borders:
         with self._lock:
             said = self._said.get(bridge.name)
             sums = {
-                where: self._sums[bridge.name, *where].of(0)
+                where: self._told.get((bridge.name, *where), (0, 0, 0))
+                if self._shared
+                else self._sums[bridge.name, *where].of(0)
                 for where in _places(wish)
                 if (bridge.name, *where) in self._sums
             }

@@ -100,7 +100,7 @@ class Controller:
         self._refusals = RefusalLog(clock, self.counting.last_seen)
         self._counts = LastCounts(present, telling, self._refusals)
         self._departures = Departures(present, telling, records, self._counts, turns, self.times)
-        self._borders = Borders(clock)
+        self._borders = Borders(clock, shared=name is not None)
         self._carried = Carried(state_dir and state_dir / "counters.json", self.counting, self._borders, clock)
         self._statuses = Statuses(present, telling, records, self._borders, self.counting)
         self._confirmation = Confirmation(present, records)
@@ -109,7 +109,10 @@ class Controller:
             present, telling, records, self._departures, self.node_leases, self._counts, self._statuses,
             self._confirmation, turns, self.times, self.counting,
         )  # fmt: skip
-        self._hearing = Hearing(present, telling, records, self._departures, self.node_leases, turns, self.times)
+        self._hearing = Hearing(
+            present, telling, records, self._departures, self.node_leases, self._counts, self.counting,
+            turns, self.times,
+        )  # fmt: skip
         records.read_again = self._hearing.read_again
 
     def start(self, fabric: Fabric, snapshot: Snapshot | None = None) -> None:

@@ -244,10 +244,16 @@ class FakeFabric:
         self._on_connected = on_connected
 
     def another(self) -> FakeFabric:
-        """The same switches, as a second controller reaches them: their flows and roles are shared."""
+        """The same switches, as a second controller reaches them: their flows, counters and roles are shared."""
         made = FakeFabric({}, None)
         made.state = {
-            name: FakeBridge(one.datapath_id, dict(one.ports), actual=one.actual, generations=one.generations)
+            name: FakeBridge(
+                one.datapath_id,
+                dict(one.ports),
+                actual=one.actual,
+                counters=one.counters,
+                generations=one.generations,
+            )
             for name, one in self.state.items()
         }
         return made

@@ -52,6 +52,10 @@ class Sums:
         """All sources count from 0 again, whatever they show next."""
         self._keep(0, len(self._last))
 
+    def unheard(self) -> None:
+        """Others may have told what the sources have counted since they were heard here: that is no growth."""
+        self._seen = 0
+
     def of(self, source: int) -> tuple[int, ...]:
         """The sums of a source."""
         span = range(source * self._width, (source + 1) * self._width)

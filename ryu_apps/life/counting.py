@@ -6,7 +6,8 @@ The switches are asked at a gentle pace, a portion of the attempts of one bridge
 
 Invariants: a sum never goes back, whether flows were installed anew or the switch has restarted (what it counted since
 it was asked last is lost then); sums outlive the controller (`stored`, `restore`). Totals are of this process: they
-begin with 0 and grow by what its attempts' counters grew. No part of an answer takes longer than some hundred flows do.
+begin with 0 and grow by what its attempts' counters grew while it was the master of their bridge, so those of several
+controllers can be added up. No part of an answer takes longer than some hundred flows do.
 """
 
 from __future__ import annotations
@@ -149,7 +150,13 @@ class Counting:
             for one in stats:
                 slot = PLACES.get((one.key.table, one.key.priority))
                 if slot is not None:
-                    self._grow(record, slot, (one.packets, one.bytes))
+                    self._grow(attempt.bridge, record, slot, (one.packets, one.bytes))
+
+    def taken_over(self, bridge: str) -> None:
+        """The bridge was another controller's until now, which told in its totals what was counted so far."""
+        with self._lock:
+            for record in self._records.get(bridge, {}).values():
+                record.sums.unheard()
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +184,7 @@ class Counting:
                         continue
                     record = records[number] = _Record(Sums(len(Slot), 2, from_zero=False), known[number])
                 if not record.sums.same(slot, packets, octets):
-                    self._grow(record, slot, (packets, octets))
+                    self._grow(bridge, record, slot, (packets, octets))
                 if slot is Slot.OWN or slot >= Slot.DELIVERED:
                     total = record.sums.of(slot)[1]
                     pace = record.paces.get(slot)
@@ -188,12 +195,12 @@ class Counting:
             self.cost.flows += len(counts.entries)
             self.cost.seconds += time.thread_time() - began
 
-    def _grow(self, record: _Record, slot: Slot, now: tuple[int, int]) -> None:
+    def _grow(self, bridge: str, record: _Record, slot: Slot, now: tuple[int, int]) -> None:
         before = record.sums.resets
         packets, octets = record.sums.hear(slot, now)
         if record.sums.resets != before:
             self.changed = True
-        if not packets and not octets:
+        if not (packets or octets) or bridge not in self._telling.mine:
             return
         why = reason(slot, record.sealed)
         if why is not None:

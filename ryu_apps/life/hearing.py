@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from ryu_apps.fabric import REALISED, Ticket
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.checks import attempt_of, check, claims
+from ryu_apps.life.counting import Counting
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.departures import Departures, gone
 from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
+from ryu_apps.life.refused import LastCounts
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
@@ -40,6 +42,8 @@ class Hearing:
         records: Records,
         departures: Departures,
         nodes: Nodes,
+        counts: LastCounts,
+        counting: Counting,
         turns: Turns,
         times: Times,
     ) -> None:
@@ -48,6 +52,8 @@ class Hearing:
         self._records = records
         self._departures = departures
         self._nodes = nodes
+        self._counts = counts
+        self._counting = counting
         self._turns = turns
         self._times = times
         self._owed: dict[tuple[str, str], Ticket] = {}
@@ -105,6 +111,8 @@ class Hearing:
         tickets: Mapping[str, Ticket] = {}
         if old != new:
             told = self._telling.shift(old, new)
+            if old is None and new.bridge in self._telling.mine:
+                self._counting.begin(new)
             self._telling.follow_up(told.peers)
             tickets = told.concerned
         present.keep(awaiting(row, ()))
@@ -138,6 +146,7 @@ class Hearing:
     def _leaving(self, row: AttemptRow) -> None:
         departures, id = self._departures, row.id
         if id in self._present.rows:
+            self._counts.of_attempt(id)
             departures.leave(id)
         if id not in departures.known:
             departures.add(row, {})
@@ -179,6 +188,7 @@ class Hearing:
 
     def mastered(self, bridge: str, generation: int) -> None:
         """This controller is the bridge's master from now on: it says the whole truth, and answers for the bridge."""
+        self._counting.taken_over(bridge)
         ticket = self._telling.master(bridge, generation)
         for id, leaving in self._departures.known.items():
             before = leaving.tickets.get(bridge)

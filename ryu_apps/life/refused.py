@@ -1,4 +1,7 @@
-"""What was refused to attempts is asked of the switches before its counters go. Whoever calls has the lock."""
+"""What was refused to attempts is asked of the switches before its counters go. Whoever calls has the lock.
+
+Among several controllers the one asks that is master of the bridge, whoever ends the attempt.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ class LastCounts:
         """Ask what was refused to an attempt whose flows are about to go; `tick` says it in the log."""
         about = self._to_tell(self._present.rows[id])
         attempt = about.attempt
+        if attempt.bridge not in self._telling.mine:
+            return  # its master takes the flows away, and asks before
         try:
             if self.log.full:
                 raise FabricError("too many answers are waited for")

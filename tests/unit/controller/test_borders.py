@@ -12,6 +12,7 @@ from rich.console import Console
 from policies.language import check_together, load_site, policy_from_text
 from policies.wire import BridgeList, ClassReport, PortReport, QueueReport, QueueStatus, QueueWish, queues_digest
 from ryu_apps import larkctl
+from ryu_apps.borders import Borders
 from ryu_apps.cli import cli
 from ryu_apps.config import ConfigError
 from ryu_apps.refusals import Refused
@@ -196,3 +197,38 @@ def test_a_border_may_show_the_certificate_of_its_bridge() -> None:
     for names in (("urn:lark:bridge:edge", "urn:lark:node:wn1"), ("urn:lark:bridge:gate1",)):
         with pytest.raises(Refused):
             who(*names)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_classes_carried_adds_up_over_the_controllers_that_the_agent_talks_to(call: Caller, shared: bool) -> None:
+    clock = call.rig.clock
+    wish, bridge = wish_of(call), call.rig.site.bridges["edge"]
+    a, b = (Borders(clock, shared=shared) for _ in "ab")
+
+    def hear(one: Borders, octets: int) -> None:
+        clock.now += 2
+        carried = ClassReport(bytes=octets, packets=octets, drops=0, backlog=0, rate=0)
+        said = QueueReport(
+            digest=wish.digest, faults=[], ports={"wan0": PortReport(rate=1, classes={"production": carried})}
+        )
+        one.hear("edge", said, wish)
+
+    def told(one: Borders) -> int:
+        return sum(found.bytes for found in one.stats(bridge, wish)[1])
+
+    for octets in (100, 150):
+        hear(a, octets)
+    if not shared:
+        assert told(a) == 150, "alone it tells all that the queue has sent"
+        clock.now += 60
+        hear(a, 400)
+        assert told(a) == 400
+        return
+    assert told(a) == 50
+    for octets in (160, 180, 200):
+        hear(b, octets)
+    assert (told(a), told(b)) == (50, 40)
+    # Back to the first: what the other has told is not told again. Then the queue is made anew.
+    for octets in (210, 250, 30):
+        hear(a, octets)
+    assert (told(a), told(b)) == (50 + 40 + 30, 40)

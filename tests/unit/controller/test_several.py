@@ -21,6 +21,8 @@ from policies.wire import BridgeRealisation, Heartbeat, Phase
 from ryu_apps.controller import Controller
 from ryu_apps.fabric import FakeFabric
 from ryu_apps.openflow import compiler
+from ryu_apps.openflow.cookies import Feature, cookie
+from ryu_apps.openflow.counters import PLACES, Slot
 from ryu_apps.peers import Peers
 from ryu_apps.reconcile.mastership import Mastership
 from ryu_apps.refusals import Refused, Slug
@@ -475,6 +477,77 @@ def test_a_gate_that_has_not_heard_of_the_policy_prolongs_the_quarantine_at_eith
     until(lambda: aid() not in pair.a.store.attempts)
     until(lambda: one.controller.register(aid(3), spec())[1])
     pair.check()
+
+
+def carried(pair: Pair, id: str, packets: int) -> None:
+    """The switch has counted so many packets of 100 bytes that the job has sent."""
+    (number,) = {one.controller.world.attempts[id].number for one in pair.both}
+    state = pair.a.fabric.state["br1"]
+    (key,) = [
+        key
+        for key, flow in state.flows.items()
+        if flow.cookie == cookie(Feature.ATTEMPT, number) and PLACES.get((key.table, key.priority)) is Slot.OWN
+    ]
+    state.counters[key] = (packets, 100 * packets)
+
+
+def told(pair: Pair) -> int:
+    """Packets that jobs have sent, as a sum over the controllers."""
+    return sum(one.controller.stats().jobs.sent_packets for one in pair.both)
+
+
+def test_totals_add_up_over_controllers_whoever_is_asked_registers_or_takes_a_bridge_over(pair: Pair) -> None:
+    pair.b.controller.register(aid(2), spec(2))
+    pair.a.controller.register(aid(3), spec(3))
+    pair.check()
+
+    def look(*ones: One) -> None:
+        for one in ones:
+            for n in (2, 3):
+                assert one.controller.attempt(aid(n)).counters is not None
+
+    carried(pair, aid(2), 10)
+    carried(pair, aid(3), 5)
+    look(*pair.both)
+    look(*pair.both)
+    assert told(pair) == 15
+    assert pair.a.controller.stats().jobs.sent_packets == 15, "it is the master"
+    pair.a.die()
+    until(lambda: pair.b.mine == set(pair.site.bridges), 6)
+    look(pair.b)
+    assert told(pair) == 15
+    carried(pair, aid(2), 12)
+    carried(pair, aid(3), 8)
+    look(pair.b)
+    assert told(pair) == 15 + 2 + 3
+    found = pair.b.controller.attempt(aid(2)).counters
+    assert found is not None
+    assert found.admitted_packets == 12, "of the attempt itself nothing is missing"
+
+
+def test_last_counts_are_told_once_by_the_bridges_master_whoever_ends_the_attempt(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for n, one in ((2, pair.a), (3, pair.b)):
+        pair.a.controller.register(aid(n), spec(n))
+        pair.check()
+        carried(pair, aid(n), 10)
+        number = pair.a.controller.world.attempts[aid(n)].number
+        state = pair.a.fabric.state["br1"]
+        (key,) = [
+            key
+            for key, flow in state.flows.items()
+            if flow.cookie == cookie(Feature.ATTEMPT, number) and PLACES.get((key.table, key.priority)) is Slot.SPOOFED
+        ]
+        state.counters[key] = (4, 400)
+        one.controller.delete(aid(n))
+        pair.check()
+        for each in pair.both:
+            each.controller.tick()
+        assert caplog.text.count(f"attempt={aid(n)} job={n}.0 node=wn1 ended; refused") == 1
+    assert told(pair) == 20
+    assert pair.a.controller.stats().jobs.sent_packets == 20
 
 
 def test_an_attempt_first_heard_of_when_it_already_leaves_keeps_its_address_until_it_is_gone(pair: Pair) -> None:
