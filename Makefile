@@ -130,6 +130,7 @@ bench: need-root packages python condor
 	@mkdir -p $(REPORTS)
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.resync --engine $(ENGINE) --json $(REPORTS)/bench-resync.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.decide --json $(REPORTS)/bench-decide.json
+	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.front
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.pool --json $(REPORTS)/bench-pool.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.churn --engine $(ENGINE) --json $(REPORTS)/bench-churn.json
 	@cd $(ROOT) && $(PYTHON) -m mininet_tests.bench.border --json $(REPORTS)/bench-border.json --html $(REPORTS)/bench-border.html --png $(REPORTS)/bench-border.png

@@ -508,3 +508,57 @@ def test_slow_and_rude_clients_hold_nobody_up(daemon: Daemon) -> None:
             one.close()
     assert daemon.call("DELETE", f"/v1/attempts/{attempt_id(2)}")[0] == 200
     assert " 500 in " not in daemon.log()
+
+
+def _answers(connection: socket.socket, count: int) -> list[tuple[bytes, bytes]]:
+    """Head (without what differs with the moment) and body of so many answers."""
+    stream, found = connection.makefile("rb"), []
+    for _ in range(count):
+        lines = []
+        while (line := stream.readline()).strip():
+            lines.append(line)
+        length = next(int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length:"))
+        # eventlet writes header names in its own way; it says that it closes, and does not.
+        kept = sorted(line.lower() for line in lines[1:] if not line.startswith((b"Date:", b"Connection:")))
+        found.append((b"".join([*lines[:1], *kept]), stream.read(length)))
+    return found
+
+
+def test_a_request_is_answered_alike_however_it_is_cut(daemon: Daemon) -> None:
+    """In one piece it goes the short way, in two the general server's; sent ahead of its turn, it has its turn."""
+    assert daemon.call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    assert daemon.call("PUT", f"/v1/attempts/{attempt_id(2)}", attempt(2, 12))[0] == 201
+    for method, path, token, body in (
+        ("PUT", f"/v1/attempts/{attempt_id(2)}", daemon.agent, json.dumps(attempt(2, 12))),
+        ("PUT", f"/v1/attempts/{attempt_id(2)}", daemon.agent, json.dumps(attempt(3, 13))),
+        ("PATCH", f"/v1/attempts/{attempt_id(2)}", daemon.agent, '{"phase": "walk"}'),
+        ("POST", "/v1/nodes/wn1/heartbeat", daemon.agent, json.dumps({"boot_id": BOOT, "attempts": []})),
+        ("POST", "/v1/nodes/wn1/heartbeat", daemon.agent, "{"),
+        ("POST", "/v1/nodes/wn1/heartbeat", "lark_nobodys", "{}"),
+        ("POST", "/v1/nodes/wn2/heartbeat", daemon.agent, "{}"),
+        ("GET", "/v1/policy", daemon.viewer, ""),
+        ("GET", "/v1/nowhere", daemon.viewer, ""),
+        ("DELETE", f"/v1/attempts/{attempt_id(9)}", daemon.agent, ""),
+    ):
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: lark\r\nAuthorization: Bearer {token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        said = head.encode() + body.encode()
+        with socket.create_connection(("127.0.0.1", daemon.api), timeout=10) as one:
+            one.sendall(said)
+            whole = _answers(one, 1)
+        with socket.create_connection(("127.0.0.1", daemon.api), timeout=10) as two:
+            two.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            two.sendall(said[:30])
+            # Nothing tells when the first piece was read by itself; a header that the short way leaves to the other
+            # makes sure of the way where the two pieces came as one.
+            two.sendall(said[30:].replace(b"Host: lark", b"Host: lark\r\nX-Cut: 1", 1))
+            cut = _answers(two, 1)
+        assert cut == whole, (method, path)
+        if b" 401 " not in whole[0][0]:  # after that the connection ends
+            with socket.create_connection(("127.0.0.1", daemon.api), timeout=10) as many:
+                many.sendall(3 * said)
+                assert _answers(many, 3) == 3 * whole, (method, path)
+                many.sendall(said)
+                assert _answers(many, 1) == whole

@@ -111,7 +111,7 @@ def serve(files: Files) -> None:
             if Role.BORDER in bridge.roles
         }
         api = Api(controller, files.tokens, agents, borders)
-        wsgi = engine.serve_wsgi(api, *config.api, tls=doors.api)
+        wsgi = engine.serve_wsgi(api, *config.api, tls=doors.api, direct=api.direct)
         last.callback(wsgi.stop)
         if config.plaintext_warning:
             LOG.warning(

@@ -13,7 +13,9 @@ asked for; nothing of the framework listens anywhere else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import io
 import logging
 import os
 import re
@@ -62,7 +64,8 @@ import eventlet.queue  # noqa: E402
 import eventlet.timeout  # noqa: E402
 import eventlet.wsgi  # noqa: E402
 
-from ryu_apps.secure_socket import HandshakeError, SecureSocket  # noqa: E402
+from ryu_apps import plain_http  # noqa: E402
+from ryu_apps.secure_socket import HandshakeError, SecureSocket, take  # noqa: E402
 from ryu_apps.tls import PEER, Peer, TlsDoor, explained  # noqa: E402
 
 if NAME == "ryu" and not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
@@ -732,9 +735,76 @@ class _Lines:
         return self.last
 
 
+class _Ear:
+    """Waits until a connection can be read. The hub is told of it once and not at every wait, which spares two system
+    calls and a timer for each request."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._listener: Any = None
+        self._reader: Any = None
+
+    def wait(self) -> None:
+        """Raises OSError when the descriptor is of no use any more."""
+        hub = eventlet.hubs.get_hub()
+        if self._listener is None:
+            self._listener = hub.add(hub.READ, self._descriptor, self._readable, self._broken, None)
+        self._reader = eventlet.getcurrent()
+        try:
+            hub.switch()
+        finally:
+            self._reader = None
+
+    def close(self) -> None:
+        """Nobody else can wait for the descriptor before this."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(KeyError):  # the hub has found the descriptor to be of no use, and dropped it
+                eventlet.hubs.get_hub().remove(listener)
+
+    def _readable(self, _: int) -> None:
+        # While a request is being answered its reader must neither be woken nor the hub be told again and again.
+        if self._reader is None:
+            self.close()
+        else:
+            self._reader.switch()
+
+    def _broken(self, error: Exception) -> None:
+        self._listener = None
+        if self._reader is not None:
+            self._reader.throw(error)
+
+
+class _Source(io.RawIOBase):
+    """What a client sends, for the general server: first what has been read of it already."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.ahead = b""
+        self.dry = False
+        """Only what has been read already."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if not self.ahead:
+            if self.dry:
+                return None
+            self.ahead = self._connection.recv(len(buffer))
+        size = min(len(buffer), len(self.ahead))
+        buffer[:size] = self.ahead[:size]
+        self.ahead = self.ahead[size:]
+        return size
+
+
 class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet ships no types
-    """HTTP with one deadline for a whole request, headers and body: a time limit for each read lets a client that
-    sends a byte now and then hold its place for ever."""
+    """HTTP on one connection: what is plain and here as a whole by the short way (`ryu_apps.plain_http`), all else by
+    eventlet's.
+
+    There is one deadline for a whole request, headers and body: a time limit for each read lets a client that sends a
+    byte now and then hold its place for ever.
+    """
 
     ours: WsgiServer
     rfile: Any
@@ -743,17 +813,87 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
     _deadline: Any
     _input: Any
 
+    def setup(self) -> None:
+        connection = self.connection = self.request
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(self.server.socket_timeout)
+        self._source = _Source(connection)
+        self.rfile = io.BufferedReader(self._source)
+        self.wfile = connection.makefile("wb", self.wbufsize)
+        self._ear = _Ear(connection.fileno())
+        self._secure = isinstance(connection, SecureSocket)
+        welcome = functools.partial(self.ours.doorway.know, connection)
+        self._client = plain_http.Client(str(self.client_address[0]), getattr(connection, "peer", None), welcome)
+        self._quiet: float | None = time.monotonic()
+        self._watch = eventlet.hubs.get_hub().schedule_call_global(self.ours.deadline, self._look)
+
+    def finish(self) -> None:
+        self._watch.cancel()
+        self._ear.close()
+        super().finish()
+
+    def handle(self) -> None:
+        direct = self.ours.direct
+        self.close_connection = False
+        while not self.close_connection:
+            try:
+                data = self._await()
+            except OSError:  # gone, or what is no TLS
+                return
+            if not data:
+                return
+            self.conn_state[2] = eventlet.wsgi.STATE_REQUEST
+            ask = None
+            # What has been sent ahead of its turn is the general server's affair.
+            if direct is not None and not self._source.dry:
+                ask = plain_http.whole(data, self._client)
+            if ask is None or direct is None:
+                self._ear.close()  # eventlet waits for the connection in its own way
+                self._source.ahead, self._source.dry = b"" if self._source.dry else data, False
+                self.handle_one_request()
+            else:
+                reply = direct(ask)
+                self.close_connection = reply.closes
+                try:
+                    self.connection.sendall(plain_http.octets(reply, time.time()))
+                except OSError:
+                    return
+            if self.conn_state[2] == eventlet.wsgi.STATE_CLOSE:
+                return
+            self.conn_state[2] = eventlet.wsgi.STATE_IDLE
+
+    def _await(self) -> bytes:
+        """The beginning of a request, mostly all of it; empty at the end. Raises OSError."""
+        self._source.dry = True
+        left: bytes = self.rfile.peek(1)
+        if left:
+            return left
+        self._source.dry = False
+        self._quiet = time.monotonic()
+        data: bytes | None = None
+        if self._secure and self.connection.holds:
+            sleep(0)  # who sends many at once is not to keep the others from their turn
+            data = self.connection.take(plain_http.MOST)
+        while data is None:
+            self._ear.wait()
+            data = self.connection.take(plain_http.MOST) if self._secure else take(self.connection, plain_http.MOST)
+        self._quiet = None
+        return data
+
     def _read_request_line(self) -> Any:
         self._input = None
-        known = self.ours.doorway.knows(self.conn_state[1])
-        try:
-            self.connection.settimeout(self.server.keepalive if known else self.ours.deadline)
-            if not self.rfile.peek(1):
-                return b""
-        except OSError:  # quiet for too long, or gone
-            return b""
         self._deadline = eventlet.hubs.get_hub().schedule_call_global(self.ours.deadline, self._cut)
         return super()._read_request_line()
+
+    def _look(self) -> None:
+        """Called by a timer: a connection that has been quiet for too long is ended."""
+        limit = self.server.keepalive if self.ours.doorway.knows(self.conn_state[1]) else self.ours.deadline
+        left = limit if self._quiet is None else self._quiet + limit - time.monotonic()
+        if left <= 0:
+            shut(self.connection)
+        else:
+            self._watch = eventlet.hubs.get_hub().schedule_call_global(left, self._look)
 
     def handle_one_request(self) -> None:
         self._deadline = None
@@ -830,7 +970,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]  # eventlet s
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
         self._input = environ["eventlet.input"]
-        environ[WELCOME] = lambda: self.ours.doorway.know(self.conn_state[1])
+        environ[WELCOME] = self._client.welcome
         if self.ours.tls is not None:
             environ["wsgi.url_scheme"] = "https"
             environ[PEER] = self.conn_state[1].peer
@@ -905,7 +1045,9 @@ class WsgiServer:
         limits: Limits,
         deadline: float,
         tls: TlsDoor | None = None,
+        direct: Callable[[plain_http.Ask], plain_http.Reply] | None = None,
     ) -> None:
+        self.direct = direct
         self.address: Address = (str(listener.getsockname()[0]), int(listener.getsockname()[1]))
         self.doorway = Doorway(limits)
         self.deadline = deadline
@@ -957,8 +1099,11 @@ def serve_wsgi(
     limits: Limits | None = None,
     url_limit: int = 8192,
     tls: TlsDoor | None = None,
+    direct: Callable[[plain_http.Ask], plain_http.Reply] | None = None,
 ) -> WsgiServer:
     """Serve a WSGI application; port 0 takes a free one (`.address`). Raises EngineError.
+
+    `direct`: the same application without WSGI, for plain requests that are here as a whole; never raises.
 
     `deadline`: seconds for a request to come in, headers and body together, from its first byte (of a client that has
     not shown who it is, also: to that first byte); `idle_timeout`: how long a kept-alive connection of one who has
@@ -983,4 +1128,4 @@ def serve_wsgi(
         "debug": False,
         "log_x_forwarded_for": False,
     }
-    return WsgiServer(listener, app, options, places(limits or API_LIMITS), deadline, tls)
+    return WsgiServer(listener, app, options, places(limits or API_LIMITS), deadline, tls, direct)

@@ -77,6 +77,38 @@ class SecureSocket:
             return data
         return b""
 
+    @property
+    def holds(self) -> bool:
+        """Something may be here that the descriptor tells nothing of any more."""
+        return bool(self._incoming.pending or self._tls.pending())
+
+    def take(self, size: int) -> bytes | None:
+        """What is here already, without waiting for the peer; None if nothing is, empty at the end."""
+        more = not self.holds
+        while True:
+            if more:
+                chunk = take(self._plain, CHUNK)
+                if chunk is None:
+                    return None
+                if chunk:
+                    self._incoming.write(chunk)
+                else:
+                    self._incoming.write_eof()
+            try:
+                data: bytes = self._tls.read(size)
+            except ssl.SSLWantReadError:  # a part of a record, or one of the protocol's own
+                if self._outgoing.pending:
+                    self._flush()
+                more = True
+                continue
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return b""
+            except ssl.SSLError as error:
+                raise _broken(error) from error
+            if self._outgoing.pending:
+                self._flush()
+            return data
+
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
@@ -160,6 +192,15 @@ class SecureSocket:
         while self._outgoing.pending:
             with self._writing:
                 self._plain.sendall(self._outgoing.read())
+
+
+def take(plain: Any, size: int) -> bytes | None:
+    """What a socket has received already; None if nothing, empty at its end. A green one is asked past its waiting."""
+    try:
+        data: bytes = getattr(plain, "fd", plain).recv(size, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    return data
 
 
 class _Raw(io.RawIOBase):

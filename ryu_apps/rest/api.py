@@ -1,4 +1,4 @@
-"""The northbound API as a WSGI application: routes, roles, sizes, and one log line for each request.
+"""The northbound API: routes, roles, sizes, and one log line for each request; as a WSGI application too.
 
 Invariants: who calls is known before a body is read; a body is read only up to its limit; bad input never gives a 5xx;
 an agent reaches its own node only. All meaning is in `ryu_apps.controller`; the contract is docs/interfaces.md, section
@@ -47,6 +47,7 @@ from policies.wire import (
 from ryu_apps.controller import Controller
 from ryu_apps.doorway import WELCOME
 from ryu_apps.metrics import CONTENT_TYPE
+from ryu_apps.plain_http import Ask, Client, Reply
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.rest.auth import Principal, TokenRole, Tokens, caller
 from ryu_apps.rest.problems import PROBLEM_TYPE, document, status_of
@@ -60,6 +61,9 @@ _EVERYONE = frozenset({_AGENT, _VIEWER, _ADMIN})
 _PEOPLE = frozenset({_VIEWER, _ADMIN})
 _BORDER = TokenRole.BORDER
 _JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
+_TOLD = {"put_attempt": 201, "patch_attempt": 200, "delete_attempt": 200, "heartbeat": 200}
+"""Answers that `ryu_apps.life` tells of in the log, or that come so often and say so little (heartbeats) that nobody
+reads of them: a line of the API's own only where details are asked for (--log-level debug)."""
 MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024
 """A heartbeat may name all attempts of a node; every other body is a few kilobytes."""
 Body = TypeVar("Body", bound=BaseModel)
@@ -180,66 +184,105 @@ class Api:
         self._agents = dict(agents or {})
         self._borders = dict(borders or {})
         self._controller = controller
-        self._routes = [(_pattern(route.path), route) for route in ROUTES]
+        # What comes most is looked for first.
+        often = sorted(ROUTES, key=lambda route: route.handler not in _TOLD)
+        self._routes = [(_pattern(route.path), route) for route in often]
         self._openapi = _openapi()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        began = time.monotonic()
+        """As a WSGI application: whatever is not plain enough for `direct`."""
         request = webob.Request(environ)
-        response, who = self._respond(request)
+        try:
+            # PATH_INFO is the bytes of the path, spelt in Latin-1 (PEP 3333).
+            path: str | None = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
+        except (UnicodeError, AttributeError):
+            path = None
+        read = environ["wsgi.input"].read
+        try:
+            length = request.content_length
+        except ValueError:
+            length, read = None, _unreadable
+        client = Client(environ.get("REMOTE_ADDR", "?"), environ.get(PEER), environ.get(WELCOME, _nobody_minds))
+        reply = self.direct(
+            Ask(
+                client, request.method, path, request.headers.get("Authorization"),
+                request.headers.get("Content-Type") or "", length, read,
+                lambda: list(request.GET.items()), request.headers.get("If-None-Match", ""),
+            )
+        )  # fmt: skip
+        # As it is: WebOb would put its own charset beside the version of Prometheus' format.
+        response = webob.Response(body=reply.body, status=reply.status, headerlist=list(reply.headers))
         found: Iterable[bytes] = response(environ, start_response)
-        path = environ.get("PATH_INFO", "")
-        LOG.info(
-            "%s %s by %s from %s: %d in %.1f ms%s",
-            request.method,
-            path[:300].encode("unicode_escape").decode(),
-            who or "nobody",
-            environ.get("REMOTE_ADDR", "?"),
-            response.status_code,
-            (time.monotonic() - began) * 1000,
-            _reason(response),
-        )
         return found
 
-    def _respond(self, request: webob.Request) -> tuple[webob.Response, Principal | None]:
-        who = None
+    def direct(self, ask: Ask) -> Reply:
+        """Answer a request, however it was read."""
+        began = time.monotonic()
+        who, level, why = None, logging.INFO, ""
         try:
-            try:
-                # PATH_INFO is the bytes of the path, spelt in Latin-1 (PEP 3333).
-                path = request.environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
-            except (UnicodeError, AttributeError):
-                raise Refused(Slug.MALFORMED, "the path is not UTF-8") from None
-            public = self._public(request.method, path)
+            path = ask.path
+            if path is None:
+                raise Refused(Slug.MALFORMED, "the path is not UTF-8")
+            public = self._public(ask.method, path)
             if public is not None:
-                return public, None
-            shown = request.headers.get("Authorization")
-            who = caller(self.tokens, self._agents, shown, request.environ.get(PEER), self._borders)
-            request.environ.get(WELCOME, _nobody_minds)()
-            route, name = self._find(request.method, path)
-            if who.role not in route.roles:
-                allowed = ", ".join(sorted(role.value for role in route.roles))
-                raise Refused(Slug.FORBIDDEN, f"{route.method} {route.path} is for {allowed}, not for {who}")
-            call = Call(who, name, _query(request, route), lambda limit: _read(request, limit))
-            answer: Answer | Plain = getattr(self, f"_{route.handler}")(call)
-            if isinstance(answer, Plain):
-                return _reply(200, answer.body, kind=answer.kind), who
-            return _known(request, answer) or _reply(answer.status, answer.body.model_dump_json().encode(), answer), who
+                reply = public
+            else:
+                who = self._caller(ask)
+                ask.client.welcome()
+                reply, level = self._respond(ask, path, who)
         except Refused as refused:
-            return _problem(refused), who
+            reply, why = _problem(refused), refused.detail
         except StoreError as problem:
-            LOG.error("%s %s: %s", request.method, request.path_info, problem)
-            return _problem(Refused(Slug.NOT_REALISED, f"{problem}; try again", {"bridges": []})), who
+            LOG.error("%s %s: %s", ask.method, _shown(ask.path), problem)
+            why = f"{problem}; try again"
+            reply = _problem(Refused(Slug.NOT_REALISED, why, {"bridges": []}))
         except Exception:
-            LOG.exception("defect in %s %r", request.method, request.environ.get("PATH_INFO"))
-            return _problem(Refused(Slug.INTERNAL, "a defect of the controller; its log says more")), who
+            LOG.exception("defect in %s %s", ask.method, _shown(ask.path))
+            why = "a defect of the controller; its log says more"
+            reply = _problem(Refused(Slug.INTERNAL, why))
+        if LOG.isEnabledFor(level):
+            LOG.log(
+                level, "%s %s by %s from %s: %d in %.1f ms%s", ask.method, _shown(ask.path), who or "nobody",
+                ask.client.address, reply.status, (time.monotonic() - began) * 1000,
+                f": {_in_a_line(why[:500])}" if why else "",
+            )  # fmt: skip
+        return reply
 
-    def _public(self, method: str, path: str) -> webob.Response | None:
+    def _caller(self, ask: Ask) -> Principal:
+        """Who calls; found out once for each connection and what it shows. Raises Refused."""
+        known = ask.client.memory
+        if known is not None and known[0] is self.tokens and known[1] == ask.authorization:
+            found: Principal = known[2]
+            return found
+        tokens = self.tokens
+        who = caller(tokens, self._agents, ask.authorization, ask.client.peer, self._borders)
+        ask.client.memory = (tokens, ask.authorization, who)
+        return who
+
+    def _respond(self, ask: Ask, path: str, who: Principal) -> tuple[Reply, int]:
+        """The answer, and at which level the log tells of it."""
+        route, name = self._find(ask.method, path)
+        if who.role not in route.roles:
+            allowed = ", ".join(sorted(role.value for role in route.roles))
+            raise Refused(Slug.FORBIDDEN, f"{route.method} {route.path} is for {allowed}, not for {who}")
+        call = Call(who, name, _query(ask, route), lambda limit: _read(ask, limit))
+        answer: Answer | Plain = getattr(self, f"_{route.handler}")(call)
+        level = logging.DEBUG if _TOLD.get(route.handler) == getattr(answer, "status", 0) else logging.INFO
+        if isinstance(answer, Plain):
+            return Reply(200, _headers(answer.kind), answer.body), level
+        known = _known(ask, answer)
+        if known is not None:
+            return known, level
+        headers = _JSON if answer.etag is None else (*_JSON, ("ETag", f'"{answer.etag}"'))
+        return Reply(answer.status, headers, answer.body.model_dump_json().encode()), level
+
+    def _public(self, method: str, path: str) -> Reply | None:
         if path not in ("/healthz", "/readyz", "/v1/openapi.json"):
             return None
         if method not in ("GET", "HEAD"):
             raise Refused(Slug.METHOD, f"{path} is only read")
         if path == "/v1/openapi.json":
-            return _reply(200, self._openapi)
+            return Reply(200, _JSON, self._openapi)
         problems = self._controller.problems() if path == "/readyz" else []
         load = self._controller.admission.load
         said = {
@@ -249,7 +292,7 @@ class Api:
             "behind-ms": round(1000 * load.behind),
             "turned-away": load.turned_away,
         }
-        return _reply(503 if problems else 200, json.dumps(said).encode())
+        return Reply(503 if problems else 200, _JSON, json.dumps(said).encode())
 
     def _find(self, method: str, path: str) -> tuple[Route, str]:
         methods = []
@@ -357,6 +400,10 @@ class Api:
         _own(call.principal, node)
 
 
+def _unreadable(most: int) -> bytes:
+    raise ValueError("Content-Length is not a number")
+
+
 def _nobody_minds() -> None:
     """Under a server that does not limit connections."""
 
@@ -373,19 +420,16 @@ def _own_border(principal: Principal, bridge: str) -> None:
         raise Refused(Slug.FORBIDDEN, f"the agent of border {principal.bridge} may not act for {bridge}")
 
 
-def _known(request: webob.Request, answer: Answer) -> webob.Response | None:
+def _known(ask: Ask, answer: Answer) -> Reply | None:
     """304 for one who has the answer already."""
-    asked = request.headers.get("If-None-Match", "")
-    if answer.etag is None or f'"{answer.etag}"' not in [tag.strip() for tag in asked[:4096].split(",")]:
+    if answer.etag is None or f'"{answer.etag}"' not in [tag.strip() for tag in ask.etags[:4096].split(",")]:
         return None
-    response = webob.Response(status=304)
-    response.headers["ETag"] = f'"{answer.etag}"'
-    return response
+    return Reply(304, (("ETag", f'"{answer.etag}"'),), b"")
 
 
-def _query(request: webob.Request, route: Route) -> dict[str, str]:
+def _query(ask: Ask, route: Route) -> dict[str, str]:
     try:
-        pairs = list(request.GET.items())
+        pairs = ask.pairs()
     except (UnicodeError, ValueError):
         raise Refused(Slug.MALFORMED, "the query string cannot be read") from None
     query: dict[str, str] = {}
@@ -399,19 +443,17 @@ def _query(request: webob.Request, route: Route) -> dict[str, str]:
     return query
 
 
-def _read(request: webob.Request, limit: int) -> bytes:
-    kind = (request.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+def _read(ask: Ask, limit: int) -> bytes:
+    kind = ask.kind
     if kind != "application/json":
-        raise Refused(Slug.UNSUPPORTED, f"send Content-Type: application/json, not {kind[:60] or 'nothing'}")
-    try:
-        length = request.content_length
-    except ValueError:
-        raise Refused(Slug.MALFORMED, "Content-Length is not a number") from None
+        kind = kind.partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(Slug.UNSUPPORTED, f"send Content-Type: application/json, not {kind[:60] or 'nothing'}")
+    length = ask.length
     if length is not None and (length < 0 or length > limit):
         raise Refused(Slug.TOO_LARGE, f"a body here has at most {limit} bytes, not {length}")
-    source = request.environ["wsgi.input"]
     try:
-        body: bytes = source.read(limit + 1 if length is None else length)
+        body = ask.read(limit + 1 if length is None else length)
     except (ValueError, OSError) as problem:
         # A client that closes, sends nothing for too long, or whose chunks are not chunks.
         raise Refused(Slug.MALFORMED, f"the body could not be read: {type(problem).__name__}") from None
@@ -433,32 +475,35 @@ def _parse(model: type[Body], body: bytes) -> Body:
         raise Refused(Slug.MALFORMED, f"{said}{more}") from None
 
 
-def _reply(status: int, body: bytes, answer: Answer | None = None, kind: str = "application/json") -> webob.Response:
-    # As it is: WebOb would put its own charset beside the version of Prometheus' format.
-    response = webob.Response(body=body, status=status, headerlist=[("Content-Type", kind)])
-    if answer is not None and answer.etag is not None:
-        response.headers["ETag"] = f'"{answer.etag}"'
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
-    return response
+def _headers(kind: str) -> tuple[tuple[str, str], ...]:
+    return (
+        ("Content-Type", kind),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        (PROTOCOL_HEADER, str(PROTOCOL)),
+    )
 
 
-def _reason(response: webob.Response) -> str:
-    """For the log: why, when the answer is a problem document. What a client wrote must not make lines of its own."""
-    if response.content_type != PROBLEM_TYPE:
-        return ""
-    return ": " + str(json.loads(response.body)["detail"])[:500].encode("unicode_escape").decode()
+_JSON = _headers("application/json")
+_PROBLEM = _headers(PROBLEM_TYPE)
 
 
-def _problem(refused: Refused) -> webob.Response:
-    status = status_of(refused)
-    response = _reply(status, document(refused), kind=PROBLEM_TYPE)
+def _problem(refused: Refused) -> Reply:
+    status, headers = status_of(refused), _PROBLEM
     if status == 401:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="lark"'
+        headers += (("WWW-Authenticate", 'Bearer realm="lark"'),)
     if refused.slug in (Slug.TOO_LARGE, Slug.UNAUTHORISED, Slug.UNSUPPORTED):
         # The rest of the body is not worth reading.
-        response.headers["Connection"] = "close"
+        headers += (("Connection", "close"),)
     if status in (429, 503):
-        response.headers["Retry-After"] = str(refused.retry_after)
-    return response
+        headers += (("Retry-After", str(refused.retry_after)),)
+    return Reply(status, headers, document(refused))
+
+
+def _shown(path: str | None) -> str:
+    return "a path that is not UTF-8" if path is None else _in_a_line(path[:300])
+
+
+def _in_a_line(text: str) -> str:
+    """For the log: what a client wrote must not make lines of its own."""
+    return text.encode("unicode_escape").decode()
