@@ -251,15 +251,46 @@ class Crossed(Answer):
     """bit/s of late."""
 
 
+class Dropped(Answer):
+    """What rates or shares have dropped because it was more, by direction as seen from the job."""
+
+    sent_packets: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    received_bytes: int = 0
+
+
+class ShareStats(Answer):
+    """What the jobs of a node have carried that have one share together, while any of them is there."""
+
+    bridge: Name
+    name: str
+    """Whose it is, in words."""
+    sent_packets: int
+    sent_bytes: int
+    """What the share let on."""
+    received_packets: int
+    received_bytes: int
+    sent_rate: int
+    """bit/s between two readings of late; 0 until there are two."""
+    received_rate: int
+    dropped: Dropped
+    """Of all its jobs together: a meter does not tell whose it was."""
+
+
 class Counters(Answer):
     """What an attempt's flows have counted since it began. They never go back, also when the switch has restarted."""
 
     admitted_packets: int
     admitted_bytes: int
-    """What it sent as itself, headers of Ethernet included."""
+    """What it sent as itself, headers of Ethernet included; of a job with a rate, what of it passed that."""
     delivered_packets: int
     delivered_bytes: int
-    """What it was sent."""
+    """What it was sent; of a job with a rate, what of it passed that."""
+    dropped: Dropped | None = None
+    """By its own rate; None: it has none, and never had. With the above, it is what it tried to send and was sent."""
+    share: ShareStats | None = None
+    """The share that it is one of; what that dropped of this job's is among the above."""
     denied: list[Denial]
     admitted_rate: int = 0
     """bit/s between two readings of late; 0 until there are two."""
@@ -489,7 +520,8 @@ class Refusals(Answer):
 
 
 class JobStats(Answer):
-    """Of all attempts, since this controller has been running. Sent: as themselves; received: delivered to them."""
+    """Of all attempts, since this controller has been running. Sent: as themselves; received: delivered to them; both
+    after rates and shares."""
 
     attempts: int
     sent_packets: int
@@ -497,6 +529,9 @@ class JobStats(Answer):
     received_packets: int
     received_bytes: int
     refused: list[Refusals]
+    rate_dropped: Dropped = Dropped()
+    """By rates of single jobs."""
+    share_dropped: Dropped = Dropped()
 
 
 class SiteStats(Answer):
@@ -504,6 +539,8 @@ class SiteStats(Answer):
     """Of every border, also of those whose agent has not reported yet: then the counts are 0."""
     borders: list[BorderStats]
     jobs: JobStats
+    shares: list[ShareStats] = Field(default_factory=list)
+    """The hundred that have dropped most, or fewer."""
 
 
 class Deleted(Answer):

@@ -29,10 +29,12 @@ from ryu_apps.fabric import (
     BridgeState,
     Counts,
     FabricError,
+    MeterCounts,
     OnConnected,
     OnPorts,
     Outcome,
     Tell,
+    TellMeters,
     TicketResult,
 )
 from ryu_apps.openflow import cookies, decode, encode, oxm, stencils
@@ -90,15 +92,26 @@ class SwitchTicket:
 class _Question:
     """A request for counters that waits for its answer."""
 
-    def __init__(self, bridge: str, datapath: Any, forget: Callable[[], object], tell: Tell | None = None) -> None:
+    def __init__(self, bridge: str, datapath: Any, forget: Callable[[], object]) -> None:
         self.bridge = bridge
         self.datapath = datapath
-        self.tell = tell
+        self.tell: Tell | None = None
         """Set: it is told the counters as they come, and nothing is kept."""
+        self.tell_meters: TellMeters | None = None
+        """The same; then it is about meters."""
+        self.awaited = 1
+        """Answers that have not ended yet."""
         self.event = engine.Event()
         self.found: list[FlowStats] = []
         self.failure: str | None = None
         self._forget = forget
+
+    def part(self, *, more: bool) -> None:
+        """A part of an answer has come."""
+        if not more:
+            self.awaited -= 1
+            if not self.awaited:
+                self.end()
 
     def end(self, failure: str | None = None) -> None:
         self._forget()
@@ -483,29 +496,44 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         return question
 
     def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> _Question:
-        question, request = self._question(bridge, cookie, mask, tell=tell)
-        one = self._by_name[bridge]
+        question, request = self._question(bridge, cookie, mask)
+        question.tell = tell
+        self._put(question, [request], gently)
+        return question
+
+    def count_meters(
+        self, bridge: str, numbers: Sequence[int] | None, tell: TellMeters, *, gently: bool = False
+    ) -> _Question:
+        xid, question = self._numbered(bridge)
+        question.tell_meters = tell
+        wanted = [encode.ALL_METERS] if numbers is None else numbers
+        question.awaited = len(wanted)
+        self._put(question, [encode.meter_stats_request(xid, number) for number in wanted], gently)
+        return question
+
+    def _put(self, question: _Question, requests: Sequence[bytes], gently: bool) -> None:
+        one = self._by_name[question.bridge]
 
         def send(now: float) -> list[Output]:
             if gently and not one.machine.converged:
                 question.end("is being programmed")
             else:
-                one.send([request])
+                one.send(requests)
             return []
 
         one.do(send, question.datapath)
-        return question
 
-    def _question(
-        self, bridge: str, cookie: int, mask: int, at: Any = None, tell: Tell | None = None
-    ) -> tuple[_Question, bytes]:
+    def _question(self, bridge: str, cookie: int, mask: int, at: Any = None) -> tuple[_Question, bytes]:
+        xid, question = self._numbered(bridge, at)
+        return question, encode.flow_stats_request(xid, cookie & mask, mask)
+
+    def _numbered(self, bridge: str, at: Any = None) -> tuple[int, _Question]:
         datapath = self._by_name[bridge].datapath if at is None else at
         if datapath is None:
             raise FabricError(f"bridge {bridge} is not connected")
         xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
-        question = _Question(bridge, datapath, lambda: self._questions.pop(xid, None), tell)
-        self._questions[xid] = question
-        return question, encode.flow_stats_request(xid, cookie & mask, mask)
+        question = self._questions[xid] = _Question(bridge, datapath, lambda: self._questions.pop(xid, None))
+        return xid, question
 
     def bridge(self, bridge: str) -> BridgeState:
         one = self._by_name[bridge]
@@ -716,7 +744,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             one.ask(lambda now: one.dump_part(message, now), datapath)
             return
         question = self._questions.get(xid)
-        if question is None or question.datapath is not datapath:
+        if question is None or question.datapath is not datapath or question.tell_meters is not None:
             return
         try:
             if question.tell is not None:
@@ -730,8 +758,19 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         except decode.DecodeError as error:
             self._unreadable(one, datapath, error)
             return
-        if not more:
-            question.end()
+        question.part(more=more)
+
+    def heard_meter_counts(self, datapath: Any, xid: int, message: bytes) -> None:
+        one, question = self._of(datapath), self._questions.get(xid)
+        if one is None or question is None or question.datapath is not datapath or question.tell_meters is None:
+            return
+        try:
+            part = decode.meter_counts(message)
+        except decode.DecodeError as error:
+            self._unreadable(one, datapath, error)
+            return
+        question.tell_meters(MeterCounts(one.bridge, one.machine.counts.emptied, part.entries))
+        question.part(more=part.more)
 
     def heard_meters(self, datapath: Any, message: bytes) -> None:
         one = self._of(datapath)

@@ -98,7 +98,7 @@ class Controller:
         turns = Turns(self.times)
         self.counting = Counting(present, telling, clock, count_every)
         self._refusals = RefusalLog(clock, self.counting.last_seen)
-        self._counts = LastCounts(present, telling, self._refusals)
+        self._counts = LastCounts(present, telling, self._refusals, self.counting)
         self._departures = Departures(present, telling, records, self._counts, turns, self.times)
         self._borders = Borders(clock, shared=name is not None)
         self._carried = Carried(state_dir and state_dir / "counters.json", self.counting, self._borders, clock)

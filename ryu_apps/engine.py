@@ -144,6 +144,8 @@ class Hearer(Protocol):
 
     def heard_meters(self, datapath: Any, message: bytes) -> None: ...
 
+    def heard_meter_counts(self, datapath: Any, xid: int, message: bytes) -> None: ...
+
     def heard_changes(self, datapath: Any, message: bytes) -> None: ...
 
     def heard_ports(self, datapath: Any, message: bytes) -> None: ...
@@ -356,6 +358,8 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
                 hearer.heard_flows(self, xid, message)
             elif part == ofproto.OFPMP_METER_CONFIG:
                 hearer.heard_meters(self, message)
+            elif part == ofproto.OFPMP_METER:
+                hearer.heard_meter_counts(self, xid, message)
             elif part == ofproto.OFPMP_FLOW_MONITOR:
                 hearer.heard_changes(self, message)
             else:
@@ -400,7 +404,13 @@ _UNBROKEN: Final = 8
 FAREWELL_SECONDS: Final = 5.0
 """What a connection that we have ended has to go by itself."""
 _UNREAD: Final = frozenset(
-    {ofproto.OFPMP_FLOW, ofproto.OFPMP_METER_CONFIG, ofproto.OFPMP_FLOW_MONITOR, ofproto.OFPMP_PORT_DESC}
+    {
+        ofproto.OFPMP_FLOW,
+        ofproto.OFPMP_METER,
+        ofproto.OFPMP_METER_CONFIG,
+        ofproto.OFPMP_FLOW_MONITOR,
+        ofproto.OFPMP_PORT_DESC,
+    }
 )
 _RARE: Final = frozenset(
     {ofproto.OFPT_ERROR, ofproto.OFPT_PORT_STATUS, ofproto.OFPT_ROLE_REPLY, ofproto.OFPT_MULTIPART_REPLY}

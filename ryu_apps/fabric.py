@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ryu_apps.openflow.flows import Cookie, Counted, Flow, FlowKey, FlowStats
+from ryu_apps.openflow.flows import Cookie, Counted, Flow, FlowKey, FlowStats, MeterCounted
 from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
 
 OnPorts = Callable[[str, Mapping[str, int]], None]
@@ -83,7 +83,17 @@ class Counts:
     entries: Sequence[Counted]
 
 
+@dataclass(frozen=True, slots=True)
+class MeterCounts:
+    """The same of meters."""
+
+    bridge: str
+    emptied: int
+    entries: Sequence[MeterCounted]
+
+
 Tell = Callable[[Counts], None]
+TellMeters = Callable[[MeterCounts], None]
 
 
 class Counting(Protocol):
@@ -134,6 +144,11 @@ class Fabric(Protocol):
         `gently`: not while the bridge is being programmed; then FabricError comes with the answer. Raises FabricError
         when the bridge is not connected.
         """
+
+    def count_meters(
+        self, bridge: str, numbers: Sequence[int] | None, tell: TellMeters, *, gently: bool = False
+    ) -> Counting:
+        """The same for the counters of these meters, or of all; FabricError comes where one of them is not there."""
 
     def bridges(self) -> list[BridgeState]:
         """Every bridge of the site, in the order of their names."""
@@ -202,12 +217,16 @@ class FakeBridge:
     """How many flow-mods and meter-mods were sent to the switch so far."""
     counters: dict[FlowKey, tuple[int, int]] = field(default_factory=dict)
     """Packets and bytes that `flow_stats` shall report; (0, 0) where nothing is said."""
+    metered: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    """The same for meters: packets and bytes that came, and that were dropped."""
     waiting: list[FakeTicket] = field(default_factory=list)
     standby: bool = False
     """Another controller is the bridge's master."""
     emptied: int = 0
     asked: list[int] = field(default_factory=list)
     """Masks of the cookies that counters were asked for by."""
+    asked_meters: list[Sequence[int] | None] = field(default_factory=list)
+    """Which meters counters were asked for of."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
     outranked: bool = False
@@ -319,6 +338,23 @@ class FakeFabric:
             tell(Counts(bridge, state.emptied, entries[at : at + 3]))
         return FakeCounting()
 
+    def count_meters(
+        self, bridge: str, numbers: Sequence[int] | None, tell: TellMeters, *, gently: bool = False
+    ) -> FakeCounting:
+        state = self.state[bridge]
+        if not state.connected:
+            raise FabricError(f"{bridge}: not connected")
+        if gently and not self.bridge(bridge).converged:
+            return FakeCounting(f"{bridge}: is being programmed")
+        state.asked_meters.append(numbers)
+        if state.silent:
+            return FakeCounting(silent=True)
+        for number in state.meters if numbers is None else numbers:
+            if number not in state.meters:
+                return FakeCounting(f"{bridge}: unknown meter")
+            tell(MeterCounts(bridge, state.emptied, [(number, *state.metered.get(number, (0, 0, 0, 0)))]))
+        return FakeCounting()
+
     def _counted(self, state: FakeBridge, cookie: int, mask: int) -> list[FlowStats]:
         flows = sorted((flow for flow in state.actual.values() if isinstance(flow, Flow)), key=lambda flow: flow.key)
         return [
@@ -363,6 +399,7 @@ class FakeFabric:
             state.emptied += bool(state.actual)
             state.actual.clear()
             state.counters.clear()
+            state.metered.clear()
 
     def silence(self, bridge: str) -> None:
         """From now on the switch confirms nothing."""

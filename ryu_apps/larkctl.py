@@ -35,6 +35,7 @@ from policies.wire import (
     BridgeStatus,
     Counters,
     DecisionView,
+    Dropped,
     NodeList,
     PolicyStatus,
     SiteStats,
@@ -294,6 +295,7 @@ def sentences(counters: Counters, decision: DecisionView | None = None) -> list[
     said = [
         f"It has sent {_packets(counters.admitted_packets, counters.admitted_bytes)} as itself "
         f"and been sent {_packets(counters.delivered_packets, counters.delivered_bytes)}.",
+        *_limited(counters),
         *_of_late(counters),
     ]
     refused = [
@@ -301,14 +303,35 @@ def sentences(counters: Counters, decision: DecisionView | None = None) -> list[
         for denial in counters.denied
         if denial.packets
     ]
-    return [*said, *(refused or ["Nothing of it was refused." if audit else "Nothing of it was dropped."])]
+    nothing = "Nothing of it was refused." if audit or counters.dropped else "Nothing of it was dropped."
+    return [*said, *(refused or [nothing])]
+
+
+def _limited(counters: Counters) -> Iterator[str]:
+    if counters.dropped is not None:
+        yield f"Its rate has dropped {_both_ways(counters.dropped)} besides."
+    share = counters.share
+    if share is not None:
+        yield (
+            f"Its share has let on {_packets(share.sent_packets, share.sent_bytes)} of what all jobs of that share "
+            f"sent, and {_packets(share.received_packets, share.received_bytes)} of what they were sent; "
+            f"it has dropped {_both_ways(share.dropped)}, of which job is not known."
+        )
+
+
+def _both_ways(dropped: Dropped) -> str:
+    return (
+        f"{_packets(dropped.sent_packets, dropped.sent_bytes)} on the way out and "
+        f"{_packets(dropped.received_packets, dropped.received_bytes)} on the way in"
+    )
 
 
 def _of_late(counters: Counters) -> Iterator[str]:
     if counters.admitted_rate or counters.delivered_rate:
         yield f"Of late it sends {in_words(counters.admitted_rate)} and is sent {in_words(counters.delivered_rate)}."
     for border, one in sorted(counters.borders.items()):
-        yield f"Border {border} has seen {_packets(one.packets, one.bytes)} of it, both directions together."
+        late = f", of late {in_words(one.rate)}" if one.rate else ""
+        yield f"Border {border} has seen {_packets(one.packets, one.bytes)} of it, both directions together{late}."
 
 
 def _packets(packets: int, octets: int) -> str:
@@ -494,6 +517,21 @@ def stats_table(found: SiteStats) -> RenderableType:
     parts += [
         _text(f"refused ({one.reason}): {_packets(one.packets, one.bytes)}") for one in jobs.refused if one.packets
     ]
+    parts += [
+        _text(f"dropped by {by}: {_both_ways(one)}")
+        for by, one in (("rates of single jobs", jobs.rate_dropped), ("shares", jobs.share_dropped))
+        if one.sent_packets or one.received_packets
+    ]
+    if found.shares:
+        table = _table("BRIDGE", "SHARE", "SENDS", "IS SENT", "SENT", "RECEIVED", "DROPPED ON THE WAY OUT", "AND IN")
+        for share in found.shares:
+            lost = share.dropped
+            _row(
+                table, share.bridge, share.name, in_words(share.sent_rate), in_words(share.received_rate),
+                _packets(share.sent_packets, share.sent_bytes), _packets(share.received_packets, share.received_bytes),
+                _packets(lost.sent_packets, lost.sent_bytes), _packets(lost.received_packets, lost.received_bytes),
+            )  # fmt: skip
+        parts.append(table)
     return Group(*parts)
 
 

@@ -139,6 +139,17 @@ def _jobs(stats: SiteStats) -> Iterator[Metric]:
         refused_octets.add_metric((one.reason,), one.bytes)
     yield refused
     yield refused_octets
+    limited = CounterMetricFamily(
+        "lark_limited_packets", "Packets of jobs that were more than a rate or a share.", labels=("by", "direction")
+    )
+    limited_octets = CounterMetricFamily("lark_limited_bytes", "The bytes of these.", labels=("by", "direction"))
+    for by, dropped in (("rate", jobs.rate_dropped), ("share", jobs.share_dropped)):
+        limited.add_metric((by, "sent"), dropped.sent_packets)
+        limited.add_metric((by, "received"), dropped.received_packets)
+        limited_octets.add_metric((by, "sent"), dropped.sent_bytes)
+        limited_octets.add_metric((by, "received"), dropped.received_bytes)
+    yield limited
+    yield limited_octets
     ages = GaugeMetricFamily(
         "lark_border_report_age_seconds", "Since a border's agent last reported its queues.", labels=("bridge",)
     )
@@ -235,6 +246,7 @@ def _cost(cost: Cost) -> Iterator[Metric]:
     )
     yield _counter("lark_counting_unanswered", "Those given up.", cost.unanswered)
     yield _counter("lark_counting_flows", "Flows whose counters were read.", cost.flows)
+    yield _counter("lark_counting_meters", "Meters whose counters were read.", cost.meters)
     yield _counter("lark_counting_cpu_seconds", "CPU time for reading them.", cost.seconds)
     yield _gauge("lark_counting_round_seconds", "What the last round over all bridges took.", cost.sweep)
 

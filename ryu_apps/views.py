@@ -39,10 +39,15 @@ def decision_view(policy: Policy, node: str, identity: int, decision: Decision) 
 
 
 def _share(share: Sharing) -> str:
-    group, per, value = share.name.split("/", 2)
     part = str(share.part) if share.part.bits is None else in_words(share.part.bits)
-    whose = f" of group {group}" if group else ""
-    return part + whose + (f" per {per} ({value or 'jobs without it'})" if per else "")
+    return " ".join(filter(None, (part, sharers(share.name))))
+
+
+def sharers(name: str) -> str:
+    """With whom a share of this name is had; empty: with all jobs of the node."""
+    group, per, value = name.split("/", 2)
+    whose = f"of group {group}" if group else ""
+    return " ".join(filter(None, (whose, f"per {per} ({value or 'jobs without it'})" if per else "")))
 
 
 def policy_status(policy: Policy) -> PolicyStatus:

@@ -48,7 +48,11 @@ class Carried:
             head, *rows = [json.loads(line) for line in self._path.read_bytes().splitlines() or [b"{}"]]
             if head.get("version") != VERSION:
                 raise ValueError(f"it is not of version {VERSION}")
-            self._counting.restore((row for kind, *row in rows if kind == "attempt"), attempts)
+            self._counting.restore(
+                (row for kind, *row in rows if kind == "attempt"),
+                (row for kind, *row in rows if kind == "limit"),
+                attempts,
+            )
             self._borders.restore(row for kind, *row in rows if kind == "class")
         except (OSError, ValueError, TypeError, AttributeError) as problem:
             LOG.warning("%s: sums of counters begin anew: %s", self._path, problem)
@@ -68,7 +72,9 @@ class Carried:
     def _save(self, path: Path) -> None:
         self._not_before = self._clock() + LEAST_PAUSE
         rows = itertools.chain(
-            (["class", *row] for row in self._borders.stored()), (["attempt", *row] for row in self._counting.stored())
+            (["class", *row] for row in self._borders.stored()),
+            (["limit", *row] for row in self._counting.stored_limits()),
+            (["attempt", *row] for row in self._counting.stored()),
         )
         new = path.with_name(f".{path.name}.new")
         try:

@@ -9,6 +9,7 @@ import logging
 
 from policies.model import Policy
 from ryu_apps.fabric import FabricError
+from ryu_apps.life.counting import Counting
 from ryu_apps.life.present import Present
 from ryu_apps.life.telling import Telling
 from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, Feature, cookie
@@ -21,7 +22,8 @@ LOG = logging.getLogger("lark.controller")
 class LastCounts:
     """Puts the questions; `log` says the answers when they come."""
 
-    def __init__(self, present: Present, telling: Telling, log: RefusalLog) -> None:
+    def __init__(self, present: Present, telling: Telling, log: RefusalLog, counting: Counting) -> None:
+        self._counting = counting
         self._present = present
         self._telling = telling
         self.log = log
@@ -35,6 +37,7 @@ class LastCounts:
         attempt = about.attempt
         if attempt.bridge not in self._telling.mine:
             return  # its master takes the flows away, and asks before
+        self._counting.ends(attempt)
         try:
             if self.log.full:
                 raise FabricError("too many answers are waited for")
@@ -47,6 +50,7 @@ class LastCounts:
 
     def until_now(self, policy: Policy) -> None:
         """Ask what was refused so far on nodes where another policy treats refusals otherwise."""
+        self._counting.meters_change()
         world = self._present.world
         rows: dict[str, list[AttemptRow]] = {}
         for row in self._present.rows.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from policies.model import Attempt, Bridge, Role
 from policies.wire import (
@@ -13,24 +13,30 @@ from policies.wire import (
     BridgeStatus,
     Counters,
     Crossed,
+    Dropped,
     JobStats,
     Refusals,
+    ShareStats,
     SiteStats,
 )
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.fabric import BridgeState, FabricError
 from ryu_apps.life.checks import attempt_of
 from ryu_apps.life.counting import Counting
+from ryu_apps.life.limits import Shared
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.telling import Telling
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.counters import Slot
+from ryu_apps.openflow.meters import Way
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.store.store import AttemptRow
-from ryu_apps.views import decision_view
+from ryu_apps.views import decision_view, sharers
 
 LOG = logging.getLogger("lark.controller")
+MOST_SHARES = 100
+"""Shares told of: on a large site each user has one on each node."""
 PATIENCE = 5.0
 """Seconds that a switch has to tell an attempt's counters."""
 
@@ -134,7 +140,15 @@ class Statuses:
         services = [service.name for service in world.policy.services.values() if service.protected]
         counters = compiler.read_counters(attempt, found.seen, services)
         return counters.model_copy(
-            update={"admitted_rate": found.sending, "delivered_rate": found.receiving, "borders": crossed}
+            update={
+                "admitted_rate": found.sending,
+                "delivered_rate": found.receiving,
+                "dropped": None if found.dropped is None else _dropped(found.dropped.__getitem__),
+                "share": None
+                if found.share is None or attempt.share is None
+                else _share(attempt.bridge, attempt.share.name, found.share),
+                "borders": crossed,
+            }
         )
 
     def stats(self) -> SiteStats:
@@ -148,22 +162,49 @@ class Statuses:
                 classes += found
         with self._present.lock:
             attempts = len(self._present.rows)
-        totals = self._counting.totals
+        totals, limits = self._counting.totals, self._counting.limits
+        (sent_packets, sent_bytes), (received_packets, received_bytes) = map(self._counting.carried, Way)
+        shares = [_share(*one) for one in limits.shares() if one[0] in self._telling.mine]
+        shares.sort(key=lambda one: -one.dropped.sent_packets - one.dropped.received_packets)
         return SiteStats(
             classes=classes,
             borders=borders,
             jobs=JobStats(
                 attempts=attempts,
-                sent_packets=totals.sent[0],
-                sent_bytes=totals.sent[1],
-                received_packets=totals.received[0],
-                received_bytes=totals.received[1],
+                sent_packets=sent_packets,
+                sent_bytes=sent_bytes,
+                received_packets=received_packets,
+                received_bytes=received_bytes,
                 refused=[
                     Refusals(reason=why, packets=packets, bytes=octets)
                     for why, (packets, octets) in sorted(totals.refused.items())
                 ],
+                rate_dropped=_dropped(lambda way: limits.dropped["rate", way]),
+                share_dropped=_dropped(lambda way: limits.dropped["share", way]),
             ),
+            shares=sorted(shares[:MOST_SHARES], key=lambda one: (one.bridge, one.name)),
         )
+
+
+def _dropped(of: Callable[[Way], Sequence[int]]) -> Dropped:
+    sent, received = of(Way.OUT), of(Way.IN)
+    return Dropped(sent_packets=sent[0], sent_bytes=sent[1], received_packets=received[0], received_bytes=received[1])
+
+
+def _share(bridge: str, name: str, one: Shared) -> ShareStats:
+    sent, received = one.limit.passed(Way.OUT), one.limit.passed(Way.IN)
+    rates = {way: pace.rate for way, pace in one.paces.items()}
+    return ShareStats(
+        bridge=bridge,
+        name=sharers(name) or "all jobs",
+        sent_packets=sent[0],
+        sent_bytes=sent[1],
+        received_packets=received[0],
+        received_bytes=received[1],
+        sent_rate=rates.get(Way.OUT, 0),
+        received_rate=rates.get(Way.IN, 0),
+        dropped=_dropped(one.limit.dropped),
+    )
 
 
 def no_such_attempt(id: str) -> Refused:

@@ -29,6 +29,7 @@ from ryu_apps.openflow.flows import (
     Goto,
     Match,
     Meter,
+    MeterCounted,
     Move,
     Normal,
     Output,
@@ -42,6 +43,10 @@ COUNT = struct.Struct("!HB9xH10xQQQ")
 """The same, of which only: length, table, priority, cookie, packets, bytes"""
 CUT = struct.Struct("!HB9xHI30xHH")
 """Of an entry and the head of its match: length, table, priority, both timeouts as one, kind and length of a match."""
+METER = struct.Struct("!IH10xQQ8x")
+"""Of what a meter has counted, before its bands: number, length, packets, bytes"""
+BAND = struct.Struct("!QQ")
+"""Packets and bytes that a band dropped."""
 PORT = struct.Struct("!IH10x16s8x")
 """Number, length, name of a port, and how long one is at least."""
 EXPIRES = b"\xff\xff\x00\x08\x00\x00\x00\x00"
@@ -221,8 +226,7 @@ def ports(message: bytes) -> Ports:
             raise DecodeError("a port of a port-description reply does not hold together")
         found.append((name.rstrip(b"\0").decode("utf-8", "replace"), number))
         at += length
-    xid, flags = encode.HEADER.unpack_from(message)[3], int.from_bytes(message[10:12], "big")
-    return Ports(int(xid), bool(flags & REPLY_MORE), tuple(found))
+    return Ports(int(encode.HEADER.unpack_from(message)[3]), _more(message), tuple(found))
 
 
 def changed_by_others(message: bytes) -> bool:
@@ -277,6 +281,39 @@ def counts(message: bytes) -> Counts:
     except struct.error as error:
         raise DecodeError(f"flow-stats reply is cut short: {error}") from error
     return Counts(xid, bool(flags & REPLY_MORE), found)
+
+
+@dataclass(frozen=True, slots=True)
+class MeterCounts:
+    """A part of an answer about meters' counters."""
+
+    xid: int
+    more: bool
+    entries: Sequence[MeterCounted]
+
+
+def meter_counts(message: bytes) -> MeterCounts:
+    """The counters of a meter-stats reply. Raises DecodeError."""
+    message = bytes(message)
+    found: list[MeterCounted] = []
+    at, total = 16, len(message)
+    try:
+        while at < total:
+            number, length, packets, octets = METER.unpack_from(message, at)
+            end = at + length
+            if length < METER.size or end > total or (length - METER.size) % BAND.size:
+                raise DecodeError("a meter of a meter-stats reply does not hold together")
+            # Ours have one band; of several each packet that is dropped is dropped by one.
+            bands = [BAND.unpack_from(message, band) for band in range(at + METER.size, end, BAND.size)]
+            found.append((number, packets, octets, sum(one for one, _ in bands), sum(one for _, one in bands)))
+            at = end
+    except struct.error as error:
+        raise DecodeError(f"meter-stats reply is cut short: {error}") from error
+    return MeterCounts(int(encode.HEADER.unpack_from(message)[3]), _more(message), found)
+
+
+def _more(message: bytes) -> bool:
+    return bool(int.from_bytes(message[10:12], "big") & REPLY_MORE)
 
 
 def _reply(message: bytes) -> tuple[int, int]:

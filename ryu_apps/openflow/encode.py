@@ -46,7 +46,7 @@ VERSION = 0x05
 HEADER = struct.Struct("!BBHI")
 
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
-MP_DESC, MP_FLOW, MP_METER_CONFIG, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 10, 13, 16
+MP_DESC, MP_FLOW, MP_METER, MP_METER_CONFIG, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 9, 10, 13, 16
 SET_CONFIG, FRAGMENTS_NX_MATCH = 9, 3
 ROLE_REQUEST, ROLE_MASTER, ROLE_SLAVE = 24, 2, 3
 ADD, DELETE_STRICT = 0, 4
@@ -462,6 +462,11 @@ def take_meter(key: EntryKey, xid: int) -> bytes:
 def meters_request(xid: int) -> bytes:
     """Ask for every meter's setting."""
     return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4xI4x", MP_METER_CONFIG, 0, ALL_METERS))
+
+
+def meter_stats_request(xid: int, number: int = ALL_METERS) -> bytes:
+    """Ask what a meter has counted, or every one."""
+    return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4xI4x", MP_METER, 0, number))
 
 
 def add_flow(flow: Flow, xid: int) -> bytes:

@@ -155,3 +155,5 @@ class FlowStats:
 
 Counted = tuple[int, int, int, int, int]
 """The same without the match: table, priority, cookie, packets, bytes. A plain tuple: there are thousands at a time."""
+MeterCounted = tuple[int, int, int, int, int]
+"""What a meter has counted: its number, packets and bytes that came to it, packets and bytes that it dropped."""

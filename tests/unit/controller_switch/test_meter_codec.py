@@ -69,3 +69,42 @@ def test_an_answer_that_does_not_hold_together_is_refused(cut: int) -> None:
     assert len(decode.meter_entries(reply).entries) == 1
     with pytest.raises(decode.DecodeError):
         decode.meter_entries(reply[:-cut])
+
+
+def counted(*meters: tuple[int, int, int, list[tuple[int, int]]]) -> bytes:
+    """A switch's answer about what meters have counted, the last part of it: number, packets, bytes, bands."""
+    body = struct.pack("!HH4x", encode.MP_METER, 0)
+    for number, packets, octets, bands in meters:
+        body += struct.pack("!IH6xIQQII", number, 40 + 16 * len(bands), 1, packets, octets, 3, 5)
+        body += b"".join(struct.pack("!QQ", *band) for band in bands)
+    return encode.HEADER.pack(encode.VERSION, encode.MULTIPART_REPLY, 8 + len(body), 7) + body
+
+
+def test_what_meters_have_counted_is_read_whatever_bands_they_have() -> None:
+    reply = counted((0x4C0007D2, 100, 9000, [(40, 3600)]), (7, 5, 500, []), (8, 9, 900, [(1, 100), (2, 200)]))
+    read = decode.meter_counts(reply)
+    assert (read.xid, read.more) == (7, False)
+    assert read.entries == [(0x4C0007D2, 100, 9000, 40, 3600), (7, 5, 500, 0, 0), (8, 9, 900, 3, 300)]
+    more = reply[:10] + decode.REPLY_MORE.to_bytes(2, "big") + reply[12:]
+    assert decode.meter_counts(more).more
+
+
+def test_one_meter_or_all_are_asked_for() -> None:
+    asked = [encode.meter_stats_request(9, 0x4C0007D2), encode.meter_stats_request(9)]
+    numbers = [0x4C0007D2, encode.ALL_METERS]
+    head = (encode.VERSION, encode.MULTIPART_REQUEST, 24, 9, encode.MP_METER, 0)
+    assert asked == [struct.pack("!BBHIHH4xI4x", *head, number) for number in numbers]
+
+
+@pytest.mark.parametrize("cut", [1, 15, 17, 30])
+def test_counters_that_do_not_hold_together_are_refused(cut: int) -> None:
+    reply = counted((7, 5, 500, [(1, 100)]))
+    assert decode.meter_counts(reply).entries
+    with pytest.raises(decode.DecodeError):
+        decode.meter_counts(reply[:-cut])
+
+
+def test_a_meter_that_says_it_is_shorter_than_a_meter_is_refused() -> None:
+    reply = counted((7, 5, 500, []))
+    with pytest.raises(decode.DecodeError):
+        decode.meter_counts(reply[:20] + (0).to_bytes(2, "big") + reply[22:])
