@@ -26,6 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovs_agent import packet_sockets, qos, queues
+from ovs_agent.bridge import wrong_settings
 from ovs_agent.config import BorderConfig, read_token
 from ovs_agent.controller_client import ControllerClient
 from ovs_agent.controller_tls import ControllerTls
@@ -35,7 +36,8 @@ from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.packet_sockets import PacketSockets
 from ovs_agent.queues import Traffic
 from ovs_agent.version import version
-from policies.wire import ClassReport, PortReport, QueueReport, QueueWish
+from policies.events import Kind
+from policies.wire import ClassReport, Finding, PortReport, QueueReport, QueueWish
 
 log = logging.getLogger(__name__)
 PERIOD = 2.0
@@ -94,8 +96,11 @@ class Border:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, functools.partial(_renew, tls))
+        await self._find_bridge()
         await self._settle()
-        ready(f"lark-agent border: keeping the queues of bridge {config.bridge}")
+        # Who starts it with a controller that is not there must not take silence for success.
+        none = f"; none are wished for yet: waiting for {', '.join(config.controller.urls)}"
+        ready(f"lark-agent border: keeping the queues of bridge {config.bridge}{'' if self._state.wish else none}")
         work = [asyncio.create_task(self._keep()), asyncio.create_task(self._follow(client))]
         ended = asyncio.create_task(stop.wait())
         try:
@@ -144,9 +149,17 @@ class Border:
                 self._unanswered = ""
             except AgentError as e:
                 if not self._unanswered:
-                    log.warning("%s; the queues stay as they were wished last", e)
+                    log.warning("%s; %s", e, self._without_controller())
                 self._unanswered = str(e)
             await asyncio.sleep(PERIOD)
+
+    def _without_controller(self) -> str:
+        if self._state.wish is not None:
+            return "the queues stay as they were wished last"
+        return (
+            "no queues are wished for yet, so all classes wait in one: mend controller.urls, its token or certificate, "
+            f"or bridge in {self._config.file}, or start lark-controller there"
+        )
 
     def _take(self, wish: QueueWish) -> None:
         """Follow a new wish from now on, or say why not."""
@@ -175,57 +188,61 @@ class Border:
     async def _settle(self) -> None:
         """Make the ports what is wished, give back those that are not, and look at what they carry."""
         wish = self._state.wish
-        faults = [self._refused] if self._refused else []
+        faults = [_fault(self._refused)] if self._refused else []
         ports: dict[str, PortReport] = {}
         if wish is not None:
             there, trouble = await self._there(wish)
             faults += trouble
-            before, self._sockets = self._sockets, await self._look_at_sockets()
+            before = self._sockets
+            faults += await self._look_at_bridge()
             memory = None if self._sockets is None else self._sockets.sending
             plans = qos.plan(wish, there, memory)
-            faults += plans.remarks
-            faults += self._lost(before, there)
+            faults += map(_fault, plans.remarks)
+            faults += map(_fault, self._lost(before, there))
             for name, plan in plans.ports.items():
                 try:
                     ports[name] = await self._settle_port(name, plan, faults)
+                except queues.ForeignQdisc as e:
+                    faults.append(_fault(str(e), Kind.BORDER_QDISC_FOREIGN, name))
                 except AgentError as e:
-                    faults.append(str(e))
+                    faults.append(_fault(str(e), port=name))
             await self._give_back(faults)
         self._report = QueueReport(
             digest=None if wish is None else wish.digest,
             agent_version=version(),
-            faults=[fault[:MAX_FAULT] for fault in faults[:MAX_FAULTS]],
+            faults=[fault.text for fault in faults[:MAX_FAULTS]],
             ports=ports,
+            findings=faults[:MAX_FAULTS],
         )
         self._tell(faults)
 
-    async def _there(self, wish: QueueWish) -> tuple[dict[str, int], list[str]]:
+    async def _there(self, wish: QueueWish) -> tuple[dict[str, int], list[Finding]]:
         """MTU of each wished port that is there, and what is wrong with the others."""
-        faults: list[str] = []
+        faults: list[Finding] = []
         bridge = self._config.bridge
         try:
             plugged = await self._db.plugged(bridge)
         except AgentError as e:
             # A switch that is down does not make the queues wrong: those that were made stay in our care.
-            faults.append(f"the ports of bridge {bridge} cannot be looked at: {e}")
+            faults.append(_fault(f"the ports of bridge {bridge} cannot be looked at: {e}"))
             plugged = frozenset(self._state.owned)
         found: dict[str, int] = {}
         for name in wish.ports:
             try:
                 mtu = await in_thread(functools.partial(queues.mtu, name))
             except queues.PortMissing:
-                faults.append(f"port {name} of bridge {bridge} is missing: there is no such device")
+                faults.append(_fault(f"port {name} of bridge {bridge} is missing: there is no such device", port=name))
                 continue
             except AgentError as e:
-                faults.append(str(e))
+                faults.append(_fault(str(e), port=name))
                 continue
             if name in plugged:
                 found[name] = mtu
             else:
-                faults.append(f"port {name} is not plugged into bridge {bridge}: it has no queues")
+                faults.append(_fault(f"port {name} is not plugged into bridge {bridge}: it has no queues", port=name))
         return found, faults
 
-    async def _settle_port(self, name: str, plan: qos.PortPlan, faults: list[str]) -> PortReport:
+    async def _settle_port(self, name: str, plan: qos.PortPlan, faults: list[Finding]) -> PortReport:
         if name not in self._state.owned:
             self._save(State(wish=self._state.wish, owned={**self._state.owned, name: {}}))
         if name not in self._shielded:
@@ -233,7 +250,7 @@ class Border:
                 await self._db.shield(name)
                 self._shielded.add(name)
             except AgentError as e:
-                faults.append(f"a restart of ovs-vswitchd would remove the queues of {name}: {e}")
+                faults.append(_fault(f"a restart of ovs-vswitchd would remove the queues of {name}: {e}", port=name))
         for line in await in_thread(functools.partial(queues.apply, name, plan)):
             log.info("port=%s %s", name, line)
             if line == queues.MADE:
@@ -242,18 +259,22 @@ class Border:
             try:
                 was_on = await in_thread(functools.partial(queues.split_frames, name))
             except AgentError as e:
-                faults.append(f"{e}: one frame in the queue can be 64 KB, and the classes wait for it")
+                text = f"{e}: one frame in the queue can be 64 KB, and the classes wait for it"
+                faults.append(_fault(text, port=name))
             else:
                 if was_on:
                     log.info("port=%s switched off %s", name, ", ".join(was_on))
                     mine = {**self._state.owned[name], **was_on}
                     self._save(State(wish=self._state.wish, owned={**self._state.owned, name: mine}))
+        if why := await in_thread(functools.partial(queues.no_link, name)):
+            faults.append(_fault(f"port {name}: {why}", Kind.WAN_PORT_DOWN, name))
         speed = await in_thread(functools.partial(queues.speed, name))
         if speed is not None and speed < plan.rate:
-            faults.append(
+            text = (
                 f"port {name}: its link runs at {speed / 1e6:g} Mbit/s, below the {plan.rate / 1e6:g} Mbit/s of "
                 "site.yaml, so frames wait in the device and not in their classes; mend the link, or site.yaml"
             )
+            faults.append(_fault(text, port=name))
         seen = await in_thread(functools.partial(queues.traffic, name))
         before = self._samples.get(name)
         now = _Sample(time.monotonic(), seen)
@@ -265,7 +286,7 @@ class Border:
             plumbing=_class_report(qos.PLUMBING_MINOR, now, before),
         )
 
-    async def _give_back(self, faults: list[str]) -> None:
+    async def _give_back(self, faults: list[Finding]) -> None:
         assert self._state.wish is not None
         for name in self._state.owned.keys() - self._state.wish.ports.keys():
             try:
@@ -274,20 +295,44 @@ class Border:
                 await in_thread(functools.partial(queues.restore_frames, name, self._state.owned[name]))
                 await self._db.unshield(name)
             except AgentError as e:
-                faults.append(str(e))
+                faults.append(_fault(str(e), port=name))
                 continue
             self._samples.pop(name, None)
             self._shielded.discard(name)
             left = {port: was for port, was in self._state.owned.items() if port != name}
             self._save(State(wish=self._state.wish, owned=left))
 
-    async def _look_at_sockets(self) -> PacketSockets | None:
+    async def _find_bridge(self) -> None:
+        """A name that the switch's database does not have is a mistake; a database that does not answer may come yet.
+        Raises AgentError."""
+        bridge = self._config.bridge
+        try:
+            if await self._db.bridge(bridge) is not None:
+                return
+            names = (await self._db.vsctl(["list-br"])).split()
+        except AgentError as e:
+            log.warning("bridge %s cannot be looked at yet: %s", bridge, e)
+            return
+        there = f"there are {', '.join(names)}" if names else "there is none at all"
+        raise AgentError(
+            f"no such bridge ({there}); mend bridge in {self._config.file}, or run lark-agent prepare-bridge",
+            f"bridge {bridge}",
+        )
+
+    async def _look_at_bridge(self) -> list[Finding]:
+        """Its sockets, and whether it is still closed by itself."""
         try:
             row = await self._db.bridge(self._config.bridge)
         except AgentError:  # a database that is down has been told; what was known holds on
-            return self._sockets
+            return []
         userspace = row is not None and row["datapath_type"] == "netdev"
-        return await packet_sockets.look(self._config.rundir) if userspace else None
+        self._sockets = await packet_sockets.look(self._config.rundir) if userspace else None
+        # The mark that tells a controller of these settings opens nothing by being away.
+        wrong = [] if row is None else [words for words in wrong_settings(row) if "dp-desc" not in words]
+        if not wrong:
+            return []
+        text = f"bridge {self._config.bridge} lacks {', '.join(wrong)}: without a controller it would not stay closed"
+        return [_fault(text, Kind.FAIL_MODE_WRONG)]
 
     def _lost(self, before: PacketSockets | None, ports: Iterable[str]) -> list[str]:
         """Frames that the switch has lost of late on these ports, before they came to any queue."""
@@ -299,14 +344,15 @@ class Border:
         self._losses = {said: at for said, at in self._losses.items() if moment - at < LOSS_SHOWN}
         return list(self._losses)
 
-    def _tell(self, faults: list[str]) -> None:
+    def _tell(self, faults: Iterable[Finding]) -> None:
         """Log what is new among the faults, and what has gone."""
-        for fault in dict.fromkeys(faults):
+        texts = dict.fromkeys(fault.text for fault in faults)
+        for fault in texts:
             if fault not in self._told:
                 log.error("%s", fault)
-        for fault in sorted(self._told - set(faults)):
+        for fault in sorted(self._told - texts.keys()):
             log.info("mended: %s", fault)
-        self._told = frozenset(faults)
+        self._told = frozenset(texts)
 
     # --- what outlives the process ----------------------------------------------------------------------------------
 
@@ -359,6 +405,10 @@ class Border:
             new.replace(self._path)
         except OSError as e:
             log.error("%s cannot be written (%s): after a restart the queues wait for the controller", new, e.strerror)
+
+
+def _fault(text: str, kind: Kind = Kind.BORDER_FAULT, port: str | None = None) -> Finding:
+    return Finding(kind=kind.value, port=port, text=text[:MAX_FAULT])
 
 
 def _renew(tls: ControllerTls) -> None:

@@ -35,6 +35,7 @@ LEAF = "pfifo_head_drop"
 frame is refused, and a userspace Open vSwitch, which hands over up to 32 frames in one call, throws away all that come
 after the refused one: a flood in the lowest class would cost the highest its frames, before they are in their queue."""
 plugins.setdefault(LEAF, sched_pfifo)  # its one option is that of pfifo
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _SIOCETHTOOL, _ETHTOOL_GSET = 0x8946, 0x01
 _OFFLOADS = {"tso": (0x1E, 0x1F), "gso": (0x23, 0x24), "gro": (0x2B, 0x2C)}
 """How to get and to set each: the kernel would put up to 64 KB into the queue as one frame, 10 ms at 50 Mbit/s."""
@@ -143,6 +144,15 @@ def mtu(port: str) -> int:
     """Raises PortMissing, QueueError."""
     with _kernel(port) as ip:
         return int(ip.get_links(_index(ip, port))[0].get_attr("IFLA_MTU"))
+
+
+def no_link(port: str) -> str:
+    """Why nothing can leave by this port, in words; empty: its link is up. Raises PortMissing, QueueError."""
+    with _kernel(port) as ip:
+        flags = ip.get_links(_index(ip, port))[0]["flags"]
+    if not flags & _IFF_UP:
+        return f"it is set down; ip link set {port} up"
+    return "" if flags & _IFF_LOWER_UP else "it has no link: see the cable, and the other end"
 
 
 def speed(port: str) -> int | None:

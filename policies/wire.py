@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-PROTOCOL = 1
+PROTOCOL = 2
 """What this code can say and understand. One more with each release in which a request gains a field."""
 OLDEST_PROTOCOL = 1
 """What everybody understands, and what those speak who say nothing."""
@@ -434,6 +434,15 @@ class PortReport(Message):
     """ARP and neighbour discovery, which have a small queue of their own."""
 
 
+class Finding(Message):
+    """What an agent has found to be wrong, with its kind of `policies.events`."""
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]{1,40}$")]
+    """One that the controller does not know is told as `border-fault`."""
+    port: PortName | None = None
+    text: Annotated[str, StringConstraints(max_length=500)]
+
+
 class QueueReport(Message):
     """What a border's agent has made of the wish, every few seconds."""
 
@@ -443,6 +452,8 @@ class QueueReport(Message):
     faults: Annotated[list[Annotated[str, StringConstraints(max_length=500)]], Field(max_length=64)]
     """What is not as wished, one sentence each; empty: everything is."""
     ports: Annotated[dict[PortName, PortReport], Field(max_length=64)]
+    findings: Annotated[list[Finding], Field(max_length=64), Since(2)] = []
+    """The same faults, each with its kind; empty: from an agent that does not say kinds, or no faults."""
 
 
 QUEUES_STALE = 15.0
@@ -541,6 +552,41 @@ class SiteStats(Answer):
     jobs: JobStats
     shares: list[ShareStats] = Field(default_factory=list)
     """The hundred that have dropped most, or fewer."""
+
+
+class Event(Answer):
+    """Something that has happened (docs/events.md)."""
+
+    number: int
+    """Of this controller since it started; one more for each that is told."""
+    time: float
+    """Seconds since 1970, when it (last) happened."""
+    controller: str
+    """Whose it is, where there are several."""
+    kind: str
+    level: str
+    """`info`, `warning` or `error`."""
+    bridge: str | None = None
+    node: str | None = None
+    attempt: str | None = None
+    port: str | None = None
+    text: str
+    mend: str
+    """What to do; empty: nothing."""
+    times: int = 1
+    """How often it has happened since it was last told."""
+
+
+class EventList(Answer):
+    """Events in the order in which they were told. `cursor`: for the next question's `since`."""
+
+    controller: str
+    events: list[Event]
+    cursor: str
+    missed: int = 0
+    """Told since the question's cursor, and not kept any more."""
+    restarted: bool = False
+    """The question's cursor is of an earlier life of this controller, or of another one."""
 
 
 class Deleted(Answer):

@@ -22,8 +22,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from policies.events import Kind
 from policies.model import Address
 from ryu_apps import engine
+from ryu_apps.events import Events
 from ryu_apps.fabric import (
     REALISED,
     BridgeState,
@@ -268,8 +270,11 @@ class _Switch:
                     self._settle(ticket, refused)
                 case machine.PortsChanged(ports):
                     self._tell_ports(dict(ports), self.datapath)
-                case machine.Notice(text, serious):
-                    LOG.log(logging.WARNING if serious else logging.INFO, "bridge=%s: %s", self.bridge, text)
+                case machine.Notice(text, serious, kind):
+                    if kind is not None:
+                        self._tell(kind, text)
+                    else:
+                        LOG.log(logging.WARNING if serious else logging.INFO, "bridge=%s: %s", self.bridge, text)
                 case machine.Disconnect(reason):
                     LOG.warning("bridge=%s: connection given up: %s", self.bridge, reason)
                     self._close()
@@ -370,19 +375,15 @@ class _Switch:
         self._in_line = False
         self._since = time.monotonic()
         self._flow_mods = self.machine.counts.flow_mods
-        LOG.info(
-            "bridge=%s dpid=%s: connected from %s port %s",
-            self.bridge,
-            datapath_text(self.datapath_id),
-            *datapath.address[:2],
-        )
+        came = f"{datapath.address[0]} port {datapath.address[1]}"
+        self._tell(Kind.BRIDGE_CONNECTED, f"dpid={datapath_text(self.datapath_id)}: connected from {came}")
         self._call(None, "on_connected", self.bridge)
         return self.machine.connected_to(self._since)
 
     def gone(self, datapath: Any) -> list[Output]:
         if self.datapath is not datapath:
             return []
-        LOG.warning("bridge=%s: disconnected; %d changes wait for it", self.bridge, self.machine.waiting)
+        self._tell(Kind.BRIDGE_LOST, f"disconnected; {self.machine.waiting} changes wait for it")
         self.datapath = None
         self._app.forget(datapath)
         return self.machine.lost()
@@ -390,13 +391,14 @@ class _Switch:
     def _report(self) -> None:
         if self.machine.converged and not self._in_line:
             self._in_line = True
-            LOG.info(
-                "bridge=%s: in line with %d flows, %d flow-mods sent, %.0f ms after it connected",
-                self.bridge,
-                self.machine.flows,
-                self.machine.counts.flow_mods - self._flow_mods,
-                1000 * (time.monotonic() - self._since),
+            sent, took = self.machine.counts.flow_mods - self._flow_mods, 1000 * (time.monotonic() - self._since)
+            self._tell(
+                Kind.BRIDGE_ADOPTED,
+                f"in line with {self.machine.flows} flows, {sent} flow-mods sent, {took:.0f} ms after it connected",
             )
+
+    def _tell(self, kind: Kind, text: str) -> None:
+        self._app.events.tell(kind, text, bridge=self.bridge)
 
 
 class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no types
@@ -411,6 +413,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         on_connected: OnConnected | None = None,
         addresses: Mapping[str, Address] | None = None,
         certificates: Mapping[str, str] | None = None,
+        events: Events | None = None,
     ) -> None:
         """`addresses`: where each bridge's connection must come from; a bridge without one may come from anywhere.
         `certificates`: the name that the certificate of each bridge's switch must hold; a bridge without one may not
@@ -422,6 +425,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._on_connected = on_connected
         self._addresses = dict(addresses or {})
         self._certificates = None if certificates is None else dict(certificates)
+        self.events = Events() if events is None else events
         self._calls = engine.Queue()
         self._by_dpid = {dpid: _Switch(name, dpid, self._call, self) for dpid, name in bridges.items()}
         self._by_name = {one.bridge: one for one in self._by_dpid.values()}
@@ -618,8 +622,12 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             why = ""
         if one is None or why:
             self.turned_away += 1
-            LOG.warning("dpid=%s from %s port %s: turned away: %s", dpid, *datapath.address[:2], why)
             came, now = f"{datapath.address[0]} port {datapath.address[1]}", time.monotonic()
+            self.events.tell(
+                Kind.BRIDGE_TURNED_AWAY if other is None else Kind.BRIDGE_DUPLICATE,
+                f"dpid={dpid} from {came}: turned away: {why}",
+                bridge="" if one is None else one.bridge,
+            )
             if one is None:
                 text = f"a switch with datapath id {dpid}, which no bridge of site.yaml has, is turned away: {came}"
                 self.unknown = (now, text)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from policies.events import Kind
 from policies.model import Policy, Site, World
 from policies.wire import (
     AttemptSpec,
@@ -40,7 +41,9 @@ from policies.wire import (
     SiteStats,
 )
 from ryu_apps.admission import Admission
+from ryu_apps.border_news import BorderNews
 from ryu_apps.borders import Borders, queue_wish
+from ryu_apps.events import Events
 from ryu_apps.fabric import Fabric
 from ryu_apps.life.carried import Carried
 from ryu_apps.life.counting import Counting
@@ -61,6 +64,7 @@ from ryu_apps.life.turns import Turns
 from ryu_apps.metrics import Metrics
 from ryu_apps.on_disk import OnDisk
 from ryu_apps.refusal_log import RefusalLog
+from ryu_apps.refusals import Refused
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Snapshot, Store
 from ryu_apps.views import policy_status
 
@@ -85,15 +89,19 @@ class Controller:
         state_dir: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        events: Events | None = None,
     ) -> None:
         self.store = store
+        self.events = Events(name or "", clock, wall_clock) if events is None else events
+        self._store_trouble: str | None = None
+        self._border_news = BorderNews(self.events)
         self.metrics = Metrics()
         self.on_disk = OnDisk()
         self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
         self.admission = Admission(clock)
         self._present = present = Present(site, policy, Numbers(store))
-        self._telling = telling = Telling(present, site.bridges if name is None else ())
+        self._telling = telling = Telling(present, site.bridges if name is None else (), self.events)
         self._records = records = Records(store, present, self.times, name)
         turns = Turns(self.times)
         self.counting = Counting(present, telling, clock, count_every)
@@ -163,15 +171,26 @@ class Controller:
             self._hearing.collided.clear()
             self._telling.insist()
         for name in over:
-            LOG.warning("node=%s: its lease is over; its attempts are torn down", name)
+            self.events.tell(Kind.LEASE_ENDED, "its lease is over; its attempts are torn down", node=name)
         self._departures.end_quietly(orphans)
         self._departures.finish(leaving, now)
         self._refusals.report()
         self.counting.tick()
         self._carried.tick()
+        self._look_at_store()
+        self.events.tick()
+
+    def _look_at_store(self) -> None:
+        trouble, before = self.store.trouble, self._store_trouble
+        self._store_trouble = trouble
+        if trouble is not None and before is None:
+            self.events.tell(Kind.STORE_LOST, f"the store cannot be used: {trouble}")
+        elif trouble is None and before is not None:
+            self.events.tell(Kind.STORE_BACK, "the store answers again")
 
     def stop(self) -> None:
         """Before the process ends; the switches stay as they are."""
+        self.events.close()
         self._carried.save()
 
     def problems(self) -> list[str]:
@@ -182,9 +201,16 @@ class Controller:
 
     def register(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
-        with self.metrics.registration() as new:
-            status, is_new = self._requests.begin(id, spec)
-            new.append(is_new)
+        try:
+            with self.metrics.registration() as new:
+                status, is_new = self._requests.begin(id, spec)
+                new.append(is_new)
+        except Refused as refused:
+            why = refused.slug.value
+            # By node and reason: what is refused again and again is told with its count.
+            text = f"registration refused ({why}): {refused.detail}"
+            self.events.tell(Kind.REGISTRATION_REFUSED, text, node=spec.node, attempt=id, subject=why)
+            raise
         return status, is_new
 
     def advance(self, id: str, phase: Phase) -> AttemptStatus:
@@ -241,7 +267,9 @@ class Controller:
 
     def report_queues(self, bridge: str, report: QueueReport) -> QueueStatus:
         """A border's agent says how it is. Raises Refused."""
-        return self._borders.hear(bridge, report, self.queues(bridge))
+        status = self._borders.hear(bridge, report, self.queues(bridge))
+        self._border_news.hear(bridge, report)
+        return status
 
     @property
     def leaving(self) -> int:
@@ -293,7 +321,8 @@ class Controller:
         """This controller is the bridge's master from now on: it says the whole truth, and answers for the bridge."""
         with self._present.lock:
             self._hearing.mastered(bridge, generation)
-        LOG.info("bridge=%s: this controller is its master now (generation %d)", bridge, generation)
+        text = f"this controller is its master now (generation {generation})"
+        self.events.tell(Kind.CONTROLLER_TOOK_OVER, text, bridge=bridge)
 
     def unmastered(self, bridge: str, generation: int, master: str) -> None:
         """The bridge is another controller's, or nobody's."""

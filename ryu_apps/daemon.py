@@ -18,14 +18,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from policies.certificates import bridge_certificate_name, node_certificate_name
+from policies.events import Kind
 from policies.model import Role
 from ryu_apps.admission import BEAT
 from ryu_apps.collector import Collector
+from ryu_apps.events import Events
 from ryu_apps.files import Files
 from ryu_apps.reread import Doors, reload
 from ryu_apps.store.opening import OpenStore
@@ -53,6 +55,8 @@ def serve(files: Files) -> None:
 
         doors = Doors(files)
         framework = engine.Framework(config.openflow, tls=doors.openflow)
+        several = None if config.store.embedded else config.store.name
+        events = Events(several or "")
         ready = threading.Event()
 
         def on_ports(bridge: str, ports: Mapping[str, int]) -> None:
@@ -67,6 +71,7 @@ def serve(files: Files) -> None:
             certificates=None
             if doors.openflow is None
             else {name: bridge_certificate_name(name, bridge.certificate) for name, bridge in site.bridges.items()},
+            events=events,
         )
         if config.store.embedded:
             # While everything is read back they connect and show what they have; nothing is said to them before. First
@@ -78,7 +83,6 @@ def serve(files: Files) -> None:
         from ryu_apps.rest.api import Api
 
         store = opened.open()
-        several = None if config.store.embedded else config.store.name
         controller = Controller(
             site,
             files.policy,
@@ -88,6 +92,7 @@ def serve(files: Files) -> None:
             name=several,
             count_every=config.count_every,
             state_dir=config.state_dir,
+            events=events,
         )
         controller.on_disk.policy = config.policy
         if several is None:
@@ -101,6 +106,8 @@ def serve(files: Files) -> None:
             framework.start()
         ready.set()
         last.callback(controller.stop)
+        policy = files.policy
+        events.tell(Kind.POLICY_LOADED, f"started with policy {policy.digest[:12]} (mode {policy.mode.value})")
         collector = Collector()
         collector.start(time.monotonic())
         last.callback(collector.stop)
@@ -149,21 +156,22 @@ def _housekeeping(
     ensure_server()
     collector.tick(time.monotonic())
     controller.tick(wsgi.turned_away_at)
-    _report_crowd(wsgi)
     if text := controller.admission.report():
-        LOG.warning("api: %s", text)
+        controller.events.tell(Kind.CAPACITY, text, subject="registrations")
+    for where, text in _crowd(wsgi):
+        controller.events.tell(Kind.CAPACITY, f"{where}: {text}", subject=where)
 
 
-def _report_crowd(wsgi: engine.WsgiServer) -> None:
+def _crowd(wsgi: engine.WsgiServer) -> Iterator[tuple[str, str]]:
     """One line a second at most, however many come."""
     if text := engine.switch_doorway().report():
-        LOG.warning("openflow: %s", text)
+        yield "openflow", text
     said = [wsgi.doorway.report()]
     if wsgi.cut:
         said.append(f"{wsgi.cut} requests cut, not complete after {wsgi.deadline:g} s")
         wsgi.cut = 0
     for text in filter(None, said):
-        LOG.warning("api: %s", text)
+        yield "api", text
 
 
 class Ticker:

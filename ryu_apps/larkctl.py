@@ -12,7 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from policies.certificates import TlsFault, tls_fault
+from policies.events import Kind
 from policies.values import in_words
 from policies.wire import (
     QUEUES_STALE,
@@ -36,10 +37,12 @@ from policies.wire import (
     Counters,
     DecisionView,
     Dropped,
+    EventList,
     NodeList,
     PolicyStatus,
     SiteStats,
 )
+from ryu_apps.event_lines import gap, in_lines
 from ryu_apps.version import version_option
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -58,6 +61,8 @@ class Client:
     url: str
     token_file: Path | None
     ca_file: Path | None = None
+    patience: float = 15
+    """Seconds."""
 
     def get(self, path: str, model: type[Model], **query: str) -> Model:
         """Raises Failure."""
@@ -69,7 +74,7 @@ class Client:
                 self.url.rstrip("/") + path,
                 params=query,
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=15,
+                timeout=self.patience,
                 # An administrator's proxy settings are not meant for the controller.
                 trust_env=False,
                 verify=_context(self.ca_file),
@@ -533,6 +538,59 @@ def stats_table(found: SiteStats) -> RenderableType:
             )  # fmt: skip
         parts.append(table)
     return Group(*parts)
+
+
+@cli.command()
+@click.option("--follow", is_flag=True, help="Go on, until interrupted.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice([kind.value for kind in Kind]), help="Repeatable.")
+@click.option("--since", metavar="CURSOR", help="Only what came after this `cursor` of an answer before (--json).")
+@click.option("--json", "as_json", is_flag=True, help="What the API answered; with --follow each event on a line.")
+@click.pass_obj
+def events(client: Client, follow: bool, kinds: tuple[str, ...], since: str | None, as_json: bool) -> None:
+    """Tell what has happened: each event with what to do about it.
+
+    Of the controller that is asked; where there are several, each tells its own.
+    """
+    wanted = frozenset(kinds or [kind.value for kind in Kind])
+
+    def ask(cursor: str | None, wait: float) -> EventList:
+        query = {"wait": f"{wait:g}", **({} if cursor is None else {"since": cursor})}
+        found = replace(client, patience=client.patience + wait).get("/v1/events", EventList, **query)
+        return found.model_copy(update={"events": [one for one in found.events if not kinds or one.kind in wanted]})
+
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(ask, since, as_json)
+        return
+    found = ask(since, 0)
+    _show(found, as_json, lambda console: _tell_events(console, found))
+
+
+def _tell_events(console: Console, found: EventList) -> None:
+    for line in [*gap(found), *(line for one in found.events for line in in_lines(one))]:
+        console.print(_text(line))
+
+
+def _follow(ask: Callable[[str | None, float], EventList], cursor: str | None, as_json: bool) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    wait = 0.0
+    while True:
+        try:
+            found = ask(cursor, wait)
+        except Failure as failure:
+            # Who follows wants to see a restart of the controller, and what comes after it.
+            click.echo(f"larkctl: {failure}", err=True)
+            time.sleep(2)
+            continue
+        if as_json:
+            for line in gap(found):
+                click.echo(f"larkctl: {line}", err=True)
+            for one in found.events:
+                click.echo(one.model_dump_json())
+        else:
+            _tell_events(console, found)
+        sys.stdout.flush()
+        cursor, wait = found.cursor, 25.0
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from policies.events import Kind
 from policies.wire import BridgeStatus, NodeStatus, SiteStats
 from ryu_apps.admission import Load
 from ryu_apps.life.counting import Cost
@@ -101,6 +102,7 @@ class Metrics:
             _store(source.store),
             _cost(source.counting.cost),
             _load(source.admission.load),
+            _events(source.events.happened),
         ):
             for family in part:
                 yield family
@@ -249,6 +251,13 @@ def _cost(cost: Cost) -> Iterator[Metric]:
     yield _counter("lark_counting_meters", "Meters whose counters were read.", cost.meters)
     yield _counter("lark_counting_cpu_seconds", "CPU time for reading them.", cost.seconds)
     yield _gauge("lark_counting_round_seconds", "What the last round over all bridges took.", cost.sweep)
+
+
+def _events(happened: Mapping[Kind, int]) -> Iterator[Metric]:
+    family = CounterMetricFamily("lark_events", "Events by kind, also those held back.", labels=("kind",))
+    for kind in Kind:
+        family.add_metric((kind.value,), happened.get(kind, 0))
+    yield family
 
 
 def _load(load: Load) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from policies.events import Kind
 from ryu_apps.controller import Controller
 from ryu_apps.fabric import Fabric
 from ryu_apps.reconcile.mastership import Mastership, Proposal
@@ -193,14 +194,16 @@ class Peers:
             LOG.warning("mastership could not be written: %s", problem)
             return
         if proposal.gives_up is not None:
-            LOG.warning("controller %s is silent: given up; its bridges are taken over", proposal.gives_up)
+            text = f"controller {proposal.gives_up} is silent: given up; its bridges are taken over"
+            self._controller.events.tell(Kind.CONTROLLER_GAVE_UP, text, subject=proposal.gives_up)
         # What the master before us wrote last was stored before our write: it is heard before its bridges are told.
         self._hear_all(0)
         gained, lost = self.table.took_place(proposal, self._clock())
         for bridge, generation in gained.items():
             self._controller.mastered(bridge, generation)
         for bridge in lost:
-            LOG.warning("bridge=%s cannot be reached: left to another controller", bridge)
+            text = "it cannot be reached: left to another controller"
+            self._controller.events.tell(Kind.CONTROLLER_GAVE_UP, text, bridge=bridge)
             self._controller.unmastered(bridge, self.table.generation(bridge), "")
         if proposal.gives_up is not None:
             self._controller.peer_gone(proposal.gives_up)

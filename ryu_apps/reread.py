@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policies.events import Kind
 from ryu_apps.config import ConfigError
 from ryu_apps.files import Files, read_files
 from ryu_apps.refusals import Refused
@@ -47,9 +48,11 @@ def reload(files: Files, controller: Controller, api: Api, doors: Doors) -> None
         disk.policy = _reload(files, controller, api, doors)
         disk.refused = ""
     except ConfigError as fault:
-        disk.refused = str(fault).splitlines()[0]
-        for line in str(fault).splitlines():
+        disk.refused, *others = str(fault).splitlines()
+        for line in others:
             LOG.error("not reloaded: %s", line)
+        more = f" (and {len(others)} more, in the log)" if others else ""
+        controller.events.tell(Kind.POLICY_REFUSED, f"not reloaded: {disk.refused}{more}")
     controller.metrics.reloaded(not disk.refused)
 
 
@@ -68,5 +71,6 @@ def _reload(files: Files, controller: Controller, api: Api, doors: Doors) -> Pat
     except (StoreError, Refused) as problem:
         raise ConfigError(f"the policy: {problem}") from problem
     policy = new.policy
-    LOG.info("reloaded: policy %s (mode %s), %d tokens", policy.digest[:12], policy.mode.value, len(new.tokens))
+    text = f"reloaded: policy {policy.digest[:12]} (mode {policy.mode.value}), {len(new.tokens)} tokens"
+    controller.events.tell(Kind.POLICY_LOADED, text)
     return new.config.policy

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from policies.model import Attempt, Outcome, ShareKey
+from ryu_apps.events import Events
 from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
@@ -24,6 +25,7 @@ from ryu_apps.openflow import compiler
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.meters import MeterRule, Rule
 from ryu_apps.openflow.whole import Whole
+from ryu_apps.port_news import port_news
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
 
@@ -67,8 +69,9 @@ class _Later:
 class Telling:
     """`mine`: the bridges that this controller is master of; all of them where it is alone."""
 
-    def __init__(self, present: Present, mine: Iterable[str]) -> None:
+    def __init__(self, present: Present, mine: Iterable[str], events: Events) -> None:
         self._present = present
+        self._events = events
         self._fabric: Fabric | None = None
         self.mine = set(mine)
         bridges = present.world.site.bridges
@@ -102,15 +105,11 @@ class Telling:
         # Ports of jobs come and go; only the declared ones mean something to the standing flows.
         site = self._present.world.site
         declared = {name: ports[name] for name in site.bridges[bridge].ports if name in ports}
+        before = self._present.world.ports.get(bridge)
         if self._present.set_ports(bridge, declared):
             self.follow_base([bridge])
-            missing = sorted(set(site.bridges[bridge].ports) - set(declared))
-            if missing:
-                LOG.error(
-                    "bridge=%s has no port %s, which site.yaml declares: nothing passes by it",
-                    bridge,
-                    ", ".join(missing),
-                )
+            for kind, text, port in port_news(site.bridges[bridge], before, declared):
+                self._events.tell(kind, text, bridge=bridge, port=port)
         unheard = self._unheard.pop(bridge, None)
         if unheard is not None:
             unheard.settle_by(self.say([bridge])[bridge])

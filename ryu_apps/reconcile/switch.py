@@ -43,6 +43,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
+from policies.events import Kind
 from ryu_apps.openflow import cookies, decode, encode
 from ryu_apps.openflow.encode import EntryKey, EntryValue
 
@@ -53,6 +54,13 @@ XID_LIMIT = 0x7FFF_FFFF
 """Transaction ids of the machine stay below this; the rest belongs to whoever else talks on the connection."""
 PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
 """What `lark-agent prepare-bridge` writes into a bridge's `other_config:dp-desc`. OpenFlow tells neither setting."""
+FAULTS = {
+    "foreign": Kind.TABLE_FOREIGN,
+    "strangers": Kind.TABLE_FOREIGN,
+    "lane": Kind.TABLE_EMPTY,
+    "prepared": Kind.FAIL_MODE_WRONG,
+}
+"""What is wrong with a bridge itself, and the event that it is."""
 CHECK_SHARE = 20
 """A check is followed by a pause of this many times its duration: at most 5 % of the time goes into checks."""
 
@@ -171,10 +179,11 @@ class PortsChanged:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something an administrator should know."""
+    """Something an administrator should know; with a kind it is an event."""
 
     text: str
     serious: bool = False
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -731,7 +740,7 @@ class SwitchMachine:
             return out
         self._drift |= check.differs
         self.counts.repaired += len(check.differs)
-        return [*out, Notice(self._damage(check.differs), serious=True), *self._advance(now)]
+        return [*out, Notice(self._damage(check.differs), True, Kind.FLOWS_REPAIRED), *self._advance(now)]
 
     def _damage(self, differs: Mapping[EntryKey, EntryValue | None]) -> str:
         base = self._base or {}
@@ -770,9 +779,9 @@ class SwitchMachine:
             return []
         if text is None:
             del self._faults[name]
-            return [Notice(f"no longer: {before}")]
+            return [Notice(f"no longer: {before}", kind=Kind.BRIDGE_MENDED)]
         self._faults[name] = text
-        return [Notice(text, serious=True)]
+        return [Notice(text, True, FAULTS[name])]
 
     # ------------------------------------------------------------------------------------------------------- inside
 
@@ -932,7 +941,11 @@ class SwitchMachine:
         replaced = [item for item in flight.items if item[0] in self._seen.foreign] if self._seen.foreign else []
         if replaced:
             out.append(
-                Notice(f"replacing {len(replaced)} foreign flows in the way: {_item(*replaced[0])}", serious=True)
+                Notice(
+                    f"replacing {len(replaced)} foreign flows in the way: {_item(*replaced[0])}",
+                    True,
+                    Kind.FLOWS_REPAIRED,
+                )
             )
         if alone:
             out.append(Single(flight.first_xid, flight.items[0], flight.barrier))
@@ -1019,7 +1032,7 @@ class SwitchMachine:
         self.activity = f"the switch refuses what it held before: {reason}"
         self._wake = now + self._pause
         self._pause = min(2 * self._pause, self._retry_most)
-        return [Notice(self.activity, serious=True)]
+        return [Notice(self.activity, True, Kind.FLOWS_REFUSED)]
 
 
 def _ours(key: EntryKey, value: EntryValue, seen: _Seen) -> bool:

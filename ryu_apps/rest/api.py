@@ -31,6 +31,7 @@ from policies.wire import (
     AttemptStatus,
     BridgeList,
     Deleted,
+    EventList,
     Heartbeat,
     HeartbeatAnswer,
     NodeGrant,
@@ -153,6 +154,10 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/metrics", _PEOPLE, "get_metrics", "The same and more, for Prometheus", None, {200: None},
         kind=CONTENT_TYPE,
+    ),
+    Route(
+        "GET", "/v1/events", _PEOPLE, "get_events", "What has happened; waits for news, if asked to", None,
+        {200: EventList}, ("since", "wait"),
     ),
     Route("GET", "/v1/policy", _PEOPLE, "get_policy", "The policy in force", None, {200: PolicyStatus}),
 )  # fmt: skip
@@ -389,6 +394,12 @@ class Api:
 
     def _get_metrics(self, call: Call) -> Plain:
         return Plain(self._controller.metrics.text(self._controller), CONTENT_TYPE)
+
+    def _get_events(self, call: Call) -> Answer:
+        wait = call.query.get("wait", "0")
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", wait):
+            raise Refused(Slug.MALFORMED, f"wait={wait[:20]!r} is not a number of seconds")
+        return Answer(200, self._controller.events.read(call.query.get("since"), float(wait)))
 
     def _get_policy(self, call: Call) -> Answer:
         return Answer(200, self._controller.policy())
