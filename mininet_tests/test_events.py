@@ -127,7 +127,7 @@ def test_people_read_the_same_in_the_log_and_on_the_screen(site: BorderSite, rea
     text = site.larkctl.text("events", "--kind", "policy-loaded")
     assert "info policy-loaded: started with policy " in text
     assert site.controller.daemon is not None
-    log = site.controller.daemon.log()
+    log = site.controller.daemon.log.read_text(encoding="utf-8")
     for one in reader.read:
         assert f"event={one.kind} " in log or f"event={one.kind}:" in log
         assert one.text in log

@@ -2,8 +2,8 @@
 
     switches, leases, store, policy, borders' agents ──▶ Events.tell ──▶ ring ──▶ log line, readers that wait
 
-Invariants: an event and its line in the log say the same, and are told or held back together. `tell` never waits, and
-may be called from anywhere, before the switches as well. At most READERS wait at a time.
+Invariants: whatever happens is a line of the log at once, and an event says the same in the same words; the ring may
+hold events back, the log does not. `tell` never waits, and may be called from anywhere. At most READERS wait at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from policies.events import ABOUT, Kind, Level
 from policies.wire import Event, EventList
@@ -55,15 +55,13 @@ class Events:
             told = self._ring.tell(news, self._clock(), self._wall_clock())
             if told:
                 self._news.notify_all()
-        _log(told)
+        _log(news)
 
     def tick(self) -> None:
         """Call about once a second: tells what was held back and is due."""
         with self._news:
-            told = self._ring.tick(self._clock())
-            if told:
+            if self._ring.tick(self._clock()):
                 self._news.notify_all()
-        _log(told)
 
     @property
     def happened(self) -> Mapping[Kind, int]:
@@ -121,13 +119,9 @@ class Events:
         )
 
 
-def _log(told: Iterable[Told]) -> None:
-    for one in told:
-        news, about = one.news, ABOUT[one.news.kind]
-        where = [("bridge", news.bridge), ("node", news.node), ("attempt", news.attempt), ("port", news.port)]
-        words = " ".join(f"{name}={value}" for name, value in where if value)
-        often = f" ({one.times} times since it was last told)" if one.times > 1 else ""
-        mend = f"; {about.mend}" if about.mend else ""
-        LOG.log(
-            _LEVELS[about.level], "event=%s%s: %s%s%s", news.kind.value, words and f" {words}", news.text, often, mend
-        )
+def _log(news: News) -> None:
+    about = ABOUT[news.kind]
+    where = [("bridge", news.bridge), ("node", news.node), ("attempt", news.attempt), ("port", news.port)]
+    words = "".join(f" {name}={value}" for name, value in where if value)
+    mend = f"; {about.mend}" if about.mend else ""
+    LOG.log(_LEVELS[about.level], "event=%s%s: %s%s", news.kind.value, words, news.text, mend)
