@@ -398,7 +398,7 @@ class _Switch:
             )
 
     def _tell(self, kind: Kind, text: str) -> None:
-        self._app.events.tell(kind, text, bridge=self.bridge)
+        self._app.happenings.tell(kind, text, bridge=self.bridge)
 
 
 class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no types
@@ -425,7 +425,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         self._on_connected = on_connected
         self._addresses = dict(addresses or {})
         self._certificates = None if certificates is None else dict(certificates)
-        self.events = Events() if events is None else events
+        # Not `events`: so the framework calls its own queue.
+        self.happenings = Events() if events is None else events
         self._calls = engine.Queue()
         self._by_dpid = {dpid: _Switch(name, dpid, self._call, self) for dpid, name in bridges.items()}
         self._by_name = {one.bridge: one for one in self._by_dpid.values()}
@@ -623,7 +624,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if one is None or why:
             self.turned_away += 1
             came, now = f"{datapath.address[0]} port {datapath.address[1]}", time.monotonic()
-            self.events.tell(
+            self.happenings.tell(
                 Kind.BRIDGE_TURNED_AWAY if other is None else Kind.BRIDGE_DUPLICATE,
                 f"dpid={dpid} from {came}: turned away: {why}",
                 bridge="" if one is None else one.bridge,
