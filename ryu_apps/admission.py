@@ -1,16 +1,18 @@
-"""How many registrations the controller takes up at a time: what it cannot carry it says at once, not after a time-out.
+"""How many registrations are under way at a time: whoever cannot be answered in time is told at once to come again,
+before any work goes into it. An agent holds on and asks again.
 
-    PUT attempt ──▶ place ──▶ taken up
-                      └──▶ 429 `too-many`, Retry-After: the agent holds on and asks again
+    comes ──▶ the controller's own part (its turn, the decision, the store) ──▶ its bridges confirm ──▶ answered
+               └─ its queue: what waits ÷ what gets done a second                  └─ and its queue
 
-The controller does everything in one thread, by turns. When more comes than it can do, its turns grow, and with them
-the time until anything is answered: so how late a clock in it is called is its measured service time. A slow or dead
-switch does not make it late, and turns nobody away. Ends and heartbeats are never turned away: they make room, and keep
-what is there.
+A registration is taken up if what is before it will be done well within the time that it has (`SHARE` of it), at the
+pace of the last seconds. What waits for bridges only does not count as the controller's own, so a slow or dead switch
+turns nobody else away: those who need it wait in a queue of their own, and one that confirms nothing at all is no queue
+but a fault, which the deadline tells of. Ends and heartbeats are never turned away: they make room, and keep what is
+there.
 
-Invariants: up to `FEW` registrations are always under way at a time, whatever the clock says, and as many again for
-nodes that have less than their part of them: one node that asks for everything, or whose jobs all wait for a dead gate,
-does not take the places of the others. Nothing here waits. Pure but for the clock that it is given.
+Invariants: up to `FEW` are always taken up, whatever the pace; twice as many as otherwise for nodes that have less than
+their part of them: one node that asks for everything does not take the places of the others. Nothing here waits. Pure
+but for the clock that it is given.
 """
 
 from __future__ import annotations
@@ -18,21 +20,27 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ryu_apps.refusals import Refused, Slug
 
 BEAT = 0.1
 """Seconds between two calls of `beat`."""
-BEHIND = 0.25
-"""Seconds by which `beat` comes late when the controller has more than it can do."""
-FEW = 64
-"""Registrations that do not make it late."""
+FEW = 16
+"""Registrations that are always taken up."""
+SHARE = 0.15
+"""Part of a request's time after which it should be answered; twice that for those who have less than their part. The
+rest is for a pace that falls meanwhile: to a third nobody notices."""
 LONGEST = 30
 """Seconds to wait, at most, that anybody is told."""
 LATELY = 3.0
-"""Seconds over which is counted how many registrations get done."""
+"""Seconds of work over which the pace is measured."""
+AT_FIRST = 100.0
+"""A second: the controller's pace until there is one."""
+_BRIDGE_AT_FIRST = 1000.0
+_BACKLOG = FEW // 2
+"""Only with so many under way does what gets done tell how fast it can be done."""
 _FORGETS = 0.8
 """What is left of an earlier lateness after each beat: a tenth after a second."""
 
@@ -44,36 +52,76 @@ class Load:
     registrations: int
     """Under way now."""
     behind: float
-    """Seconds."""
+    """Seconds by which a clock in the controller was last called late."""
     turned_away: int
     """Registrations since the start."""
 
 
-class Admission:
-    """`beat` about every `BEAT` seconds; `place` around every registration."""
+class Queue:
+    """How many are under way somewhere, and how fast they get done when there is enough to do."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    __slots__ = ("_at", "_busy", "_done", "last", "under_way")
+
+    def __init__(self, now: float, at_first: float) -> None:
+        self.under_way = 0
+        self._at = self.last = now
+        self._busy = 1.0
+        self._done = at_first
+
+    def begin(self, now: float) -> None:
+        self._roll(now)
+        self.under_way += 1
+
+    def end(self, now: float, *, done: bool = True) -> None:
+        """`done`: not given up."""
+        self._roll(now)
+        if done:
+            self.last = now
+            # What little gets done while little comes says nothing of how fast it can be.
+            self._done += self.under_way >= _BACKLOG
+        self.under_way -= 1
+
+    def seconds(self, now: float) -> float:
+        """Until what is under way will be done."""
+        self._roll(now)
+        return self.under_way * self._busy / max(self._done, 1e-6)
+
+    def _roll(self, now: float) -> None:
+        passed, self._at = now - self._at, now
+        if self.under_way >= _BACKLOG and passed > 0:
+            kept = math.exp(-passed / LATELY)
+            self._done *= kept
+            self._busy = self._busy * kept + LATELY * (1 - kept)
+
+
+class Admission:
+    """`place` around every registration, `at` around its wait for bridges; `beat` about every `BEAT` seconds.
+
+    `deadline`: seconds that a registration has.
+    """
+
+    def __init__(self, clock: Callable[[], float], deadline: float = 10.0) -> None:
         self._clock = clock
+        self._soon = SHARE * deadline
         self._beat = clock()
         self._behind = 0.0
         self._under_way = 0
+        self._own = Queue(self._beat, AT_FIRST)
         self._of: Counter[str] = Counter()
-        """The same by node; none with 0."""
-        self._done = 0
-        self._rate = FEW / LATELY
+        """Of the own part, by node; none with 0."""
+        self._bridges: dict[str, Queue] = {}
         self._turned_away = 0
         self._told = 0
 
     def beat(self) -> None:
         now = self._clock()
-        took = max(BEAT, now - self._beat)
-        self._behind = max(took - BEAT, _FORGETS * self._behind)
-        # What little it does while little comes says nothing of how fast it can be.
-        if self._under_way >= FEW:
-            self._rate += (self._done / took - self._rate) * min(1.0, took / LATELY)
-        else:
-            self._rate = max(self._rate, self._done / took)
-        self._beat, self._done = now, 0
+        self._behind = max(now - self._beat - BEAT, _FORGETS * self._behind)
+        self._beat = now
+        # A bridge that has nothing to do is forgotten: most have, at most times.
+        for name in [
+            name for name, queue in self._bridges.items() if not queue.under_way and now - queue.last > LATELY
+        ]:
+            del self._bridges[name]
 
     @property
     def load(self) -> Load:
@@ -82,29 +130,60 @@ class Admission:
         return Load(self._under_way, behind, self._turned_away)
 
     @contextlib.contextmanager
-    def place(self, node: str) -> Iterator[None]:
-        """A registration of a node is taken up. Raises Refused."""
-        nodes = len(self._of) + (node not in self._of)
-        if self._under_way >= (FEW if self._of[node] * nodes >= FEW else 2 * FEW):
-            behind = self.load.behind
-            if behind > BEHIND:
-                self._turned_away += 1
-                raise Refused(
-                    Slug.TOO_MANY,
-                    f"{self._under_way} registrations are under way and the controller is {1000 * behind:.0f} ms "
-                    "behind; try again",
-                    retry_after=self._until_done(),
-                )
+    def place(self, node: str) -> Iterator[Callable[[], None]]:
+        """A registration of a node is taken up. What it gives is to be called when the controller's own part of it is
+        done. Raises Refused."""
+        now = self._clock()
+        own, nodes = self._own, len(self._of) + (node not in self._of)
+        if own.under_way >= FEW:
+            seconds = own.seconds(now)
+            part = self._of[node] * nodes >= own.under_way
+            if seconds > (self._soon if part else 2 * self._soon):
+                raise self._refused(f"{own.under_way} registrations are before this one", seconds)
         self._under_way += 1
+        own.begin(now)
         self._of[node] += 1
+        mine = True
+
+        def over() -> None:
+            nonlocal mine
+            if mine:
+                mine = False
+                own.end(self._clock())
+                self._of[node] -= 1
+                if not self._of[node]:
+                    del self._of[node]
+
         try:
-            yield
+            yield over
         finally:
             self._under_way -= 1
-            self._of[node] -= 1
-            if not self._of[node]:
-                del self._of[node]
-            self._done += 1
+            over()
+
+    @contextlib.contextmanager
+    def at(self, bridges: Iterable[str]) -> Iterator[None]:
+        """A registration that these bridges must confirm. Raises Refused."""
+        now = self._clock()
+        queues = []
+        for name in bridges:
+            queue = self._bridges.get(name)
+            if queue is None:
+                queue = self._bridges[name] = Queue(now, _BRIDGE_AT_FIRST)
+            elif queue.under_way >= FEW and now - queue.last < LATELY:
+                seconds = queue.seconds(now)
+                if seconds > self._soon:
+                    raise self._refused(f"{queue.under_way} registrations wait for bridge {name}", seconds)
+            queues.append(queue)
+        for queue in queues:
+            queue.begin(now)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            now = self._clock()
+            for queue in queues:
+                queue.end(now, done=done)
 
     def report(self) -> str:
         """Who was turned away since the last report, in words; empty if nobody."""
@@ -117,6 +196,8 @@ class Admission:
             f"{1000 * load.behind:.0f} ms behind"
         )
 
-    def _until_done(self) -> int:
-        """Seconds until what is under way is done, as fast as it has gone when there was much to do."""
-        return min(LONGEST, math.ceil(self._under_way / max(self._rate, 1.0)))
+    def _refused(self, why: str, seconds: float) -> Refused:
+        self._turned_away += 1
+        # Back a little before all of that is done, so that there always is something to do.
+        after = min(LONGEST, max(1, math.floor(seconds)))
+        return Refused(Slug.TOO_MANY, f"{why}, which will take {min(seconds, 999):.1f} s; try again", retry_after=after)

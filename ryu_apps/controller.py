@@ -71,6 +71,10 @@ from ryu_apps.views import policy_status
 LOG = logging.getLogger("lark.controller")
 
 
+def _nobody_waits() -> None:
+    """Of a registration that did not come by `admission.place`."""
+
+
 class Controller:
     """`start()` once, then any thread may call. `deadline`: seconds to confirm in; `name`: among several;
     `count_every`: seconds in which every bridge is asked for its counters; `state_dir`: where sums of them outlive it.
@@ -99,7 +103,7 @@ class Controller:
         self.on_disk = OnDisk()
         self._started = threading.Event()
         self.times = Times(deadline, lease, clock, wall_clock)
-        self.admission = Admission(clock)
+        self.admission = Admission(clock, deadline)
         self._present = present = Present(site, policy, Numbers(store))
         self._telling = telling = Telling(present, site.bridges if name is None else (), self.events)
         self._records = records = Records(store, present, self.times, name)
@@ -115,7 +119,7 @@ class Controller:
         self.node_leases = Nodes(present, telling, records, self._departures, self.times)
         self._requests = Requests(
             present, telling, records, self._departures, self.node_leases, self._counts, self._statuses,
-            self._confirmation, turns, self.times, self.counting,
+            self._confirmation, turns, self.times, self.counting, self.admission,
         )  # fmt: skip
         self._hearing = Hearing(
             present, telling, records, self._departures, self.node_leases, self._counts, self.counting,
@@ -199,11 +203,16 @@ class Controller:
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
-    def register(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
-        """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
+    def register(
+        self, id: str, spec: AttemptSpec, stored: Callable[[], None] = _nobody_waits
+    ) -> tuple[AttemptStatus, bool]:
+        """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused.
+
+        `stored` is called once it waits for nothing but its bridges.
+        """
         try:
             with self.metrics.registration() as new:
-                status, is_new = self._requests.begin(id, spec)
+                status, is_new = self._requests.begin(id, spec, stored)
                 new.append(is_new)
         except Refused as refused:
             why = refused.slug.value

@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from policies.wire import AttemptSpec, AttemptStatus, BridgeRealisation, Deleted, Phase
+from ryu_apps.admission import Admission
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.fabric import Ticket
 from ryu_apps.life.checks import attempt_of, check
@@ -31,6 +32,7 @@ from ryu_apps.life.statuses import Statuses, no_such_attempt
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import PORT_PATIENCE, STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
+from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
 from ryu_apps.store.store import AttemptRow, Kind, Pending, StoreConflict, StoreError
@@ -56,21 +58,29 @@ class Confirmation:
         self._present = present
         self._records = records
 
-    def wait(self, id: str, tickets: Mapping[str, Ticket], pending: Pending | None, deadline: float) -> Failure | None:
-        """None: all confirmed. The caller does not have the lock."""
+    def wait(
+        self,
+        id: str,
+        tickets: Mapping[str, Ticket],
+        pending: Pending | None,
+        deadline: float,
+        stored: Callable[[], None] | None = None,
+    ) -> Failure | None:
+        """None: all confirmed. `stored` is called when only bridges are left. The caller does not have the lock."""
         failed: dict[str, str] = {}
         refused_by = []
         problem = []
         overtaken = False
-        if pending is not None and self._records.shared:
-            # The other masters hear of it from the store: without the row there is nothing to wait for.
+        if pending is not None:
             try:
                 pending.wait(deadline)
             except StoreError as error:
                 problem = [str(error)]
                 overtaken = isinstance(error, StoreConflict)
+                # The other masters hear of it from the store: without the row there is nothing to wait for.
                 tickets = {bridge: ticket for bridge, ticket in tickets.items() if not isinstance(ticket, Elsewhere)}
-            pending = None
+        if stored is not None:
+            stored()
         for bridge, ticket in tickets.items():
             result = ticket.wait(deadline)
             if not result.realised:
@@ -79,11 +89,6 @@ class Confirmation:
                     refused_by.append(bridge)
         with self._present.lock:
             self._records.answered(id)
-        if pending is not None:
-            try:
-                pending.wait(deadline)
-            except StoreError as error:
-                problem = [str(error)]
         if not failed and not problem:
             return None
         detail = "; ".join([f"bridge {bridge}: {why}" for bridge, why in failed.items()] + problem)
@@ -109,7 +114,9 @@ class Requests:
         turns: Turns,
         times: Times,
         counting: Counting,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._present = present
         self._telling = telling
         self._records = records
@@ -122,7 +129,7 @@ class Requests:
         self._times = times
         self._counting = counting
 
-    def begin(self, id: str, spec: AttemptSpec) -> tuple[AttemptStatus, bool]:
+    def begin(self, id: str, spec: AttemptSpec, stored: Callable[[], None]) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
         present = self._present
         with self._turns.of(id):
@@ -144,23 +151,26 @@ class Requests:
                 held = self._departures.claimed(id, spec)
             if held:
                 self._records.catch_up()
-            with present.lock:
-                check(present.world, present.nodes, id, spec)
-                self._departures.check_claims(id, spec)
-                row = self._decided(id, spec)
-                attempt = attempt_of(row)
-                self._counting.begin(attempt)
-                told = self._telling.shift(None, attempt)
-                tickets = told.concerned
-                self._telling.follow_up(told.peers)
-                row = present.keep(row)
-                pending = self._records.put(row, tickets)
-                self._nodes.renew(spec.node)
-            failure = self._confirmation.wait(id, tickets, pending, deadline)
-            if failure is not None:
-                if not failure.overtaken:
-                    self._take_back(id, failure)
-                raise failure.answer
+            # Its bridges' queues have it until it is answered.
+            with contextlib.ExitStack() as queues:
+                with present.lock:
+                    check(present.world, present.nodes, id, spec)
+                    self._departures.check_claims(id, spec)
+                    row = self._decided(id, spec)
+                    attempt = attempt_of(row)
+                    queues.enter_context(self._admission.at(compiler.bridges_of(present.world, attempt)))
+                    self._counting.begin(attempt)
+                    told = self._telling.shift(None, attempt)
+                    tickets = told.concerned
+                    self._telling.follow_up(told.peers)
+                    row = present.keep(row)
+                    pending = self._records.put(row, tickets)
+                    self._nodes.renew(spec.node)
+                failure = self._confirmation.wait(id, tickets, pending, deadline, stored)
+                if failure is not None:
+                    if not failure.overtaken:
+                        self._take_back(id, failure)
+                    raise failure.answer
             LOG.info(
                 "attempt=%s job=%s node=%s bridge=%s port=%s number=%d identity=%d rules=%s in force on %s",
                 id, spec.job, spec.node, spec.port.bridge, spec.port.name, row.number, row.identity,

@@ -348,10 +348,11 @@ class Api:
         body = call.read(MAX_BODY_BYTES)
         # One that is here already is no more work than it was.
         known = self._controller.node_of(call.name) is not None
-        with contextlib.nullcontext() if known else self._controller.admission.place(call.principal.node or ""):
+        place = contextlib.nullcontext(_nobody_minds) if known else None
+        with place or self._controller.admission.place(call.principal.node or "") as stored:
             spec = _parse(AttemptSpec, body)
             _own(call.principal, spec.node)
-            status, new = self._controller.register(call.name, spec)
+            status, new = self._controller.register(call.name, spec, stored)
         return Answer(201 if new else 200, status)
 
     def _patch_attempt(self, call: Call) -> Answer:
@@ -416,7 +417,7 @@ def _unreadable(most: int) -> bytes:
 
 
 def _nobody_minds() -> None:
-    """Under a server that does not limit connections."""
+    """Where connections or registrations are not limited."""
 
 
 def _own(principal: Principal, node: str) -> None:
