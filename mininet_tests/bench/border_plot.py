@@ -14,8 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 M = 10**6
-COLOURS = ("#b2182b", "#2166ac", "#4d9221")
-"""Of the first, second and third class: told apart also by who does not see red or green, for one is dark."""
+LOOKS = (
+    'stroke="#0072b2" stroke-width="3.5" class="class"',
+    'stroke="#e69f00" stroke-width="3.5" stroke-dasharray="22 5" class="class"',
+    'stroke="#4b0f33" stroke-width="3.5" stroke-dasharray="14 4 4 4" class="class"',
+)
+"""Of the first, second and third class: blue, orange and a dark wine differ in lightness too, also for who does not see
+red or green; and each line has strokes of its own, for a printer without colours."""
+COLOURS = ("#0072b2", "#e69f00", "#4b0f33")
+DUE = 'stroke-width="2" stroke-dasharray="2 5" class="due"'
+CONTROL = 'stroke="#767676" stroke-width="1.5" class="control"'
+CONTROL_WORDS = "what a line without a switch carried"
 WIDTH, HEIGHT = 1280, 720
 LEFT, RIGHT, TOP, BOTTOM = 84, 36, 176, 70
 ZOOM = 2
@@ -62,11 +71,13 @@ class Story:
     samples: Sequence[Sample]
     phases: Sequence[Phase]
     trips: Mapping[str, float] = field(default_factory=dict)
-    """p99 of the round trip of the top class in milliseconds, by what was going on."""
+    """p99 of the round trip of the top class in milliseconds, by what was going on: the best of the tries."""
+    tries: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """All of them, in their order."""
 
 
 def svg(story: Story) -> str:
-    """Measured rates as lines, expected ones as dashes, what the control line carried as a thin grey line."""
+    """Measured rates as thick lines, expected ones as dots, what the control line carried as a thin grey line."""
     end = story.phases[-1].end
     top = story.rate * 1.08
 
@@ -112,24 +123,27 @@ def svg(story: Story) -> str:
     for second in range(0, int(end) + 1, 10):
         parts.append(text(x(second), y(0) + 24, str(second), 'text-anchor="middle"'))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "seconds", 'text-anchor="middle"'))
-    parts.append(line([(s.at, s.machine * story.rate) for s in story.samples], 'stroke="#aaa" stroke-width="1.5"'))
+    parts.append(line([(s.at, s.machine * story.rate) for s in story.samples], CONTROL))
+    # Beside the line itself: it is the only one that is nobody's rate.
+    above = y(max(s.machine for s in story.samples) * story.rate) - 7
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(text(middle, above, CONTROL_WORDS, 'text-anchor="middle" font-size="13" fill="#767676"'))
     colours = dict(zip(story.classes, COLOURS, strict=False))
-    for name, colour in colours.items():
-        style = f'stroke="{colour}" stroke-width="3.5" opacity="0.85"'
-        parts.append(line([(s.at, s.rates[name]) for s in story.samples], style))
+    looks = dict(zip(story.classes, LOOKS, strict=False))
+    for name, look in looks.items():
+        parts.append(line([(s.at, s.rates[name]) for s in story.samples], look))
     for phase in story.phases:
         for name, rate in phase.due.items():
-            style = f'stroke="{colours[name]}" stroke-width="2" stroke-dasharray="9 6"'
-            parts.append(line([(phase.begin, rate), (phase.end, rate)], style))
+            parts.append(line([(phase.begin, rate), (phase.end, rate)], f'stroke="{colours[name]}" {DUE}'))
     at = float(LEFT)
     for words, style in (
-        *((name, f'stroke="{colour}" stroke-width="5"') for name, colour in colours.items()),
-        ("what each is entitled to", 'stroke="#333" stroke-width="2" stroke-dasharray="9 6"'),
-        ("a line without a switch", 'stroke="#aaa" stroke-width="2"'),
+        *looks.items(),
+        ("what each is entitled to", f'stroke="#333" {DUE}'),
+        ("a line without a switch", CONTROL),
     ):
-        parts.append(f'<line x1="{at}" x2="{at + 34}" y1="92" y2="92" {style}/>')
-        parts.append(text(at + 42, 97, words, 'font-size="15"'))
-        at += 42 + 9.2 * len(words) + 34
+        parts.append(f'<line x1="{at}" x2="{at + 56}" y1="92" y2="92" {style}/>')
+        parts.append(text(at + 64, 97, words, 'font-size="15"'))
+        at += 64 + 8.8 * len(words) + 24
     if story.trips:
         told = "; ".join(f"{what} {trip:.1f} ms" for what, trip in story.trips.items())
         parts.append(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
 
-from mininet_tests.bench.border import document, faults, write
-from mininet_tests.bench.border_plot import Phase, Sample, Story, page, svg
+from mininet_tests.bench.border import Run, document, faults, write
+from mininet_tests.bench.border_plot import CONTROL_WORDS, Phase, Sample, Story, page, svg
 
 M = 10**6
 PHASES = [
@@ -23,12 +24,41 @@ NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 def test_each_class_has_a_line_with_a_point_for_each_sample_and_each_expectation_a_dashed_one() -> None:
     lines = list(ElementTree.fromstring(svg(STORY)).iter(f"{NAMESPACE}polyline"))
-    measured = [line for line in lines if "stroke-dasharray" not in line.attrib]
+    measured = [line for line in lines if line.attrib["class"] in ("class", "control")]
     assert [len(line.attrib["points"].split()) for line in measured] == [4] * 4  # the control and three classes
-    assert len(lines) - len(measured) == 3
+    assert [line.attrib["class"] for line in lines if line not in measured] == ["due"] * 3
     heights = [float(point.split(",")[1]) for point in measured[1].attrib["points"].split()]
     assert heights == sorted(heights, reverse=True)  # the top class rises, and up is a smaller number
     assert len(set(heights)) == 4
+
+
+def test_the_lines_can_be_told_apart_without_colours_and_without_red_or_green() -> None:
+    root = ElementTree.fromstring(svg(STORY))
+    classes = [line for line in root.iter(f"{NAMESPACE}polyline") if line.attrib["class"] == "class"]
+    strokes = [line.attrib.get("stroke-dasharray") for line in classes]
+    assert len(set(strokes)) == 3
+    seen = [_as_seen_without_red_or_green(line.attrib["stroke"]) for line in classes]
+    assert min(abs(one - other) for at, one in enumerate(seen) for other in seen[:at]) > 0.08
+    # The control: red and green of one lightness are one to them.
+    assert abs(_as_seen_without_red_or_green("#d00000") - _as_seen_without_red_or_green("#008c00")) < 0.08
+    assert [one.text for one in root.iter(f"{NAMESPACE}text")].count(CONTROL_WORDS) == 1, (
+        "the grey line says what it is"
+    )
+
+
+def _as_seen_without_red_or_green(colour: str) -> float:
+    """Lightness, as a deuteranope sees it: red and green count together."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return 0.37 * red + 0.55 * green + 0.08 * blue
+
+
+def test_all_tries_of_the_round_trip_are_kept_and_not_the_best_alone(tmp_path: Path) -> None:
+    run = Run(mock.Mock(classes={}), mock.Mock(), mock.Mock(rate=50 * M, classes=[]), 8, print)
+    run.tries = {"idle": [2.0, 1.5, 1.7], "line full": [9.0, 4.0]}
+    assert run.story.trips == {"idle": 1.5, "line full": 4.0}
+    story = Story(50 * M, STORY.classes, SAMPLES, PHASES, run.trips, run.tries)
+    write(story, {"json": tmp_path / "b.json"})
+    assert json.loads((tmp_path / "b.json").read_text())["tries"] == run.tries
 
 
 def test_the_worst_off_class_and_the_use_of_the_line_are_told() -> None:
