@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ovs_agent.border import Border, State
 from ovs_agent.config import BorderConfig
+from ovs_agent.errors import AgentError
 from policies.wire import PortQueues, QueueClass, QueueWish
 
 MBIT = 1_000_000
@@ -45,3 +48,48 @@ def test_a_kept_wish_that_this_version_refuses_is_asked_for_anew_and_its_ports_s
     assert kept._state == State(wish=None, owned={"wan0": {}})
     assert kept._seen is None
     assert "waiting for the controller" in caplog.text
+
+
+class _Switch:
+    """A database of one bridge; None: it does not answer."""
+
+    def __init__(self, name: str | None, fail_mode: str = "secure") -> None:
+        self._name = name
+        self._row = {"fail_mode": fail_mode, "datapath_type": "system", "other_config": {"disable-in-band": "true"}}
+
+    async def bridge(self, name: str) -> dict[str, Any] | None:
+        if self._name is None:
+            raise AgentError("no answer")
+        return self._row if name == self._name else None
+
+    async def vsctl(self, words: list[str]) -> str:
+        assert words == ["list-br"]
+        return f"{self._name}\n"
+
+
+def test_a_wrong_name_of_the_bridge_ends_it_with_the_names_there_are(tmp_path: Path) -> None:
+    made = border(tmp_path, 50 * MBIT)
+    made._db = _Switch("bordr-br")  # type: ignore[assignment]
+    with pytest.raises(AgentError) as refused:
+        asyncio.run(made._find_bridge())
+    said = f"no such bridge (there are bordr-br); mend bridge in {tmp_path / 'border.yaml'}, or run lark-agent prepare"
+    assert said in str(refused.value)
+    for good in ("edge-br", None):  # the controls: the right one, and a switch that may come yet
+        made._db = _Switch(good)  # type: ignore[assignment]
+        asyncio.run(made._find_bridge())
+
+
+def test_a_bridge_that_would_not_stay_closed_is_found(tmp_path: Path) -> None:
+    made = border(tmp_path, 50 * MBIT)
+    made._db = _Switch("edge-br", "standalone")  # type: ignore[assignment]
+    (found,) = asyncio.run(made._look_at_bridge())
+    assert (found.kind, "lacks fail_mode=secure" in found.text) == ("fail-mode-wrong", True)
+    made._db = _Switch("edge-br")  # type: ignore[assignment]
+    assert asyncio.run(made._look_at_bridge()) == []
+
+
+def test_without_a_controller_it_says_what_holds_and_what_to_mend(tmp_path: Path) -> None:
+    made = border(tmp_path, 50 * MBIT)
+    assert made._without_controller() == "the queues stay as they were wished last"
+    made._state = State()
+    assert f"mend controller.urls, its token or certificate, or bridge in {tmp_path}" in made._without_controller()
