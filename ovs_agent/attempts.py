@@ -45,7 +45,16 @@ from ovs_agent.pool import NoLane, Pool
 from ovs_agent.standing import Standing
 from ovs_agent.startd import NotLiteral, Startd, StartdError
 from ovs_agent.steps import Step, reached
-from policies.wire import OLDEST_PROTOCOL, AttemptSpec, AttemptStatus, BridgeRealisation, Phase, PortSpec, words
+from policies.wire import (
+    OLDEST_PROTOCOL,
+    AttemptSpec,
+    AttemptStatus,
+    BridgeRealisation,
+    Dropped,
+    Phase,
+    PortSpec,
+    words,
+)
 
 log = logging.getLogger(__name__)
 HOLD_POLICY, HOLD_CONTROLLER, HOLD_AGENT, HOLD_NETWORK = 101, 102, 103, 104
@@ -609,8 +618,8 @@ class Attempts:
             why = f"{port} is gone"
         elif proxy is not None:
             # Who sent nothing was refused nothing: a job without a network costs the controller no question.
-            refused = await self._refused(attempt) if found.outgoing_packets else 0
-            said = counts.attributes(found, refused)
+            refused, dropped = await self._refused(attempt) if found.outgoing_packets else (0, None)
+            said = counts.attributes(found, refused, dropped)
             why = await counts.tell(attempt.record.starter_pid, proxy, said)
         reached(Step.JOB_COUNTED)
         if why:
@@ -627,14 +636,16 @@ class Attempts:
                 *(found.incoming, found.incoming_packets, found.outgoing, found.outgoing_packets),
             )
 
-    async def _refused(self, attempt: Attempt) -> int | None:
-        """Packets of the attempt that the switches have dropped; None: not to be had."""
+    async def _refused(self, attempt: Attempt) -> tuple[int | None, Dropped | None]:
+        """Packets of the attempt that the policy has refused, and what its rate has dropped; None: not to be had."""
         try:
             async with asyncio.timeout(REFUSED_PATIENCE):
                 status = await self._controller.get_attempt(attempt.id)
         except (AgentError, TimeoutError):
-            return None
-        return sum(denial.packets for denial in status.counters.denied) if status.counters else None
+            return None, None
+        if status.counters is None:
+            return None, None
+        return sum(denial.packets for denial in status.counters.denied), status.counters.dropped
 
     # -- the end --------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from ovs_agent import rtnl
 from ovs_agent.chirp import listeners_of
+from policies.wire import Dropped
 
 PROXY_FILE = ".chirp.config"
 PATIENCE = 3.0
@@ -58,15 +59,24 @@ def read(port: str) -> Counts | None:
     return Counts(to_job, from_job, to_job_packets, from_job_packets)
 
 
-def attributes(counts: Counts, refused: int | None) -> dict[str, int]:
-    """What the job's ad will say. The first two names are those of the first Lark (2012)."""
+def attributes(counts: Counts, refused: int | None, dropped: Dropped | None = None) -> dict[str, int]:
+    """What the job's ad will say. The first two names are those of the first Lark (2012). `dropped`: by its rate."""
     said = {
         "NetworkIncoming": counts.incoming,
         "NetworkOutgoing": counts.outgoing,
         "NetworkIncomingPackets": counts.incoming_packets,
         "NetworkOutgoingPackets": counts.outgoing_packets,
     }
-    return said if refused is None else said | {"NetworkRefusedPackets": refused}
+    if refused is not None:
+        said["NetworkRefusedPackets"] = refused
+    if dropped is not None:
+        said |= {
+            "NetworkIncomingDropped": dropped.received_bytes,
+            "NetworkOutgoingDropped": dropped.sent_bytes,
+            "NetworkIncomingDroppedPackets": dropped.received_packets,
+            "NetworkOutgoingDroppedPackets": dropped.sent_packets,
+        }
+    return said
 
 
 def proxy_in(directory: str) -> Proxy | None:

@@ -11,6 +11,7 @@ import pytest
 
 from ovs_agent import counts, rtnl
 from ovs_agent.counts import Counts, Proxy
+from policies.wire import Dropped
 
 COOKIE = "abcdefghijklmnopqrstuvwxyzabcde"
 SAID = {"NetworkIncoming": 5, "NetworkOutgoing": 7}
@@ -39,6 +40,11 @@ def test_the_first_larks_names_are_kept_and_refused_packets_are_told_only_when_k
     assert said["NetworkOutgoing"] == 20
     assert "NetworkRefusedPackets" not in said
     assert counts.attributes(found, 3)["NetworkRefusedPackets"] == 3
+    dropped = Dropped(sent_packets=1, sent_bytes=100, received_packets=2, received_bytes=200)
+    assert not [name for name in counts.attributes(found, 3) if "Dropped" in name]
+    said = counts.attributes(found, 3, dropped)
+    assert (said["NetworkIncomingDropped"], said["NetworkIncomingDroppedPackets"]) == (200, 2)
+    assert (said["NetworkOutgoingDropped"], said["NetworkOutgoingDroppedPackets"]) == (100, 1)
     assert all(name.startswith("Network") for name in said), "CHIRP_DELAYED_UPDATE_PREFIX"
 
 
