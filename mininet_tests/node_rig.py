@@ -126,7 +126,8 @@ def install(host: Machine, bridge: str, here: World, table0: list[str]) -> None:
     text = "".join(f"{flow}\n" for flow in table0) + flows_text(desired_flows(here, bridge).values(), numeric=True)
     for one in desired_rules(here, bridge).values():
         if isinstance(one, MeterRule):
-            setting = f"meter={one.number},kbps,burst,bands=type=drop,rate={one.rate},burst_size={one.burst}"
+            unit = "pktps" if one.packets else "kbps"
+            setting = f"meter={one.number},{unit},burst,bands=type=drop,rate={one.rate},burst_size={one.burst}"
             host.need("ovs-ofctl", "-OOpenFlow14", "add-meter", f"unix:{RUN}/{bridge}.mgmt", setting)
     file = host.root / f"{bridge}.flows"
     file.write_text(text, encoding="utf-8")

@@ -48,6 +48,8 @@ groups:
   physics: 'LarkGroup =?= "physics"'
   sealed: 'LarkNetwork =?= "none"'
   asks-for-slice: 'LarkSlice =!= undefined'
+  sharing: 'ClusterId % 50 < 2'
+shares: [{for: sharing, share: 10 Mbit/s}]
 grants:
   - {for: physics, to: files, trust-user: true}
 slices: [{for: asks-for-slice, name: LarkSlice}]
@@ -75,6 +77,8 @@ class Started:
     """Bytes resident when all was in line."""
     sent: int
     """Flow-mods that the controller says it sent."""
+    meters: int
+    """And meter-mods."""
 
 
 class RestartRig:
@@ -175,11 +179,13 @@ class RestartRig:
         ready = time.monotonic() - began
         wait_until("all bridges in line", lambda: len(self._in_line()) == len(self.bridges), 120)
         in_line = time.monotonic() - began
-        sent = sum(self._in_line().values())
+        sent, meters = (sum(counts) for counts in zip(*self._in_line().values(), strict=True))
         ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         rss = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert rss is not None
-        return Started(ready, in_line, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), 1024 * int(rss[1]), sent)
+        return Started(
+            ready, in_line, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), 1024 * int(rss[1]), sent, meters
+        )
 
     def kill(self) -> None:
         if self.process is not None:
@@ -205,9 +211,10 @@ class RestartRig:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def _in_line(self) -> dict[str, int]:
-        found = re.findall(r"bridge=(\S+): in line with \d+ flows, (\d+) flow-mods", self.log())
-        return {bridge: int(sent) for bridge, sent in found}
+    def _in_line(self) -> dict[str, tuple[int, int]]:
+        """Flow-mods and meter-mods sent, by bridge."""
+        found = re.findall(r"bridge=(\S+): in line with \d+ flows, (\d+) flow-mods.*; (\d+) meter-mods", self.log())
+        return {bridge: (int(sent), int(meters)) for bridge, sent, meters in found}
 
     def heed_backoff(self) -> None:
         """Open vSwitch takes up `max_backoff` only when its configuration changes while it is connected."""
@@ -286,11 +293,13 @@ def _fill(store: Store, policy: Policy, attempts: int, workers: int) -> None:
     first = store.reserve(Kind.ATTEMPT, attempts)
     identities: dict[object, int] = {}
     slices: dict[str, int] = {}
+    shares: dict[object, int] = {}
     changes: list[Change] = []
     for number in range(attempts):
         spec = _spec(number, workers)
         decision: Decision = deciding.decide(policy, spec.node, spec.ad, spec.slot, spec.phase)
         name = decision.slice
+        share = None if decision.share is None else (spec.port.bridge, decision.share.name)
         changes.append(
             PutAttempt(
                 AttemptRow(
@@ -305,6 +314,9 @@ def _fill(store: Store, policy: Policy, attempts: int, workers: int) -> None:
                     slice_number=0
                     if name is None
                     else slices.get(name) or slices.setdefault(name, store.reserve(Kind.SLICE, 1)),
+                    share_number=0
+                    if share is None
+                    else shares.get(share) or shares.setdefault(share, store.reserve(Kind.SHARE, 1)),
                 )
             )
         )

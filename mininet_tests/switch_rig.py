@@ -288,7 +288,7 @@ def _serve(descriptor: int) -> None:
 
     from mininet_tests.switch_flows import worker_world
     from ryu_apps.app import SwitchApp
-    from ryu_apps.openflow.compiler import base_flows
+    from ryu_apps.openflow.compiler import base_rules
     from ryu_apps.openflow.whole import Whole
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -340,7 +340,7 @@ def _serve(descriptor: int) -> None:
         """Want what follows from the kept world: outcome, seconds until the switch confirmed it, seconds of CPU."""
         world = kept[-1]
         cpu, start = time.process_time(), time.perf_counter()
-        whole = Whole(world, bridge, base_flows(world, bridge))
+        whole = Whole(world, bridge, base_rules(world, bridge))
         outcome = app.set_desired(bridge, whole).wait(time.monotonic() + 60).outcome.value
         return outcome, time.perf_counter() - start, time.process_time() - cpu
 

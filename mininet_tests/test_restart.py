@@ -34,6 +34,8 @@ def test_a_restart_brings_every_bridge_in_line_in_seconds_and_sends_nothing(engi
         # The control: the monitors tell of what is sent, bridge by bridge.
         assert sum(told.values()) == first.sent >= 6 * ATTEMPTS
         assert all(told.values())
+        # Two for the share of each worker bridge, from the first start with jobs; sixteen for neighbours were there.
+        assert (empty.meters, first.meters) == (16 * WORKERS, 2 * WORKERS)
         before = {bridge: rig.switch.flows(bridge) for bridge in rig.bridges}
         for turn in ("a restart", "a second restart"):
             rig.kill()
@@ -42,7 +44,7 @@ def test_a_restart_brings_every_bridge_in_line_in_seconds_and_sends_nothing(engi
             print(report(f"{engine}: {turn}", again, ATTEMPTS))
             assert set(told) == set(rig.bridges)
             assert set(told.values()) == {0}
-            assert again.sent == 0
+            assert (again.sent, again.meters) == (0, 0)
             assert again.in_line <= SECONDS
         assert {bridge: rig.switch.flows(bridge) for bridge in rig.bridges} == before
         each = (again.rss - empty.rss) / ATTEMPTS

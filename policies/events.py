@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     BRIDGE_CLOSED = "bridge-closed"
     BRIDGE_OPENED = "bridge-opened"
     BRIDGE_MENDED = "bridge-mended"
+    BRIDGE_METERLESS = "bridge-meterless"
     FAIL_MODE_WRONG = "fail-mode-wrong"
     TABLE_FOREIGN = "table-foreign"
     TABLE_EMPTY = "table-empty"
@@ -87,6 +88,10 @@ ABOUT: Mapping[Kind, About] = {
     ),
     Kind.BRIDGE_OPENED: About("declared-ports", _INFO),
     Kind.BRIDGE_MENDED: About("bridge", _INFO),
+    Kind.BRIDGE_METERLESS: About(
+        "meters", _WARNING,
+        "give the host a newer kernel (4.15 or later) or Open vSwitch, or keep rates and shares off its jobs",
+    ),
     Kind.FAIL_MODE_WRONG: About(
         "bridge", _WARNING, "on its host: lark-agent prepare-bridge, with the role and the ports it has"
     ),

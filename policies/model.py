@@ -522,3 +522,5 @@ class World:
     slice_numbers: Mapping[str, int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     share_numbers: Mapping[ShareKey, int] = field(default_factory=dict)
+    meterless: frozenset[str] = frozenset()
+    """Bridges whose switches have no meters."""

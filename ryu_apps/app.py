@@ -52,6 +52,8 @@ LOG = logging.getLogger("lark.switch")
 Step = Callable[[float], Sequence[Output]]
 
 STATS_XID = 0x8000_0000
+FEATURES_XID = STATS_XID - 1
+"""Between those of the machine and those of questions."""
 """Transaction ids from here on are questions for counters; those below belong to the machine."""
 MONITOR = 1
 """The number of our one flow monitor on each connection."""
@@ -148,6 +150,8 @@ class _Switch:
         self.bridge = bridge
         self.datapath_id = datapath_id
         self.machine = SwitchMachine()
+        self.meters = True
+        """The switch has meters, as far as it has said."""
         self.datapath: Any = None
         self.inbox = engine.Queue()
         self.tickets: dict[TicketId, SwitchTicket] = {}
@@ -160,7 +164,7 @@ class _Switch:
         """When a connection with this datapath id was last turned away, and a sentence about it."""
         self._in_line = False
         self._since = 0.0
-        self._flow_mods = 0
+        self._flow_mods = self._meter_mods = 0
         # A step is under way: nobody else drives the machine, though the step may wait.
         self._driven = False
         self._alarm: Any = None
@@ -243,7 +247,9 @@ class _Switch:
             match output:
                 case machine.RequestPorts(xid):
                     # First of all on a new connection. Without it fragments are refused: closed, not open.
-                    self.send([encode.fragments_show_ports(xid), encode.port_desc_request(xid)])
+                    # Meters before ports, whose answer makes the controller say what it wants of the switch.
+                    features = encode.meter_features_request(FEATURES_XID)
+                    self.send([encode.fragments_show_ports(xid), features, encode.port_desc_request(xid)])
                 case machine.RequestDescription(xid):
                     self.send([encode.description_request(xid)])
                 case machine.RequestRole(xid, master, generation):
@@ -374,7 +380,7 @@ class _Switch:
         self._held = []
         self._in_line = False
         self._since = time.monotonic()
-        self._flow_mods = self.machine.counts.flow_mods
+        self._flow_mods, self._meter_mods = self.machine.counts.flow_mods, self.machine.counts.meter_mods
         came = f"{datapath.address[0]} port {datapath.address[1]}"
         self._tell(Kind.BRIDGE_CONNECTED, f"dpid={datapath_text(self.datapath_id)}: connected from {came}")
         self._call(None, "on_connected", self.bridge)
@@ -391,10 +397,12 @@ class _Switch:
     def _report(self) -> None:
         if self.machine.converged and not self._in_line:
             self._in_line = True
+            meters = self.machine.counts.meter_mods - self._meter_mods
             sent, took = self.machine.counts.flow_mods - self._flow_mods, 1000 * (time.monotonic() - self._since)
             self._tell(
                 Kind.BRIDGE_ADOPTED,
-                f"in line with {self.machine.flows} flows, {sent} flow-mods sent, {took:.0f} ms after it connected",
+                f"in line with {self.machine.flows} flows, {sent} flow-mods sent, {took:.0f} ms after it connected; "
+                f"{meters} meter-mods",
             )
 
     def _tell(self, kind: Kind, text: str) -> None:
@@ -551,6 +559,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             ports=dict(one.machine.ports) if one.machine.connected else {},
             detail=one.detail,
             outranked=one.machine.outranked,
+            meters=one.meters,
         )
 
     def bridges(self) -> list[BridgeState]:
@@ -712,6 +721,9 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if question is not None:
             question.end(text)
             return
+        if xid == FEATURES_XID:  # it does not know what a meter is
+            one.meters = False
+            return
         one.do(lambda now: one.machine.error(xid, text, now), datapath)
 
     def heard_role(self, datapath: Any, xid: int) -> None:
@@ -785,6 +797,15 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one = self._of(datapath)
         if one is not None:
             one.ask(lambda now: one.dump_part(message, now), datapath)
+
+    def heard_meter_features(self, datapath: Any, message: bytes) -> None:
+        one = self._of(datapath)
+        if one is None:
+            return
+        try:
+            one.meters = decode.has_meters(message)
+        except decode.DecodeError as error:
+            self._unreadable(one, datapath, error)
 
     def heard_changes(self, datapath: Any, message: bytes) -> None:
         one = self._of(datapath)

@@ -146,6 +146,8 @@ class Hearer(Protocol):
 
     def heard_meter_counts(self, datapath: Any, xid: int, message: bytes) -> None: ...
 
+    def heard_meter_features(self, datapath: Any, message: bytes) -> None: ...
+
     def heard_changes(self, datapath: Any, message: bytes) -> None: ...
 
     def heard_ports(self, datapath: Any, message: bytes) -> None: ...
@@ -360,6 +362,8 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
                 hearer.heard_meters(self, message)
             elif part == ofproto.OFPMP_METER:
                 hearer.heard_meter_counts(self, xid, message)
+            elif part == ofproto.OFPMP_METER_FEATURES:
+                hearer.heard_meter_features(self, message)
             elif part == ofproto.OFPMP_FLOW_MONITOR:
                 hearer.heard_changes(self, message)
             else:
@@ -408,6 +412,7 @@ _UNREAD: Final = frozenset(
         ofproto.OFPMP_FLOW,
         ofproto.OFPMP_METER,
         ofproto.OFPMP_METER_CONFIG,
+        ofproto.OFPMP_METER_FEATURES,
         ofproto.OFPMP_FLOW_MONITOR,
         ofproto.OFPMP_PORT_DESC,
     }

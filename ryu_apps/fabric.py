@@ -71,6 +71,8 @@ class BridgeState:
     """What is wrong or under way, in a sentence; empty when all is well."""
     outranked: bool = False
     """The switch refuses this controller as its master: it knows one of a higher generation."""
+    meters: bool = True
+    """The switch has meters, as far as known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ class FakeBridge:
     """Which meters counters were asked for of."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
+    has_meters: bool = True
     outranked: bool = False
     """A master of a lower generation asked to be its master, and was refused."""
 
@@ -239,8 +242,8 @@ class FakeBridge:
 
     @property
     def meters(self) -> dict[int, int]:
-        """And the meters, with their rates in kbit/s."""
-        return {one.number: one.rate for one in self.actual.values() if isinstance(one, MeterRule)}
+        """And the meters that have a rate in kbit/s, with that."""
+        return {one.number: one.rate for one in self.actual.values() if isinstance(one, MeterRule) and not one.packets}
 
 
 class FakeFabric:
@@ -374,6 +377,7 @@ class FakeFabric:
             ports=dict(fake.ports),
             detail="" if fake.connected else "not connected",
             outranked=fake.outranked,
+            meters=fake.has_meters,
         )
 
     def bridges(self) -> list[BridgeState]:

@@ -132,6 +132,14 @@ class Present:
         self._world = replace(self._world, ports={**self._world.ports, bridge: ports})
         return True
 
+    def set_meterless(self, bridge: str, meterless: bool) -> bool:
+        """Whether the bridge's switch has no meters; tells whether that is other than before."""
+        bridges = self._world.meterless
+        if (bridge in bridges) == meterless:
+            return False
+        self._world = replace(self._world, meterless=bridges | {bridge} if meterless else bridges - {bridge})
+        return True
+
     def set_host_addresses(self, node: str, addresses: tuple[Address, ...]) -> bool:
         """The addresses of a node's host; tells whether they are others than before."""
         if self._world.host_addresses.get(node, ()) == addresses:

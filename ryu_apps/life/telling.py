@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from policies.model import Attempt, Outcome, ShareKey
+from policies.events import Kind
+from policies.model import Attempt, Outcome, Role, ShareKey
 from ryu_apps.events import Events
 from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.flows import Flow, FlowKey
-from ryu_apps.openflow.meters import MeterRule, Rule
+from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.port_news import port_news
 from ryu_apps.refusals import Refused, Slug
@@ -76,7 +76,7 @@ class Telling:
         self.mine = set(mine)
         bridges = present.world.site.bridges
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in bridges}
-        self._base: dict[str, dict[FlowKey, Flow]] = {bridge: {} for bridge in bridges}
+        self._base: dict[str, dict[RuleKey, Rule]] = {bridge: {} for bridge in bridges}
         self._standing: dict[str, list[Ticket]] = {}
         self._unheard = {bridge: _Later(bridge) for bridge in bridges}
 
@@ -105,8 +105,16 @@ class Telling:
         # Ports of jobs come and go; only the declared ones mean something to the standing flows.
         site = self._present.world.site
         declared = {name: ports[name] for name in site.bridges[bridge].ports if name in ports}
+        meterless = self._fabric is not None and not self._fabric.bridge(bridge).meters
+        other_meters = self._present.set_meterless(bridge, meterless)
+        if other_meters and meterless and Role.WORKER in site.bridges[bridge].roles:
+            text = (
+                "its switch has no meters: jobs with a rate or a share do not start there, and a job's ARP and neighbour "
+                "discovery are without limit"
+            )
+            self._events.tell(Kind.BRIDGE_METERLESS, text, bridge=bridge)
         before = self._present.world.ports.get(bridge)
-        if self._present.set_ports(bridge, declared):
+        if self._present.set_ports(bridge, declared) or other_meters:
             self.follow_base([bridge])
             for kind, text, port in port_news(site.bridges[bridge], before, declared):
                 self._events.tell(kind, text, bridge=bridge, port=port)
@@ -263,7 +271,7 @@ class Telling:
             if bridge in self._unheard or bridge not in self.mine:
                 continue
             old = self._base[bridge]
-            new = {flow.key: flow for flow in compiler.base_flows(self._present.world, bridge)}
+            new = {rule.key: rule for rule in compiler.base_rules(self._present.world, bridge)}
             if new != old:
                 self._base[bridge] = new
                 self._standing.setdefault(bridge, []).append(self.tell(bridge, list(old.values()), list(new.values())))
@@ -282,7 +290,7 @@ class Telling:
             if unheard is not None:
                 tickets[bridge] = unheard
                 continue
-            base = self._base[bridge] = {flow.key: flow for flow in compiler.base_flows(world, bridge)}
+            base = self._base[bridge] = {rule.key: rule for rule in compiler.base_rules(world, bridge)}
             whole = Whole(self._present.seen_from(bridge), bridge, base.values())
             tickets[bridge] = self.switches().set_desired(bridge, whole)
             self._standing[bridge] = [tickets[bridge]]

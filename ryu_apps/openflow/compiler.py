@@ -7,14 +7,14 @@ reads them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from policies.model import Attempt, PortKind, Role, World
 from ryu_apps.openflow import border, gate, worker
 from ryu_apps.openflow.counters import read_counters, seen
 from ryu_apps.openflow.flows import Flow, FlowKey
 from ryu_apps.openflow.lanes import MAC_PREFIX, lane_addresses, port_numbers
-from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey, rate_meters, share_meters
+from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey, neighbour_meters, rate_meters, share_meters
 from ryu_apps.openflow.parts import attempt_flows, bridges_of, identity_flows, membership_flow
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "attempt_rules",
     "attempts_on",
     "base_flows",
+    "base_rules",
     "bridges_of",
     "connected",
     "desired_flows",
@@ -86,11 +87,20 @@ def shared_meters(world: World, bridge: str) -> list[MeterRule]:
     return [one for attempt in first.values() for one in share_meters(world, attempt)]
 
 
-def desired_rules(world: World, bridge: str, base: Iterable[Flow] | None = None) -> dict[RuleKey, Rule]:
-    """Every meter and every flow of ours that a bridge should have."""
+def base_rules(world: World, bridge: str) -> list[Rule]:
+    """`base_flows`, after the meters that they name."""
+    flows = base_flows(world, bridge)
+    metered = Role.WORKER in world.site.bridges[bridge].roles and bridge not in world.meterless
+    return [*(neighbour_meters() if flows and metered else ()), *flows]
+
+
+def desired_rules(world: World, bridge: str, base: Sequence[Rule] | None = None) -> dict[RuleKey, Rule]:
+    """Every meter and every flow of ours that a bridge should have. `base`: what `base_rules` gives, if known."""
+    base = base_rules(world, bridge) if base is None else base
     rates = [one for a in world.attempts.values() if a.bridge == bridge for one in rate_meters(a)]
-    flows = desired_flows(world, bridge, base).values()
-    rules: list[Rule] = [*rates, *shared_meters(world, bridge), *flows]
+    flows = desired_flows(world, bridge, [one for one in base if isinstance(one, Flow)]).values()
+    meters = [one for one in base if isinstance(one, MeterRule)]
+    rules: list[Rule] = [*meters, *rates, *shared_meters(world, bridge), *flows]
     return {rule.key: rule for rule in rules}
 
 

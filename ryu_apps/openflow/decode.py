@@ -162,6 +162,17 @@ def meter_entries(message: bytes) -> FlowEntries:
     return FlowEntries(int(encode.HEADER.unpack_from(message)[3]), True, entries)
 
 
+def has_meters(message: bytes) -> bool:
+    """Does a reply about meters' features say that there are such as ours are: with drop bands, by kbit/s and by
+    packets, with bursts? Raises DecodeError."""
+    try:
+        most, bands, can = struct.unpack_from("!III", message, 16)
+    except struct.error as error:
+        raise DecodeError(f"meter-features reply is cut short: {error}") from error
+    needed = encode.METER_FLAGS & ~encode.METER_STATS | encode.PACKET_METER_FLAGS & ~encode.METER_STATS
+    return bool(most and bands & 1 << encode.METER_BAND_DROP and can & needed == needed)
+
+
 def is_meters(message: bytes) -> bool:
     """Is this whole message a reply about meters' settings?"""
     return len(message) >= 16 and int.from_bytes(message[8:10], "big") == encode.MP_METER_CONFIG

@@ -46,12 +46,12 @@ VERSION = 0x05
 HEADER = struct.Struct("!BBHI")
 
 MULTIPART_REQUEST, MULTIPART_REPLY, BARRIER_REQUEST, FLOW_MOD, BUNDLE_CONTROL, BUNDLE_ADD = 18, 19, 20, 14, 33, 34
-MP_DESC, MP_FLOW, MP_METER, MP_METER_CONFIG, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 9, 10, 13, 16
+MP_DESC, MP_FLOW, MP_METER, MP_METER_CONFIG, MP_METER_FEATURES, MP_PORT_DESC, MP_FLOW_MONITOR = 0, 1, 9, 10, 11, 13, 16
 SET_CONFIG, FRAGMENTS_NX_MATCH = 9, 3
 ROLE_REQUEST, ROLE_MASTER, ROLE_SLAVE = 24, 2, 3
 ADD, DELETE_STRICT = 0, 4
 METER_MOD, METER_ADD, METER_MODIFY, METER_DELETE = 29, 0, 1, 2
-METER_FLAGS = 0xD
+METER_FLAGS, PACKET_METER_FLAGS, METER_STATS = 0xD, 0xE, 0x8
 """Rates in kbit/s, a burst of our own, and counted."""
 METER_BAND_DROP = 1
 ALL_METERS = 0xFFFFFFFF
@@ -383,7 +383,8 @@ def entry_value(flow: Flow | MeterRule) -> EntryValue:
             band = struct.pack("!HHII4x", METER_BAND_DROP, 16, flow.rate, flow.burst)
         except struct.error as error:
             raise EncodeError(f"meter {flow.number:#x}, rate {flow.rate}: {error}") from error
-        return meter_value(flow.number, METER_FLAGS.to_bytes(2, "big") + band)
+        flags = PACKET_METER_FLAGS if flow.packets else METER_FLAGS
+        return meter_value(flow.number, flags.to_bytes(2, "big") + band)
     try:
         return flow.cookie.to_bytes(COOKIE_LENGTH, "big") + instructions(flow.actions)
     except (struct.error, OverflowError) as error:
@@ -402,7 +403,10 @@ def meter_value(number: int, setting: bytes) -> EntryValue:
 
 def meter_text(value: EntryValue) -> str:
     """A meter's setting as ours are, for a message."""
-    return f"rate={int.from_bytes(value[7:11], 'big')} kbit/s" if len(value) >= 11 else "without a rate"
+    if len(value) < 11:
+        return "without a rate"
+    unit = "packets/s" if int.from_bytes(value[1:3], "big") == PACKET_METER_FLAGS else "kbit/s"
+    return f"rate={int.from_bytes(value[7:11], 'big')} {unit}"
 
 
 def is_meter(key: EntryKey) -> bool:
@@ -457,6 +461,11 @@ def put_meter(key: EntryKey, value: EntryValue, xid: int, *, there: bool) -> byt
 def take_meter(key: EntryKey, xid: int) -> bytes:
     """Delete a meter, and with it the flows that still use it; no error if there is none."""
     return _message(METER_MOD, xid, struct.pack("!HH", METER_DELETE, 0) + key[1:])
+
+
+def meter_features_request(xid: int) -> bytes:
+    """Ask what meters the switch has room for."""
+    return _message(MULTIPART_REQUEST, xid, struct.pack("!HH4x", MP_METER_FEATURES, 0))
 
 
 def meters_request(xid: int) -> bytes:

@@ -13,8 +13,9 @@ from policies.model import Node, Reason, World
 from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, Frag, IpProto, ethertype, exact, masked, network
-from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto
+from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto, Meter
 from ryu_apps.openflow.lanes import MAC_PREFIX_MATCH, derived_prefix, job_networks, job_ranges
+from ryu_apps.openflow.meters import bucket_of, neighbour_meters
 from ryu_apps.openflow.phrases import (
     LINK_MULTICAST6,
     ND,
@@ -81,8 +82,11 @@ def _claims(world: World, node: Node) -> list[Flow]:
     guard = (r.ORIGIN.load(r.Origin.JOB), Goto(Table.SPOOF_GUARD))
     v4, v6, arp = (ethertype(t) for t in (EtherType.IPV4, EtherType.IPV6, EtherType.ARP))
 
-    def claims(address: str, link: str | None = None, target: str | None = None) -> tuple[Action, ...]:
+    def claims(
+        address: str, link: str | None = None, target: str | None = None, finds: bool = True
+    ) -> tuple[Action, ...]:
         return (
+            *((r.FINDS.load(1),) if finds else ()),
             r.CLAIM_ADDRESS.copy_from(address),
             r.CLAIM_LINK.copy_from(link or address),
             r.CLAIM_TARGET.copy_from(target or address),
@@ -106,7 +110,7 @@ def _claims(world: World, node: Node) -> list[Flow]:
         # A first fragment too short to show its ports (or a switch that hides them: `encode.fragments_show_ports`).
         forbid(v4, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),
         forbid(v6, udp, exact("nw_frag", Frag.ANY), exact("udp_src", 0)),
-        entry(Table.CLASSIFY, Priority.FAMILY, (v4,), claims("nw_src"), own),
+        entry(Table.CLASSIFY, Priority.FAMILY, (v4,), claims("nw_src", finds=False), own),
         entry(
             Table.CLASSIFY,
             Priority.PLUMBING,
@@ -122,11 +126,11 @@ def _claims(world: World, node: Node) -> list[Flow]:
         return flows
     source = masked("ipv6_src", int(six.network_address), int(six.netmask))
     own_target = masked("nd_target", int(six.network_address), int(six.netmask))
-    flows.append(entry(Table.CLASSIFY, Priority.FAMILY, (v6, source), claims("ipv6_src"), own))
+    flows.append(entry(Table.CLASSIFY, Priority.FAMILY, (v6, source), claims("ipv6_src", finds=False), own))
     untagged = masked("vlan_tci", 0, 0x1000)
     for kind in _ECHO_V6:
         ping = (*icmpv6(kind), any_fragment(), untagged, source)
-        flows.append(entry(Table.CLASSIFY, Priority.REFUSE + 1, ping, claims("ipv6_src"), own))
+        flows.append(entry(Table.CLASSIFY, Priority.REFUSE + 1, ping, claims("ipv6_src", finds=False), own))
     # Open vSwitch shows nd_target as zero when it cannot parse the options: such a frame must not look like one
     # without an option, so the target is always asked for.
     for net in on_link(world):
@@ -145,6 +149,18 @@ def _claims(world: World, node: Node) -> list[Flow]:
     # Any other solicitation or advertisement claims something that cannot be the job's.
     for kind in (ND.NEIGHBOUR_SOLICITATION, ND.NEIGHBOUR_ADVERTISEMENT):
         flows.append(entry(Table.CLASSIFY, Priority.FRAGMENT, icmpv6(kind), guard, never))
+    return flows
+
+
+def neighbours(metered: bool) -> list[Flow]:
+    """NEIGHBOURS: the ARP and neighbour discovery of all jobs whose numbers end alike pass one meter."""
+    own = cookie(Feature.PIPELINE, Fixed.NEIGHBOURS)
+    on = Goto(Table.PLUMBING)
+    flows = [entry(Table.NEIGHBOURS, Priority.OTHERWISE, (), (on,), own)]
+    if metered:
+        for one in neighbour_meters():
+            which = (r.BUCKET.equals(bucket_of(one)), r.FINDS.equals(1))
+            flows.append(entry(Table.NEIGHBOURS, Priority.OBJECT, which, (Meter(one.number), on), own))
     return flows
 
 

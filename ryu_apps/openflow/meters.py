@@ -13,6 +13,9 @@ never touched.
     +---------+-------+--------------------------+----------+
     |  0x4c   | share |  zone or share's number  | to a job |
     +---------+-------+--------------------------+----------+
+
+Of the numbers without the bit for a share, those with bit 22 are not zones: they are the buckets that all jobs' ARP and
+neighbour discovery pass, of whole bridges and in packets a second.
 """
 
 from __future__ import annotations
@@ -36,6 +39,15 @@ LEAST_BURST = 1024
 """In kbit: two of the largest frames that a segmentation offload makes (64 KB) must fit into a bucket, or none pass."""
 
 
+BUCKETS = 1 << 4
+"""As many as `registers.BUCKET` tells apart."""
+_NEIGHBOURS = 1 << 21
+"""In a meter's number (not a share's): a bucket, not a zone."""
+NEIGHBOUR_RATE = 100
+"""Packets a second of a bucket, and as many at once. A kernel asks for a neighbour once a second; a flood of 5,000 a
+second is cut to what a link with hundreds of nodes bears."""
+
+
 class Way(enum.IntEnum):
     """Seen from the job."""
 
@@ -45,18 +57,26 @@ class Way(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MeterRule:
-    """A meter that a bridge shall have. `rate`: kbit/s, of whole Ethernet frames."""
+    """A meter that a bridge shall have. `rate`: kbit/s, of whole Ethernet frames, or packets a second (`packets`)."""
 
     number: int
     rate: int
+    packets: bool = False
 
     @property
     def key(self) -> MeterKey:
         return MeterKey(self.number)
 
     @property
+    def unit(self) -> str:
+        return "packets/s" if self.packets else "kbit/s"
+
+    @property
     def burst(self) -> int:
-        """In kbit: half a second of the rate. With a fifth of a second a single TCP connection stays 5 % below."""
+        """In kbit: half a second of the rate. With a fifth of a second a single TCP connection stays 5 % below.
+        In packets: a second's."""
+        if self.packets:
+            return self.rate
         return min(MOST, max(LEAST_BURST, self.rate // 2))
 
 
@@ -79,6 +99,18 @@ def limits(world: World, attempt: Attempt, way: Way) -> tuple[Meter, ...]:
     if attempt.share is not None:
         found.append(Meter(SHARE_BIT | _number(_share(world, attempt), way)))
     return tuple(found)
+
+
+def neighbour_meters() -> list[MeterRule]:
+    """The meters of ARP and neighbour discovery, on every worker bridge whose switch has meters."""
+    return [
+        MeterRule(_number(_NEIGHBOURS | bucket, Way.OUT), NEIGHBOUR_RATE, packets=True) for bucket in range(BUCKETS)
+    ]
+
+
+def bucket_of(meter: MeterRule) -> int:
+    """Which of `neighbour_meters` it is."""
+    return meter.number >> 1 & (BUCKETS - 1)
 
 
 def rate_meters(attempt: Attempt) -> list[MeterRule]:

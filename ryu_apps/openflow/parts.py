@@ -135,7 +135,7 @@ def attempt_flows(world: World, bridge: str, attempt: Attempt) -> list[Flow]:
     receiver = (r.DESTINATION.equals(bits),)
     out, into = (meters.limits(world, attempt, way) for way in meters.Way)
     deliver = Output(attempt.ofport)
-    on: Action = Goto(Table.PLUMBING)
+    on: Action = Goto(Table.NEIGHBOURS)
     last: Action = deliver
     second: list[Flow] = []
     if len(out) > 1:

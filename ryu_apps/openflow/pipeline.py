@@ -3,8 +3,8 @@
 Declaration order is table order. A flow that this declaration does not allow cannot be built: `entry()` is the only
 way the compiler makes flows, and it checks each one. `docs/pipeline.md` shows real dumps of every table.
 
-Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → SLICE → SERVICE → SERVICE_PORT → SERVICE_PAIR
-               → GRANT → TRACK
+Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → NEIGHBOURS → PLUMBING → SLICE → SERVICE → SERVICE_PORT
+               → SERVICE_PAIR → GRANT → TRACK
                for no protected service: SERVICE, … or SERVICE_PAIR → NODE → TRACK (or REPLY_TRACK: an answer?)
                between jobs:            SLICE, PLUMBING or REPLY → MEMBER → (EXPOSED) → TRACK
                from outside:            CLASSIFY → RECEIVER → REPLY → SERVICE_PORT → SERVICE_PAIR → GRANT → TRACK
@@ -14,7 +14,7 @@ Worker role:   HOST_LANE (agent) → CLASSIFY → SPOOF_GUARD → PLUMBING → S
                what a job sends:        TRACK → (KIND → KIND_PORT → CLASS → MARK) → OUT → uplink or DELIVER
                                         (MARK alone where there are scitags and no classes)
                what a job has of rate and share: on its own flows in SPOOF_GUARD and DELIVER, and if it has both, in
-                                        SPOOF_GUARD → SHARE_OUT → PLUMBING and DELIVER → SHARE_IN
+                                        SPOOF_GUARD → SHARE_OUT → NEIGHBOURS and DELIVER → SHARE_IN
 Gate role:     CLASSIFY → GATE_SOURCE → GATE_IDENTITY → GATE_SERVICE → GATE_SERVICE_PORT
                → GATE_SERVICE_PAIR → GATE_GRANT → GATE_SERVERS
                from servers: CLASSIFY → GATE_RETURN → GATE_RETURN_PORT → GATE_RETURN_PAIR → GATE_RECEIVER
@@ -57,31 +57,32 @@ class Table(enum.IntEnum):
     CLASSIFY = 1
     SPOOF_GUARD = 2
     SHARE_OUT = 3
-    PLUMBING = 4
-    SLICE = 5
-    SERVICE = 6
-    RECEIVER = 7
-    REPLY = 8
-    SERVICE_PORT = 9
-    SERVICE_PAIR = 10
-    NODE = 11
-    MEMBER = 12
-    EXPOSED = 13
-    GRANT = 14
-    REPLY_TRACK = 15
-    REPLY_STATE = 16
-    EXPOSE_SOURCE = 17
-    EXPOSE_PORT = 18
-    DENIED = 19
-    ENFORCE = 20
-    TRACK = 21
-    KIND = 22
-    KIND_PORT = 23
-    CLASS = 24
-    MARK = 25
-    OUT = 26
-    DELIVER = 27
-    SHARE_IN = 28
+    NEIGHBOURS = 4
+    PLUMBING = 5
+    SLICE = 6
+    SERVICE = 7
+    RECEIVER = 8
+    REPLY = 9
+    SERVICE_PORT = 10
+    SERVICE_PAIR = 11
+    NODE = 12
+    MEMBER = 13
+    EXPOSED = 14
+    GRANT = 15
+    REPLY_TRACK = 16
+    REPLY_STATE = 17
+    EXPOSE_SOURCE = 18
+    EXPOSE_PORT = 19
+    DENIED = 20
+    ENFORCE = 21
+    TRACK = 22
+    KIND = 23
+    KIND_PORT = 24
+    CLASS = 25
+    MARK = 26
+    OUT = 27
+    DELIVER = 28
+    SHARE_IN = 29
     GATE_SOURCE = 30
     GATE_IDENTITY = 31
     GATE_SERVICE = 32
@@ -144,6 +145,7 @@ class Fixed(enum.IntEnum):
     SHARED_PORTS = 14
     BORDER = 15
     SCITAGS = 16
+    NEIGHBOURS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +168,13 @@ PIPELINE: Mapping[Table, TableSpec] = {
     ),
     _T.SPOOF_GUARD: TableSpec(
         "the frame is from the job whose port it came in by; its rate",
-        frozenset({_T.SHARE_OUT, _T.PLUMBING, _T.DENIED}),
+        frozenset({_T.SHARE_OUT, _T.NEIGHBOURS, _T.DENIED}),
         "drop",
     ),
-    _T.SHARE_OUT: TableSpec("the share of a job that has a rate of its own besides", frozenset({_T.PLUMBING}), "drop"),
+    _T.SHARE_OUT: TableSpec(
+        "the share of a job that has a rate of its own besides", frozenset({_T.NEIGHBOURS}), "drop"
+    ),
+    _T.NEIGHBOURS: TableSpec("how much ARP and ND jobs may send", frozenset({_T.PLUMBING}), "drop"),
     _T.PLUMBING: TableSpec(
         "ARP and ND of a job; no multicast", frozenset({_T.SLICE, _T.MEMBER, _T.DENIED, _T.OUT}), "drop"
     ),

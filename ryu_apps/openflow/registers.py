@@ -45,6 +45,7 @@ class Register:
 
 
 ATTEMPT = Register("reg0", 0, 32)  # the attempt the packet is counted for: its sender, or inbound its receiver
+BUCKET = Register("reg0", 0, 4)  # with which others an attempt's ARP and neighbour discovery are metered
 IDENTITY = Register("reg1", 0, 32)  # the identity whose rules apply
 SLICE = Register("reg2", 0, 32)  # the slice of the attempt it is counted for; 0: none
 SERVICE = Register("reg3", 0, 32)  # the protected service at the far end; 0: none
@@ -64,6 +65,7 @@ STATELESS = Register("reg8", 18, 1)  # 1: needs no connection tracking (TCP of a
 AUDIT = Register("reg8", 19, 1)  # 1: if it is refused, it is counted and let on
 CALLS = Register("reg8", 21, 1)  # at a gate, 1: TCP without ACK from a service's port, so no answer
 CLOSED = Register("reg8", 20, 1)  # 1: the far host is a node's own or infrastructure: audit lets nothing on
+FINDS = Register("reg8", 23, 1)  # 1: ARP or neighbour discovery of a job
 REASON = Register("reg9", 0, 8)  # a `policies.model.Reason`, set before the denied table
 CLASS = Register("reg10", 0, 16)  # the traffic class: 1 for the most important; 0: none
 TAG_EXPERIMENT = Register("reg10", 16, 9)  # the experiment of the sender's scitag, as a flow label has its bits

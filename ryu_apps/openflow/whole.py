@@ -10,7 +10,6 @@ from functools import cached_property
 
 from policies.model import Attempt, World
 from ryu_apps.openflow import compiler
-from ryu_apps.openflow.flows import Flow
 from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.openflow.stencils import Entries, Stencils, entries
 
@@ -19,9 +18,9 @@ BLOCK = 64
 
 
 class Whole(Mapping[RuleKey, Rule]):
-    """What a bridge should have in a world. `base`: what `compiler.base_flows` gives for it."""
+    """What a bridge should have in a world. `base`: what `compiler.base_rules` gives for it."""
 
-    def __init__(self, world: World, bridge: str, base: Iterable[Flow]) -> None:
+    def __init__(self, world: World, bridge: str, base: Iterable[Rule]) -> None:
         self._world = world
         self._bridge = bridge
         self._base = list(base)
@@ -43,7 +42,7 @@ class Whole(Mapping[RuleKey, Rule]):
         """All entries, some hundreds at a time. Raises what the compiler and `encode` raise."""
         world, bridge = self._world, self._bridge
         here = compiler.attempts_on(world, bridge)
-        standing: list[Rule] = [*compiler.shared_meters(world, bridge), *self._base]
+        standing = [*compiler.shared_meters(world, bridge), *self._base]
         for outcome in {a.outcome for a in here}:
             standing += compiler.identity_flows(world, bridge, outcome)
         yield entries(standing)

@@ -18,6 +18,7 @@ def base_flows(world: World, spec: Bridge, uplink: int) -> list[Flow]:
     node = node_of(world, spec.name)
     return [
         *guard.classify(world, node, uplink),
+        *guard.neighbours(spec.name not in world.meterless),
         *guard.plumbing(world),
         *between.flows(world),
         *services.flows(world, node, host_classes(world, spec)),

@@ -742,7 +742,7 @@ def well(rig: Rig) -> None:
 
 
 def member_flows(rig: Rig, bridge: str) -> int:
-    return sum(key.table == Table.MEMBER and bool(key.match) for key in rig.fabric.state[bridge].actual)
+    return sum(key.table == Table.MEMBER and bool(key.match) for key in rig.fabric.state[bridge].flows)
 
 
 def in_slice(n: int, node: str, user: str = "a@x") -> tuple[str, AttemptSpec]:

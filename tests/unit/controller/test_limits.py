@@ -11,7 +11,7 @@ import pytest
 from policies.language import load_site
 from policies.model import Policy
 from policies.wire import Phase
-from ryu_apps.openflow.meters import MOST_SHARES, Owner, Way, owners
+from ryu_apps.openflow.meters import MOST_SHARES, MeterRule, Owner, Way, owners
 from ryu_apps.store.store import Kind
 from tests.unit.controller.rig import POLICY, SITE, Rig, aid, spec
 
@@ -61,7 +61,7 @@ def test_a_job_that_is_registered_again_brings_back_meters_that_its_bridge_has_f
     limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
     before = state.meters
     assert state.desired is not None
-    for key in [key for key in state.desired if isinstance(key, int)]:
+    for key in [key for key in state.desired if key in before]:
         del state.desired[key]
     limited.controller.register(aid(), spec(LarkMbps=50, **ALICE))
     limited.check()
@@ -155,6 +155,33 @@ def test_shares_of_a_store_without_numbers_get_them_once(limited: Rig) -> None:
     limited.restart()
     assert limited.fabric.state["br1"].meters == numbered
     assert limited.fabric.flow_mods == sent
+
+
+def test_on_a_switch_without_meters_everything_but_limits_goes_on_and_the_log_says_so(
+    limited: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = limited.fabric.state["br1"]
+    limited.controller.register(aid(), spec(LarkGroup="x"))
+    metered = dict(state.actual)
+    assert len([one for one in metered.values() if isinstance(one, MeterRule)]) == 16
+    limited.fabric.disconnect("br1")
+    state.has_meters = False
+    limited.fabric.connect("br1")
+    limited.check()
+    assert "its switch has no meters: jobs with a rate or a share do not start there" in caplog.text
+    assert not any(isinstance(one, MeterRule) for one in state.actual.values())
+    limited.controller.register(aid(3), spec(3, LarkGroup="x"))
+    limited.check()
+    limited.restart()
+    limited.check()
+    assert not any(isinstance(one, MeterRule) for one in state.actual.values())
+    # The control: with meters again it is as it was.
+    limited.controller.delete(aid(3))
+    limited.fabric.disconnect("br1")
+    state.has_meters = True
+    limited.fabric.connect("br1")
+    limited.check()
+    assert state.actual == metered
 
 
 def test_whose_a_meter_is_follows_from_its_number(limited: Rig) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ryu_apps.openflow import decode, encode
 from ryu_apps.openflow.meters import LEAST_BURST, MOST, MeterRule, kilobits
 
-rules = st.builds(MeterRule, st.integers(0x4C000000, 0x4CFFFFFF), st.integers(1, MOST))
+rules = st.builds(MeterRule, st.integers(0x4C000000, 0x4CFFFFFF), st.integers(1, MOST), st.booleans())
 
 
 def shown(*messages: bytes) -> bytes:
@@ -54,6 +54,28 @@ def test_every_rate_that_a_policy_can_give_is_one_that_a_meter_can_have(bits: in
     rule = MeterRule(0x4C000000, kilobits(bits))
     assert (rule.rate, rule.burst) == (rate, burst)
     assert encode.entry_value(rule)
+
+
+def test_a_meter_of_packets_says_so_and_has_a_burst_of_a_second() -> None:
+    rule = MeterRule(0x4C400000, 100, packets=True)
+    value = encode.entry_value(rule)
+    assert value[1:] == struct.pack("!HHHII4x", 0xE, encode.METER_BAND_DROP, 16, 100, 100)
+    assert encode.meter_text(value) == "rate=100 packets/s"
+    assert encode.meter_text(encode.entry_value(MeterRule(0x4C400000, 100))) == "rate=100 kbit/s"
+
+
+def features(most: int, bands: int, can: int) -> bytes:
+    body = struct.pack("!HH4xIIIBB2x", encode.MP_METER_FEATURES, 0, most, bands, can, 1, 0)
+    return encode.HEADER.pack(encode.VERSION, encode.MULTIPART_REPLY, 8 + len(body), 7) + body
+
+
+def test_a_switch_has_meters_if_it_has_room_and_they_can_do_what_ours_do() -> None:
+    assert decode.has_meters(features(65536, 0x2, 0xF))
+    assert decode.has_meters(features(1, 0x6, 0x7))
+    for lacking in ((0, 0x2, 0xF), (65536, 0x4, 0xF), (65536, 0x2, 0x5), (65536, 0x2, 0x6), (65536, 0x2, 0x3)):
+        assert not decode.has_meters(features(*lacking))
+    with pytest.raises(decode.DecodeError):
+        decode.has_meters(features(65536, 0x2, 0xF)[:-6])
 
 
 def test_a_rate_that_does_not_fit_is_refused() -> None:

@@ -13,10 +13,11 @@ from policies.language import policy_from_text
 from policies.model import Attempt, Mode, Outcome, Policy, Reason, World
 from policies.wire import Phase
 from ryu_apps.openflow import compiler, cookies, explain, registers
+from ryu_apps.openflow.cookies import MARK
 from ryu_apps.openflow.fields import masked, port_masks
-from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, FlowStats, Goto, Output, match
+from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, FlowStats, Goto, Meter, Output, match
 from ryu_apps.openflow.hosts import SEVERAL, host_classes, shared_hosts
-from ryu_apps.openflow.meters import MeterRule
+from ryu_apps.openflow.meters import BUCKETS, NEIGHBOUR_RATE, MeterRule, Way, owners
 from ryu_apps.openflow.pipeline import PIPELINE, NotInPipeline, Priority, Table, entry
 from ryu_apps.openflow.text import flow_text, flows_text
 from tests.worlds import demo_policy, demo_site, with_job, world
@@ -116,7 +117,7 @@ def test_the_flows_of_each_feature_are_the_reviewed_ones(feature: str) -> None:
     here = feature_world(feature)
     for bridge in here.site.bridges:
         text = "".join(
-            f"meter={one.number:#x}, rate={one.rate} kbit/s, burst={one.burst} kbit\n"
+            f"meter={one.number:#x}, rate={one.rate} {one.unit}, burst={one.burst} {one.unit[:-2]}\n"
             for one in compiler.desired_rules(here, bridge).values()
             if isinstance(one, MeterRule)
         )
@@ -161,6 +162,50 @@ def many(hosts: int, ports: int, networks: int = 0) -> Policy:
         "classes: [{name: first, dscp: 10}, {name: rest, dscp: 0}]\n"
         "classify: [{service: files, class: first}]\n"
     )
+
+
+def test_arp_and_neighbour_discovery_pass_sixteen_meters_of_the_bridge_however_many_jobs_there_are() -> None:
+    few, many_jobs = world([PHYSICS]), world([PHYSICS, OTHER] * 20)
+    bare = replace(few, meterless=frozenset({"wn1-br"}))
+
+    def buckets(here: World, bridge: str = "wn1-br") -> list[MeterRule]:
+        return [one for one in compiler.desired_rules(here, bridge).values() if isinstance(one, MeterRule)]
+
+    assert len(buckets(few)) == len(buckets(many_jobs)) == BUCKETS == 16
+    assert buckets(few) == buckets(many_jobs)
+    assert buckets(few, "gate-br") == []
+    assert {one.number >> 24 for one in buckets(few)} == {MARK}
+    assert {(one.rate, one.packets) for one in buckets(few)} == {(NEIGHBOUR_RATE, True)}
+    flows = [len(compiler.desired_flows(here, "wn1-br")) for here in (few, bare)]
+    assert flows[0] - flows[1] == 16
+    # Without meters there is no word of one, and everything else is as it is.
+    assert buckets(bare) == []
+    left = set(compiler.desired_flows(few, "wn1-br").items()) - set(compiler.desired_flows(bare, "wn1-br").items())
+    assert {flow.table for _, flow in left} == {Table.NEIGHBOURS}
+    assert not any(isinstance(act, Meter) for f in compiler.desired_flows(bare, "wn1-br").values() for act in f.actions)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_flow_names_meters_that_the_bridge_has_and_every_meter_is_named(feature: str) -> None:
+    """Also in SHARE_OUT and SHARE_IN: a table that forgets its meter leaves one that nobody names."""
+    here = feature_world(feature)
+    for bridge in here.site.bridges:
+        rules = compiler.desired_rules(here, bridge).values()
+        named = [act.number for one in rules if isinstance(one, Flow) for act in one.actions if isinstance(act, Meter)]
+        assert set(named) == {one.number for one in rules if isinstance(one, MeterRule)}
+
+
+def test_every_flow_of_a_table_of_shares_names_the_meter_of_its_direction() -> None:
+    here = feature_world("rates")
+    owned = owners(here, "wn1-br")
+    tables = {Table.SHARE_OUT: Way.OUT, Table.SHARE_IN: Way.IN}
+    found = [one for one in compiler.desired_flows(here, "wn1-br").values() if one.table in tables]
+    assert {one.table for one in found} == set(tables)
+    for flow in found:
+        assert isinstance(flow.actions[0], Meter), flow
+        owner = owned[flow.actions[0].number]
+        assert owner.share is not None
+        assert owner.way is tables[Table(flow.table)]
 
 
 def flows_of(policy: Policy) -> dict[str, int]:

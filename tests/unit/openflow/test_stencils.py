@@ -25,7 +25,7 @@ ADS = (PHYSICS, PHYSICS, {}, {"LarkNetwork": "none"}, {**ALICE, "LarkSlice": "a"
 
 def blocks(here: World, bridge: str) -> Entries:
     found: Entries = {}
-    for block in Whole(here, bridge, compiler.base_flows(here, bridge)).blocks():
+    for block in Whole(here, bridge, compiler.base_rules(here, bridge)).blocks():
         assert not found.keys() & block.keys()
         found |= block
     return found
@@ -39,7 +39,7 @@ def test_the_whole_truth_as_bytes_is_what_the_compiler_says_of_every_bridge_of_r
     for bridge in here.site.bridges:
         meant = compiler.desired_rules(here, bridge)
         assert blocks(here, bridge) == entries(meant.values())
-        assert Whole(here, bridge, compiler.base_flows(here, bridge)) == meant
+        assert Whole(here, bridge, compiler.base_rules(here, bridge)) == meant
         made = Stencils(here, "test", lambda world, one, bridge=bridge: compiler.attempt_rules(world, bridge, one))
         into: Entries = {}
         for attempt in compiler.attempts_on(here, bridge):
