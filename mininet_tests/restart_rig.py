@@ -48,7 +48,7 @@ groups:
   physics: 'LarkGroup =?= "physics"'
   sealed: 'LarkNetwork =?= "none"'
   asks-for-slice: 'LarkSlice =!= undefined'
-  sharing: 'ClusterId % 50 < 2'
+  sharing: 'ClusterId % 49 < 2'
 shares: [{for: sharing, share: 10 Mbit/s}]
 grants:
   - {for: physics, to: files, trust-user: true}

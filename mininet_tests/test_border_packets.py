@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from mininet_tests import frames as f
-from mininet_tests.node_rig import add_bridge, install, machines
+from mininet_tests.node_rig import add_bridge, install, machines, text_mac
 from mininet_tests.site.namespaces import Daemon, Machine, this_python, wait_until, wire
 from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from policies.border import Direction, class_at_border, judge_at_border
@@ -343,15 +343,24 @@ def test_a_jobs_address_from_the_wan_does_not_come_in_and_any_other_does(edge: E
     twice = f.advertisement(job6, f.link_option(2, ours) * 2)
     hidden = f.icmp6(WAN6, SERVER6, 136, twice)
     forged.append(f.eth(ours, theirs, f.IPV6, f.ip6(WAN6, SERVER6, f.ICMPV6, hidden)))
+    # A job's MAC with anybody's address, and the same of another site's job.
+    jobs = text_mac(edge.here.attempts["job1"].mac)
+    for mac, frames in ((jobs, forged), ("02:6c:0a:63:01:41", honest)):
+        data = b"forged:m" if mac == jobs else b"honest:m"
+        frames.append(f.eth(mac, theirs, f.IPV4, f.ip4(WAN4, SERVER4, f.UDP, f.udp(WAN4, SERVER4, (9, 9), data))))
+        frames.append(f.eth(ours, f.ALL, f.ARP, f.arp(1, (mac, WAN4), (f.ALL, SERVER4), data[:7] + b"s")))
     sender = [this_python(), str(Path(f.__file__)), "send", "eth0"]
     edge.wan.run(sender, given="".join(frame.hex() + "\n" for frame in [*forged, *honest])).need()
 
+    kinds = (b"4", b"6", b"a", b"m", b"s")
+
     def arrived() -> set[bytes]:
         whole = b"\n".join(edge.frames_at("site"))
-        return {word + kind for word in (b"honest:", b"forged:") for kind in (b"4", b"6", b"a") if word + kind in whole}
+        return {word + kind for word in (b"honest:", b"forged:") for kind in kinds if word + kind in whole}
 
-    wait_until("the honest frames arrive", lambda: arrived() >= {b"honest:4", b"honest:6", b"honest:a"}, 15)
-    assert arrived() == {b"honest:4", b"honest:6", b"honest:a"}
+    good = {b"honest:" + kind for kind in kinds}
+    wait_until("the honest frames arrive", lambda: arrived() >= good, 15)
+    assert arrived() == good
     targets = [read_target(frame) for frame in edge.frames_at("site")]
     assert socket.inet_pton(socket.AF_INET6, WAN6) in targets
     assert socket.inet_pton(socket.AF_INET6, job6) not in targets

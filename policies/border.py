@@ -7,10 +7,14 @@ OpenFlow.
 from __future__ import annotations
 
 import enum
+import ipaddress
 from collections.abc import Iterator
 
 from policies.model import Address, Attempt, Outcome, Place, Policy, PortKind, Reason, TrafficClass, Verdict, World
 from policies.semantics import Fragment, Judgement, Packet, Step, in_job_range, speaks_for
+
+_JOB_MAC = 0x026C
+"""The first two octets of a job's MAC; the others are its IPv4 address (docs/interfaces.md section 2)."""
 
 
 class Direction(enum.StrEnum):
@@ -26,12 +30,14 @@ class Direction(enum.StrEnum):
 
 
 def judge_at_border(world: World, packet: Packet, direction: Direction) -> Judgement:
-    """What a border must do with a packet: everything passes but a job's address from outside.
+    """What a border must do with a packet: everything passes but a job's address or MAC from outside.
 
     `packet.sender` is ignored: at a border a job is known by its address alone.
     """
-    if direction is Direction.INWARD and in_job_range(world, packet.source):
-        text = "from the WAN, with an address of the site's jobs"
+    prefix, last = divmod(packet.mac, 1 << 32)
+    job_mac = prefix == _JOB_MAC and in_job_range(world, ipaddress.IPv4Address(last))
+    if direction is Direction.INWARD and (job_mac or in_job_range(world, packet.source)):
+        text = f"from the WAN, with {'a MAC' if job_mac else 'an address'} of the site's jobs"
         return Judgement(Verdict.DROP, Reason.SPOOFED, None, text, Step.OWN)
     return Judgement(Verdict.ALLOW, None, None, "a border refuses nothing else", Step.BORDER)
 

@@ -1,8 +1,8 @@
 """Borders: from which side a packet comes, which job or service it belongs to, its class, its mark, and on it goes.
 
-A border drops what comes from the WAN with an address of the site's jobs, and IP packets that no code point can be
-written into (`phrases.unmarkable`): they would keep their sender's. Everything else passes to the other side, with the
-code point of its class, whatever the sender wrote there; what no rule names is of the last class.
+A border drops what comes from the WAN with an address or a MAC of the site's jobs, and IP packets that no code point
+can be written into (`phrases.unmarkable`): they would keep their sender's. Everything else passes to the other side,
+with the code point of its class, whatever the sender wrote there; what no rule names is of the last class.
 Rules are those of `classify`. A service is looked for at the far end of a job's packet, and at both ends of others; a
 job is known by its address alone, in both directions. Traffic that no job and no service tells apart costs nothing.
 
@@ -21,7 +21,7 @@ from ryu_apps.openflow import registers as r
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.fields import EtherType, ethertype, exact, masked, network
 from ryu_apps.openflow.flows import Action, FieldMatch, Flow, Goto, Normal, Output
-from ryu_apps.openflow.lanes import job_ranges, joined, lane_ranges, port_numbers
+from ryu_apps.openflow.lanes import MAC_PREFIX, job_ranges, joined, lane_ranges, port_numbers
 from ryu_apps.openflow.marking import Stage, groups_of, kind_flows, mark_flows
 from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, icmpv6, neighbour, on_link, unmarkable
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
@@ -87,6 +87,14 @@ def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
         claims.append(network("nw_src", "ipv6_src", net))
         field, what = ("arp_spa", (ethertype(EtherType.ARP),)) if net.version == 4 else ("nd_target", _TELLS)
         claims.append((*what, masked(field, int(net.network_address), int(net.netmask))))
+        if net.version == 4:
+            # Of this site's jobs only: behind the WAN there may be another site with jobs of its own.
+            macs = (MAC_PREFIX << 32 | int(net.network_address), 0xFFFF << 32 | int(net.netmask))
+            claims += [
+                (masked("dl_src", *macs),),
+                (*what, masked("arp_sha", *macs)),
+                (*_TELLS, masked("nd_tll", *macs)),
+            ]
     # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
     claims.append((*_TELLS, exact("nd_target", 0)))
     never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)

@@ -159,6 +159,31 @@ def test_a_jobs_address_from_outside_is_dropped_and_nothing_else() -> None:
         assert send(here, WAN, packet(source, 40000, job.ipv4, 80)).outputs == {UPLINK}
 
 
+def test_a_jobs_mac_from_outside_is_dropped_and_another_sites_is_not() -> None:
+    here = bordered()
+    switch = SimulatedSwitch(compiler.desired_flows(here, "edge-br").values(), lambda zone: 0)
+    job = here.attempts["job1"]
+    others = 0x026C << 32 | int(IPv4Address("10.99.1.65"))
+    fields = (
+        arp(SERVER) | {"arp_sha": ROUTER_MAC},
+        {"dl_type": 0x88CC},
+        {"dl_type": EtherType.IPV4, "nw_src": int(OUTSIDE4), "nw_dst": int(SERVER), "nw_proto": 6, "nw_frag": 0}
+        | {"tcp_src": 1, "tcp_dst": 2, "ip_dscp": 0},
+    )
+    for one in fields:
+        for mac, passes in ((job.mac, False), (ROUTER_MAC, True), (others, True)):
+            assert bool(switch.send({"in_port": WAN, "dl_src": mac, **one}).outputs) is passes, (hex(mac), one)
+        assert switch.send({"in_port": UPLINK, "dl_src": job.mac, **one}).outputs == {WAN}
+    told = solicitation("ff02::1", kind=136)
+    for field, sent in (("arp_sha", arp(SERVER)), ("nd_tll", told)):
+        for mac, passes in ((job.mac, False), (ROUTER_MAC, True)):
+            assert bool(switch.send({"in_port": WAN, "dl_src": ROUTER_MAC, **sent, field: mac}).outputs) is passes
+    for mac, verdict in ((job.mac, Verdict.DROP), (ROUTER_MAC, Verdict.ALLOW), (others, Verdict.ALLOW)):
+        sent = replace(packet(OUTSIDE4, 1, SERVER, 2), mac=mac)
+        assert judge_at_border(here, sent, Direction.INWARD).verdict is verdict
+        assert judge_at_border(here, sent, Direction.OUTWARD).verdict is Verdict.ALLOW
+
+
 @pytest.mark.parametrize("entered", [UPLINK, WAN], ids=["leaving", "coming in"])
 @pytest.mark.parametrize("family", [EtherType.IPV4, EtherType.IPV6], ids=str)
 def test_what_no_code_point_can_be_written_into_does_not_pass_with_its_senders(entered: int, family: int) -> None:
