@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mininet_tests.fakeswitch import FakeSwitch, FleetThread
+from mininet_tests.fakeswitch import FakeSwitch, FleetThread, wire
 from mininet_tests.fakeswitch.__main__ import prepare
 from mininet_tests.switch_flows import attempt, every_kind
 from mininet_tests.switch_rig import ENGINES, ROOT, Application, DummySwitch, wait_until
@@ -243,6 +243,20 @@ def lark(app: Application) -> Iterator[tuple[FakeSwitch, FleetThread]]:
 
 def flows_of(running: FleetThread, switch: FakeSwitch) -> int:
     return running.call(lambda: len(switch.tables.entries)) - 1
+
+
+@pytest.mark.engine
+def test_a_switch_that_knows_no_meters_is_known_as_such_and_taken_all_the_same(
+    app: Application, lark: tuple[FakeSwitch, FleetThread]
+) -> None:
+    switch, running = lark
+    assert app.state(REAL).meters
+    switch.faults.refuse_multiparts = frozenset({wire.MP_METER_FEATURES})
+    for dumps, meters in ((2, False), (3, True)):
+        running.call(lambda: running.fleet.drop(running.fleet.places[0]))
+        app.until_converged(REAL, dumps)
+        assert app.state(REAL).meters is meters
+        switch.faults.refuse_multiparts = frozenset()
 
 
 @pytest.mark.engine

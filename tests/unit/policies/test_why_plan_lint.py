@@ -56,8 +56,8 @@ def test_the_flows_that_carry_a_verdict_out_are_named_with_their_objects() -> No
     here = world([PHYSICS, OTHER])
     met = carried_out(here, "wn1-br", to_server("job2", here), here.attempts["job2"].ofport, ROUTER_MAC)
     assert [c.table for c in met] == [
-        Table.CLASSIFY, Table.SPOOF_GUARD, Table.PLUMBING, Table.SLICE, Table.SERVICE, Table.SERVICE_PORT,
-        Table.SERVICE_PAIR, Table.GRANT,
+        Table.CLASSIFY, Table.SPOOF_GUARD, Table.NEIGHBOURS, Table.PLUMBING, Table.SLICE, Table.SERVICE,
+        Table.SERVICE_PORT, Table.SERVICE_PAIR, Table.GRANT,
         Table.DENIED, Table.ENFORCE,
     ]  # fmt: skip
     told = {c.table: c.meaning for c in met}
