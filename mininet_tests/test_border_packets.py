@@ -348,7 +348,7 @@ def test_a_jobs_address_from_the_wan_does_not_come_in_and_any_other_does(edge: E
     for mac, frames in ((jobs, forged), ("02:6c:0a:63:01:41", honest)):
         data = b"forged:m" if mac == jobs else b"honest:m"
         frames.append(f.eth(mac, theirs, f.IPV4, f.ip4(WAN4, SERVER4, f.UDP, f.udp(WAN4, SERVER4, (9, 9), data))))
-        frames.append(f.eth(ours, f.ALL, f.ARP, f.arp(1, (mac, WAN4), (f.ALL, SERVER4), data[:7] + b"s")))
+        frames.append(f.eth(ours, f.ALL, f.ARP, f.arp(1, (mac, "198.51.100.8"), (f.ALL, SERVER4), data[:7] + b"s")))
     sender = [this_python(), str(Path(f.__file__)), "send", "eth0"]
     edge.wan.run(sender, given="".join(frame.hex() + "\n" for frame in [*forged, *honest])).need()
 

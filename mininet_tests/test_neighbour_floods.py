@@ -181,7 +181,8 @@ def test_a_flood_of_one_job_takes_its_own_part_and_another_finds_its_neighbours(
     assert sent > 10 * left
     assert NEIGHBOUR_RATE <= left <= 1.1 * NEIGHBOUR_RATE * (seconds + 1) + 20
     # What was lost before the switch, on a machine that stood still, is no frame that the meter dropped.
-    assert sent // 2 < site.dropped() <= sent - left
+    # A few may be of the flooder's own kernel, which looks for the outside now and then.
+    assert sent // 2 < site.dropped() <= sent - left + 50
 
     # The control: the same flood without the meters.
     bare = replace(site.here, meterless=frozenset({BRIDGE}))

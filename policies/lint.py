@@ -17,6 +17,7 @@ from policies.conditions import Conditions
 from policies.decide import Held, decide
 from policies.language import Problem, attributes_read
 from policies.model import AttributeType, Expose, Expression, Place, Policy, Role, Site, Verdict, node_matches
+from policies.values import in_words
 from policies.wire import Phase
 
 IDENTITIES = (trust.SET_BY_SCHEDD - {"clusterid", "procid", "qdate"}) | trust.SET_BY_LARK_ACCESS_POINT
@@ -71,7 +72,7 @@ def lint(
         *_exposures(policy, site),
         *_classes(policy),
         *_node_modes(policy, site),
-        *_shares(policy),
+        *_shares(policy, site),
         *_borders(policy, site),
         *_unused(policy),
     ]
@@ -241,14 +242,7 @@ def _slices(policy: Policy) -> Iterator[Problem]:
         message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
         yield Problem(rule.place, message, "drop it, or move it up")
     to_slice = [rule for rule in policy.exposes if rule.to_slice]
-    types = _types(policy)
     for rule in rules:
-        type_, _ = types.get(rule.name.text.strip().lower().removeprefix("my."), (None, ()))
-        if type_ in (AttributeType.NUMBER, AttributeType.BOOLEAN):
-            message = (
-                f"the name is {rule.name.text}, a {type_.value}, and a slice's name is a string: its jobs are held"
-            )
-            yield Problem(rule.name.place, message, f"write string({rule.name.text})")
         if policy.defaults.between_jobs is Verdict.ALLOW:
             message = f"all jobs may talk to each other ({policy.defaults.place}): a slice gives nothing"
             yield Problem(rule.place, message, "write `between-jobs: deny`, or drop the slice")
@@ -324,7 +318,17 @@ def _node_modes(policy: Policy, site: Site | None) -> Iterator[Problem]:
             yield Problem(rule.place, message, f"nodes: {', '.join(sorted(site.nodes))}")
 
 
-def _shares(policy: Policy) -> Iterator[Problem]:
+def _shares(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    links = {} if site is None else {name: node.link for name, node in site.nodes.items()}
+    for rule in policy.shares:
+        amount = rule.part.bits
+        if amount is None:
+            continue
+        above = sorted(name for name, link in links.items() if link is not None and amount > link)
+        if above:
+            shown = ", ".join(above[:3]) + (f" and {len(above) - 3} others" if len(above) > 3 else "")
+            message = f"a share of {in_words(amount)} is more than the link of {shown} carries: it limits nothing there"
+            yield Problem(rule.place, message, "write less, or a part of the link such as 50%")
     for rule, earlier in shadow.shadowed(policy.shares, lambda a, b: shadow.group_covers(policy, a.group, b.group)):
         message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
         yield Problem(rule.place, message, "drop it, or move it up")

@@ -137,7 +137,7 @@ def policy(documents: Sequence[Document], digest: str, files: Iterable[str]) -> 
     grants = tuple(_grants(sources, services, trusted))
     classes = _classes(sources)
     classify = tuple(_classify(sources, trusted))
-    slices = tuple(_slices(sources, trusted))
+    slices = tuple(_slices(sources, trusted, attributes))
     seals = tuple(_seals(sources, trusted))
     rates = tuple(_rates(sources, trusted, attributes))
     shares = tuple(_shares(sources, trusted, attributes))
@@ -377,13 +377,16 @@ def _classify(sources: Sources, trusted: Beliefs) -> Iterator[Classify]:
         yield Classify(source.for_, source.service, source.class_, entry.place, source.trust_user)
 
 
-def _slices(sources: Sources, trusted: Beliefs) -> Iterator[Slice]:
+def _slices(sources: Sources, trusted: Beliefs, attributes: Mapping[str, Attribute]) -> Iterator[Slice]:
     for entry in sources.of("slices", SLICE):
         source, spot = entry.value, entry.spot
         sources.defined(spot.at("for"), "groups", source.for_)
         name = _expression(spot.at("name"), "name of a slice", source.name, Kind.STRING)
         if name is None:
             continue
+        if never := _never(name, attributes, (AttributeType.STRING, AttributeType.ENUM)):
+            message = f"{never}, so this slice would hold every job that has it"
+            spot.at("name").add(message, f"a slice's name is a text; write string({name.text})")
         site_wide = source.scope == "site"
         trusted.slice(spot, source.for_, name, trusting=source.trust_user, site_wide=site_wide)
         yield Slice(source.for_, name, site_wide, entry.place, source.between == "exposed", source.trust_user)

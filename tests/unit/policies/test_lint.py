@@ -21,7 +21,7 @@ from tests.worlds import demo_site
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "lint.txt"
 HEAD = """Policies and what lint finds in them. Comments at a case's head: `# site` (the demo's site file goes with it),
-`# border` (with a border besides), `# ads:` (job ads on the lines with #|), `# startd-job-attrs:` and
+`# border` (with a border besides), `# link` (its nodes have links of 10 Gbit/s), `# ads:` (job ads on the lines with #|), `# startd-job-attrs:` and
 `# immutable-job-attrs:` (the pool's lists).
 """
 
@@ -47,6 +47,9 @@ def found_in(text: str) -> str:
     if "# border\n" in text:
         site = demo_site()
         site = replace(site, bridges={**site.bridges, "edge-br": EDGE})
+    if "# link\n" in text:
+        site = demo_site()
+        site = replace(site, nodes={name: replace(node, link=10**10) for name, node in site.nodes.items()})
     ads = "".join(line.removeprefix("#|").strip() + "\n" for line in text.splitlines() if line.startswith("#|"))
     startd, immutable = said("startd-job-attrs"), said("immutable-job-attrs")
     problems = lint(

@@ -8,6 +8,7 @@ import pytest
 
 from policies.decide import Held, decide
 from policies.language import PolicyError, load_site, policy_from_text
+from policies.lint import lint
 from policies.model import Bandwidth, Sharing
 from policies.sitefile import check_together
 from policies.wire import Phase
@@ -116,6 +117,24 @@ def test_a_share_that_goes_by_what_is_never_a_text_is_refused(name: str) -> None
     with pytest.raises(PolicyError, match=f"so this share would hold every job that has it; .*write string.{name}."):
         policy_from_text(f"{declared}\nshares: [{{per: {name}, share: 10 Mbit/s}}]")
     policy_from_text(f"{declared}\nshares: [{{per: string({name}), share: 10 Mbit/s}}]")
+
+
+@pytest.mark.parametrize("name", ["DAGManJobId", "MY.ClusterId", "Sealed"])
+def test_a_slice_that_is_named_by_what_is_never_a_text_is_refused(name: str) -> None:
+    declared = "attributes: {Sealed: {type: boolean}, Team: {type: string}}\ngroups: {g: 'Team =!= undefined'}"
+    with pytest.raises(PolicyError, match=f"so this slice would hold every job that has it; .*write string.{name}."):
+        policy_from_text(f"{declared}\nslices: [{{for: g, name: {name}}}]")
+    assert policy_from_text(f"{declared}\nslices: [{{for: g, name: string({name})}}, {{for: g, name: Team}}]").slices
+
+
+@pytest.mark.parametrize(("share", "told"), [("20 Gbit/s", True), ("10 Gbit/s", False), ("90%", False)])
+def test_lint_tells_of_a_share_above_the_link_of_a_node(tmp_path: Path, share: str, told: bool) -> None:
+    (tmp_path / "site.yaml").write_text(SITE.replace("LINK", ", link: 10 Gbit/s"))
+    policy = policy_from_text(f"shares: [{{per: User, share: {share}}}]")
+    found = [one for one in lint(policy, load_site(tmp_path / "site.yaml")) if "limits nothing" in one.message]
+    assert [one.message for one in found] == (
+        ["a share of 20 Gbit/s is more than the link of wn1 carries: it limits nothing there"] if told else []
+    )
 
 
 @pytest.mark.parametrize("name", ["Mbps", "User"])
