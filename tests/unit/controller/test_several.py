@@ -305,7 +305,7 @@ def test_switches_that_remember_more_than_a_store_that_was_lost_are_taken_all_th
     assert not pair.a.fabric.bridge("br2").outranked
     until(lambda: not any(state.outranked for state in pair.a.fabric.bridges()), 20)
     assert pair.a.controller.register(aid(), spec())[1]
-    assert pair.flows() == {name: compiler.desired_flows(pair.a.controller.world, name) for name in pair.site.bridges}
+    assert pair.flows() == {name: compiler.desired_rules(pair.a.controller.world, name) for name in pair.site.bridges}
 
 
 def test_a_bridge_that_only_the_other_reaches_is_left_to_it(pair: Pair) -> None:

@@ -21,7 +21,7 @@ from tests.worlds import demo_site
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "lint.txt"
 HEAD = """Policies and what lint finds in them. Comments at a case's head: `# site` (the demo's site file goes with it),
-`# border` (with a border besides), `# link` (its nodes have links of 10 Gbit/s), `# ads:` (job ads on the lines with #|),
+`# border` (with a border besides), `# link` (nodes with links of 10 Gbit/s), `# ads:` (job ads on the lines with #|),
 `# startd-job-attrs:` and `# immutable-job-attrs:` (the pool's lists).
 """
 
