@@ -109,8 +109,8 @@ class Telling:
         other_meters = self._present.set_meterless(bridge, meterless)
         if other_meters and meterless and Role.WORKER in site.bridges[bridge].roles:
             text = (
-                "its switch has no meters: jobs with a rate or a share do not start there, and a job's ARP and neighbour "
-                "discovery are without limit"
+                "its switch has no meters: jobs with a rate or a share do not start there, and a job's ARP and "
+                "neighbour discovery are without limit"
             )
             self._events.tell(Kind.BRIDGE_METERLESS, text, bridge=bridge)
         before = self._present.world.ports.get(bridge)
