@@ -47,6 +47,8 @@ class Place:
 
 
 SITE4, SITE6 = 16, 48
+NODE_LINK = "1 Gbit/s"
+"""What the site file says of each node's uplink: shares are parts of it. The cable itself is as fast as the machine."""
 WAN_RATE = "50 Mbit/s"
 """What the site file says of the line; it is so slow where the border's queues are kept (`Campus(queues=True)`)."""
 _SITE = ("10.20.0.1", "2001:db8:20::1")
@@ -123,7 +125,7 @@ def site_text(policy: Policy) -> str:
     nodes = "\n".join(
         f"  {name}: {{bridge: {BRIDGES[name]}, ipv4: 10.20.{number}.64/26, "
         f'ipv6: "2001:db8:20:{number}:1::/96", '
-        f'host-addresses: ["{HOSTS[name].ipv4[0]}", "{HOSTS[name].ipv6[0]}"]}}'
+        f'host-addresses: ["{HOSTS[name].ipv4[0]}", "{HOSTS[name].ipv6[0]}"], link: {NODE_LINK}}}'
         for number, name in enumerate(WORKERS, 1)
     )
     workers = "\n".join(
