@@ -514,20 +514,23 @@ class ClassStats(Answer):
     """bit/s over the last seconds."""
 
 
+class Refusals(Answer):
+    """Packets that were refused for one reason; of attempts, let on where audit mode says so."""
+
+    reason: str
+    packets: int
+    bytes: int
+
+
 class BorderStats(Answer):
     """How fresh the counts of a border's classes are. `age`: seconds since its agent reported; None: it never did."""
 
     bridge: Name
     age: float | None
     in_force: bool
-
-
-class Refusals(Answer):
-    """Packets of all attempts that were refused for one reason (let on, where audit mode says so)."""
-
-    reason: str
-    packets: int
-    bytes: int
+    refused: list[Refusals] = Field(default_factory=list)
+    """By the border's own flows, of nobody's job; empty: this controller has not asked it yet. `forged`: from the WAN
+    with an address of a job; `unmarkable`: IP packets into which no code point can be written."""
 
 
 class JobStats(Answer):

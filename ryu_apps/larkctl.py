@@ -502,6 +502,11 @@ def stats_table(found: SiteStats) -> RenderableType:
             parts.append(_text(f"{border.bridge}: no agent has reported its queues"))
         elif not border.in_force:
             parts.append(_text(f"{border.bridge}: not as the policy wishes it; larkctl bridges says why"))
+        parts += [
+            _text(f"{border.bridge}: refused ({one.reason}): {_packets(one.packets, one.bytes)}")
+            for one in border.refused
+            if one.packets
+        ]
     if found.classes:
         table = _table("BORDER", "PORT", "", "CLASS", "GUARANTEED", "RATE NOW", "AT MOST", "SENT", "DROPPED", "WAITING")
         for one in found.classes:

@@ -166,6 +166,16 @@ def _jobs(stats: SiteStats) -> Iterator[Metric]:
         in_force.add_metric((border.bridge,), float(border.in_force))
     yield ages
     yield in_force
+    packets = CounterMetricFamily(
+        "lark_border_refused_packets", "Packets that a border's own flows refused.", labels=("bridge", "reason")
+    )
+    octets = CounterMetricFamily("lark_border_refused_bytes", "The bytes of these.", labels=("bridge", "reason"))
+    for border in stats.borders:
+        for one in border.refused:
+            packets.add_metric((border.bridge, one.reason), one.packets)
+            octets.add_metric((border.bridge, one.reason), one.bytes)
+    yield packets
+    yield octets
 
 
 def _classes(stats: SiteStats) -> Iterator[Metric]:

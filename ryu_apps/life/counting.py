@@ -25,10 +25,12 @@ from typing import Any
 from policies.model import Attempt, Role
 from ryu_apps.fabric import Counting as Answer
 from ryu_apps.fabric import Counts, FabricError, MeterCounts
+from ryu_apps.life.forbidden import Forbidden, Found
 from ryu_apps.life.limits import Limited, Limits, Meters, Shared, limited
 from ryu_apps.life.pace import Pace
 from ryu_apps.life.present import Present
 from ryu_apps.life.telling import Telling
+from ryu_apps.openflow.border import FORBIDDEN
 from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, OBJECT_MASK, Feature, cookie
 from ryu_apps.openflow.counters import PLACES, Seen, Slot, reason
 from ryu_apps.openflow.flows import FlowStats
@@ -120,12 +122,16 @@ class Counting:
         self._due: deque[_Portion] = deque()
         self._per_second = 0.0
         self._owed = 0.0
+        self._borders: frozenset[str] = frozenset()
+        self._refused: dict[str, Found] = {}
+        """What borders that are being asked have refused."""
         self._open: dict[str, tuple[_Portion, list[Answer], float]] = {}
         """The last of a portion's answers is the one of its flows."""
         self._begun = self._ticked = -math.inf
         self._swept = True
         self.totals = Totals()
         self.limits = Limits()
+        self.forbidden = Forbidden()
         self._carried = {way: [0, 0] for way in Way}
         self.cost = Cost()
         self._changed = False
@@ -180,6 +186,7 @@ class Counting:
         with self._lock:
             for record in self._records.get(bridge, {}).values():
                 record.sums.unheard()
+            self.limits.taken_over(bridge)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -224,6 +231,7 @@ class Counting:
         for record in self._records.get(bridge, {}).values():
             record.sums.restarted()
         self.limits.restarted(bridge)
+        self.forbidden.restarted(bridge)
         self._changed = True
 
     def _heard_meters(self, counts: MeterCounts, meters: Meters | None = None) -> None:
@@ -235,6 +243,12 @@ class Counting:
             self.limits.heard(counts.bridge, counts.entries, self._clock(), meters, total=mine)
             self.cost.meters += len(counts.entries)
             self.cost.seconds += time.thread_time() - began
+
+    def _heard_forbidden(self, counts: Counts) -> None:
+        with self._lock:
+            self._look_for_restart(counts.bridge, counts.emptied)
+            self.forbidden.add(counts.entries, self._refused.get(counts.bridge, {}))
+            self.cost.flows += len(counts.entries)
 
     def _grow(self, bridge: str, record: _Record, slot: Slot, now: tuple[int, int]) -> None:
         before = record.sums.resets
@@ -348,7 +362,7 @@ class Counting:
                 if one.bridge in limits and (limit := limited(world, one)) is not None:
                     limits[one.bridge].append(limit)
             for name, spec in world.site.bridges.items():
-                if Role.BORDER in spec.roles and everyone:
+                if Role.BORDER in spec.roles:
                     wanted[name] = everyone
         with self._lock:
             self._known = {bridge: dict(attempts) for bridge, attempts in wanted.items()}
@@ -362,6 +376,11 @@ class Counting:
                 for number, record in records.items():
                     record.sealed = wanted.get(bridge, {}).get(number, record.sealed)
                 self._doomed[bridge] = set(gone)
+        self._borders = frozenset(
+            name
+            for name, spec in world.site.bridges.items()
+            if Role.BORDER in spec.roles and name in self._telling.mine
+        )
         mine = sorted(wanted.keys() & self._telling.mine)
         for bridge in mine:
             # One at a tick: of a bridge with very many attempts the portions are larger.
@@ -385,6 +404,11 @@ class Counting:
             answers: list[Answer] = []
             try:
                 switches = self._telling.switches()
+                if portion.bridge in self._borders:
+                    self._refused[portion.bridge] = {}
+                    answers.append(
+                        switches.count(portion.bridge, FORBIDDEN, FULL_MASK, self._heard_forbidden, gently=True)
+                    )
                 if self.limits.metered(portion.bridge):
                     # All of them: which are those of a portion's attempts, their numbers do not say.
                     answers.append(switches.count_meters(portion.bridge, None, self._heard_meters, gently=True))
@@ -407,6 +431,9 @@ class Counting:
                     for answer in answers:
                         with contextlib.suppress(FabricError):
                             answer.finish(0)  # nobody waits for it any more
+                elif bridge in self._refused:
+                    with self._lock:
+                        self.forbidden.heard(bridge, self._refused[bridge])
             except FabricError:
                 if now - self._begun < 2 * self._every:
                     self.cost.put_off += 1
@@ -415,6 +442,7 @@ class Counting:
                 else:
                     self.cost.unanswered += 1
             del self._open[bridge]
+            self._refused.pop(bridge, None)
 
     # --- what outlives the process ------------------------------------------------------------------------------------
 

@@ -211,6 +211,13 @@ class Limits:
         for shared in self._shares.get(bridge, {}).values():
             shared.limit.sums.restarted()
 
+    def taken_over(self, bridge: str) -> None:
+        """Another controller has told what was dropped until now."""
+        for limit in self._rates.get(bridge, {}).values():
+            limit.sums.unheard()
+        for shared in self._shares.get(bridge, {}).values():
+            shared.limit.sums.unheard()
+
     def heard(
         self, bridge: str, entries: Iterable[MeterCounted], now: float, meters: Meters | None = None, *, total: bool
     ) -> None:

@@ -158,7 +158,9 @@ class Statuses:
         for name, bridge in sorted(world.site.bridges.items()):
             if Role.BORDER in bridge.roles:
                 about, found = self._borders.stats(bridge, queue_wish(world.policy, world.site, name))
-                borders.append(about)
+                refused = (self._counting.forbidden.of(name) or {}) if name in self._telling.mine else {}
+                told = [Refusals(reason=why, packets=one[0], bytes=one[1]) for why, one in refused.items()]
+                borders.append(about.model_copy(update={"refused": told}))
                 classes += found
         with self._present.lock:
             attempts = len(self._present.rows)

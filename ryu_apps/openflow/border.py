@@ -26,7 +26,14 @@ from ryu_apps.openflow.marking import Stage, groups_of, kind_flows, mark_flows
 from ryu_apps.openflow.phrases import FAMILIES, LINK_MULTICAST6, ND, icmpv6, neighbour, on_link, unmarkable
 from ryu_apps.openflow.pipeline import Fixed, Priority, Table, entry
 
-__all__ = ["attempt_flow", "base_flows", "knows"]
+__all__ = ["FORBIDDEN", "WHY_FORBIDDEN", "attempt_flow", "base_flows", "knows"]
+
+FORBIDDEN = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
+WHY_FORBIDDEN = {
+    (int(Table.CLASSIFY), int(Priority.OUTSIDE_FORGED)): "forged",
+    (int(Table.CLASSIFY), int(Priority.OUTSIDE_FORGED) + 1): "unmarkable",
+}
+"""Why flows with that cookie refuse, by table and priority."""
 
 _SITE, _WAN = r.ORIGIN.equals(r.Origin.JOB), r.ORIGIN.equals(r.Origin.OUTSIDE)
 _AT_JOB = r.AT_JOB.equals(1)
@@ -97,18 +104,17 @@ def _sides(world: World, site: int, wan: list[int]) -> list[Flow]:
             ]
     # Open vSwitch shows no target where it does not like the options; who is meant by it may like them.
     claims.append((*_TELLS, exact("nd_target", 0)))
-    never = cookie(Feature.PIPELINE, Fixed.FORBIDDEN_FRAMES)
     for port in (site, *wan):
         for version in FAMILIES:
             unmarked = (exact("in_port", port), *unmarkable(version))
-            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED + 1, unmarked, (), never))
+            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED + 1, unmarked, (), FORBIDDEN))
     for port in wan:
         side = exact("in_port", port)
         flows.append(
             entry(Table.CLASSIFY, Priority.OBJECT, (side,), (r.ORIGIN.load(r.Origin.OUTSIDE), on), own),
         )
         for claim in claims:
-            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, (side, *claim), (), never))
+            flows.append(entry(Table.CLASSIFY, Priority.OUTSIDE_FORGED, (side, *claim), (), FORBIDDEN))
     return flows
 
 

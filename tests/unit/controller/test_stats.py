@@ -21,6 +21,7 @@ from ryu_apps.admission import FEW
 from ryu_apps.config import ConfigError
 from ryu_apps.files import Files
 from ryu_apps.larkctl import Model
+from ryu_apps.openflow.border import FORBIDDEN, WHY_FORBIDDEN
 from ryu_apps.openflow.counters import Slot
 from ryu_apps.rest.api import Api
 from ryu_apps.rest.auth import Tokens, hash_token
@@ -282,6 +283,44 @@ def test_prometheus_is_told_of_jobs_classes_bridges_nodes_and_the_store(call: Ca
     call.rig.store.fail = "the disk is full"
     assert value(call, "lark_store_reachable") == 0
     assert value(call, "lark_counting_flows_total") > 0
+
+
+def test_what_a_border_refuses_is_told_of_it_by_reason_and_outlives_its_switch(call: Caller) -> None:
+    state = call.rig.fabric.state["edge"]
+
+    def count_refused(packets: int) -> int:
+        """Each flow that refuses at the border has counted so many packets of 100 bytes; how many say forged?"""
+        found = [key for key, flow in state.flows.items() if flow.cookie == FORBIDDEN]
+        state.counters.update(dict.fromkeys(found, (packets, packets * 100)))
+        forged = [key for key in found if WHY_FORBIDDEN[key.table, key.priority] == "forged"]
+        assert 1 < len(forged) < len(found)
+        return len(forged)
+
+    assert not any(border.refused for border in stats(call).borders)
+    forged = count_refused(3)
+    round_of(call.rig)
+    told = {one.reason: one for one in stats(call).borders[0].refused}
+    assert (told["forged"].packets, told["forged"].bytes) == (3 * forged, 300 * forged)
+    where = {"bridge": "edge", "reason": "forged"}
+    assert value(call, "lark_border_refused_packets_total", **where) == 3 * forged
+    assert value(call, "lark_border_refused_packets_total", bridge="edge2", reason="forged") == 0
+    call.rig.fabric.disconnect("edge", forget=True)
+    call.rig.fabric.connect("edge")
+    round_of(call.rig)
+    assert value(call, "lark_border_refused_packets_total", **where) == 3 * forged
+    count_refused(1)
+    round_of(call.rig)
+    assert value(call, "lark_border_refused_packets_total", **where) == 4 * forged
+    assert value(call, "lark_border_refused_bytes_total", bridge="edge", reason="unmarkable") > 0
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(larkctl.stats_table(stats(call)))
+    assert f"edge: refused (forged): {4 * forged} packets" in captured.get()
+    # Every flow of a border that refuses is told for some reason.
+    drops = [flow for flow in state.flows.values() if not flow.actions]
+    assert drops
+    assert {flow.cookie for flow in drops} == {FORBIDDEN}
+    assert {(flow.table, flow.priority) for flow in drops} == set(WHY_FORBIDDEN)
 
 
 def test_no_job_makes_a_line_of_its_own(call: Caller) -> None:
