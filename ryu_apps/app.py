@@ -491,6 +491,19 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one = self._by_name[bridge]
         one.ask(lambda now: one.machine.set_role(master=master, generation=generation, now=now))
 
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
+        one = self._by_name[bridge]
+        if one.datapath is None or not one.machine.connected:
+            raise FabricError(f"bridge {bridge} is not connected")
+        # With the ids of questions, which the machine never takes for its own.
+        wanted = [encode.forget_zone(zone, STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)) for zone in zones]
+
+        def send(now: float) -> list[Output]:
+            one.send(wanted)
+            return []
+
+        one.do(send, one.datapath)
+
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         question, request = self._question(bridge, cookie, mask)
         question.datapath.send(request)

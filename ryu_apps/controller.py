@@ -44,7 +44,7 @@ from ryu_apps.admission import Admission
 from ryu_apps.border_news import BorderNews
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.events import Events
-from ryu_apps.fabric import Fabric
+from ryu_apps.fabric import Fabric, Ticket
 from ryu_apps.life.carried import Carried
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.departures import Departures
@@ -139,12 +139,23 @@ class Controller:
         self.node_leases.begin({row.name for row in snapshot.controllers} - {self._records.name})
         with self._present.lock:
             tickets = self._telling.begin(fabric)
+            self._forget_by_other_policies(snapshot, tickets)
             for row in leaving:
                 waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
                 self._departures.add(row, waits)
         self._started.set()
         # Nobody counts before this returns, and the switches need not wait for it.
         self._carried.load(self._present.world.attempts.values())
+
+    def _forget_by_other_policies(self, snapshot: Snapshot, tickets: Mapping[str, Ticket]) -> None:
+        """What was allowed by a policy that nobody has any more is not known: no connection of then is relied on."""
+        digest, attempts = self._present.world.policy.digest, self._present.world.attempts
+        zones: dict[str, list[int]] = {}
+        for row in snapshot.attempts:
+            if row.digest != digest and row.id in attempts:
+                zones.setdefault(row.spec.port.bridge, []).append(row.spec.zone)
+        for bridge, found in zones.items():
+            self._telling.outlive(bridge, tickets[bridge], found)
 
     @property
     def world(self) -> World:
@@ -174,6 +185,7 @@ class Controller:
             orphans += sorted(self._hearing.collided)
             self._hearing.collided.clear()
             self._telling.insist()
+            self._telling.forget()
         for name in over:
             self.events.tell(Kind.LEASE_ENDED, "its lease is over; its attempts are torn down", node=name)
         self._departures.end_quietly(orphans)

@@ -128,6 +128,9 @@ class Fabric(Protocol):
         """Be the bridge's master, or leave it to another controller: then every change to it is refused, also those
         that wait, and what was said of it is forgotten. Never called where there is one controller."""
 
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
+        """Empty these zones of the switch's connection table; never waits. Raises FabricError when it is away."""
+
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         """Counters of the entries whose cookie equals `cookie` under `mask`. Raises FabricError."""
 
@@ -225,6 +228,8 @@ class FakeBridge:
     standby: bool = False
     """Another controller is the bridge's master."""
     emptied: int = 0
+    forgotten: list[int] = field(default_factory=list)
+    """Zones that the switch was told to empty."""
     asked: list[int] = field(default_factory=list)
     """Masks of the cookies that counters were asked for by."""
     asked_meters: list[Sequence[int] | None] = field(default_factory=list)
@@ -311,6 +316,11 @@ class FakeFabric:
         waiting, state.waiting = state.waiting, []
         for ticket in waiting:
             ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
+
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
+        if not self.state[bridge].connected:
+            raise FabricError(f"{bridge}: not connected")
+        self.state[bridge].forgotten += zones
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         state = self.state[bridge]

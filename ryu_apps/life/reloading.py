@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from policies.model import Policy
+from policies.model import Attempt, Outcome, Policy, World
 from ryu_apps.life.checks import attempt_of, share_key
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
@@ -16,6 +16,7 @@ from ryu_apps.life.refused import LastCounts
 from ryu_apps.life.requests import Confirmation
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import Times
+from ryu_apps.openflow.tracked import outlived
 from ryu_apps.store.store import Change, Kind
 
 LOG = logging.getLogger("lark.controller")
@@ -39,7 +40,7 @@ def reload(
     if fresh:
         records.store.write(fresh).wait(times.until())
     with present.lock:
-        world = present.world
+        world, was = present.world, dict(present.world.attempts)
         before = world.policy.digest
         counts.until_now(policy)
         rows = {id: decide_anew(row, policy) for id, row in present.rows.items()}
@@ -78,14 +79,33 @@ def reload(
             id: present.numbered(outdated_by(world, present.rows[id], present.world, row)) for id, row in rows.items()
         }
         tickets = telling.say_everything()
+        less = _outlived(world, was, present.world)
+        for bridge, zones in less.items():
+            telling.outlive(bridge, tickets[bridge], zones)
         pending = records.put_all()
         if records.shared:
             tickets = {bridge: ticket for bridge, ticket in tickets.items() if bridge in telling.mine}
     failure = confirmation.wait("(all)", tickets, pending, times.until())
-    LOG.info("policy %s replaces %s; %d attempts decided anew", policy.digest[:12], before[:12], len(rows))
+    LOG.info(
+        "policy %s replaces %s; %d attempts decided anew, %d of them may do less than before",
+        policy.digest[:12], before[:12], len(rows), sum(map(len, less.values())),
+    )  # fmt: skip
     if failure is not None:
         late = failure.answer.detail.removesuffix("; try again")
         LOG.warning("the new policy is not in force everywhere yet: %s; these follow as soon as they can", late)
+
+
+def _outlived(then: World, was: Mapping[str, Attempt], now: World) -> dict[str, list[int]]:
+    """The zones, by bridge, of jobs that may do less than before."""
+    less: dict[tuple[Outcome, Outcome, str], bool] = {}
+    found: dict[str, list[int]] = {}
+    for id, new in now.attempts.items():
+        kind = (was[id].outcome, new.outcome, new.node)
+        if kind not in less:
+            less[kind] = outlived(then, was[id], now, new)
+        if less[kind]:
+            found.setdefault(new.bridge, []).append(new.zone)
+    return found
 
 
 def _numbered(

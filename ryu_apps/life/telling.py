@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from policies.events import Kind
 from policies.model import Attempt, Outcome, Role, ShareKey
 from ryu_apps.events import Events
-from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
+from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
+from ryu_apps.openflow.tracked import outlived
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.port_news import port_news
 from ryu_apps.refusals import Refused, Slug
@@ -78,6 +79,8 @@ class Telling:
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in bridges}
         self._base: dict[str, dict[RuleKey, Rule]] = {bridge: {} for bridge in bridges}
         self._standing: dict[str, list[Ticket]] = {}
+        self._outlived: dict[str, list[tuple[Ticket | None, frozenset[int]]]] = {}
+        """Zones whose connections are to be forgotten once the bridge has confirmed what allows less (None: it has)."""
         self._unheard = {bridge: _Later(bridge) for bridge in bridges}
 
     # --- the switches -------------------------------------------------------------------------------------------------
@@ -134,6 +137,7 @@ class Telling:
         self.mine.discard(bridge)
         self.switches().set_role(bridge, master=False, generation=generation)
         self._standing.pop(bridge, None)
+        self._outlived.pop(bridge, None)
         return was
 
     # --- deltas -------------------------------------------------------------------------------------------------------
@@ -172,6 +176,8 @@ class Telling:
                     del uses[outcome]
             tickets[bridge] = self.tell(bridge, gone, come)
         peers = {bridge: self.tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
+        if old is not None and new is not None and old.outcome != new.outcome and outlived(world, old, world, new):
+            self.outlive(worker, tickets[worker], [new.zone])  # by a later phase, or a row of another controller
         if old is not None:
             self._present.release(old)
         return Told(tickets, peers)
@@ -304,6 +310,42 @@ class Telling:
             for bridge in compiler.bridges_of(world, attempt):
                 self._uses[bridge][attempt.outcome] += 1
         return self.say(world.site.bridges)
+
+    # --- connections that were allowed ------------------------------------------------------------------------------
+
+    def outlive(self, bridge: str, ticket: Ticket, zones: Iterable[int]) -> None:
+        """What these zones remember may not be allowed any more by what the ticket stands for."""
+        found = frozenset(zones)
+        if found and bridge in self.mine:
+            self._outlived.setdefault(bridge, []).append((ticket, found))
+
+    def forget(self) -> None:
+        """Have connections forgotten where the flows are in force that allow less; before, they would come again.
+
+        Call about once a second: what a switch has confirmed reaches its cache of decisions up to half a second later,
+        so connections go with the call after.
+        """
+        for bridge in list(self._outlived):
+            left: list[tuple[Ticket | None, frozenset[int]]] = []
+            due: set[int] = set()
+            for ticket, zones in self._outlived.pop(bridge):
+                result = None if ticket is None else ticket.result()
+                if ticket is None:
+                    due |= zones
+                elif result is None:
+                    left.append((ticket, zones))
+                elif result.realised:
+                    left.append((None, zones))
+                else:
+                    left.append((self.say([bridge])[bridge], zones))
+            if due:
+                try:
+                    self.switches().forget_connections(bridge, sorted(due))
+                    LOG.info("bridge=%s forgets the connections of %d jobs that may do less now", bridge, len(due))
+                except FabricError:
+                    left.append((self.say([bridge])[bridge], frozenset(due)))
+            if left:
+                self._outlived[bridge] = left
 
     def unconfirmed(self) -> list[str]:
         """Bridges of this controller that have not confirmed their standing flows, or are not heard of yet."""

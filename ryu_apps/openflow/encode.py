@@ -64,6 +64,7 @@ PORT_NORMAL = 0xFFFFFFFA
 INSTRUCTION_GOTO, INSTRUCTION_APPLY, INSTRUCTION_METER = 1, 4, 6
 ACTION_OUTPUT, ACTION_SET_FIELD, ACTION_EXPERIMENTER = 0, 25, 0xFFFF
 NX_REG_MOVE, NX_REG_LOAD, NX_OUTPUT_REG, NX_REG_LOAD2, NX_CT = 6, 7, 15, 33, 35
+NX_MESSAGE, NXT_CT_FLUSH_ZONE = 4, 29
 CT_COMMIT = 1
 CT_NO_RECIRCULATION = 0xFF
 BUNDLE_OPEN, BUNDLE_COMMIT, BUNDLE_DISCARD = 0, 4, 6
@@ -525,6 +526,11 @@ def bundled(bundle: int, first_xid: int, items: Iterable[tuple[EntryKey, EntryVa
 
 def barrier(xid: int) -> bytes:
     return _message(BARRIER_REQUEST, xid, b"")
+
+
+def forget_zone(zone: int, xid: int) -> bytes:
+    """Forget the connections of a zone: NXT_CT_FLUSH_ZONE, which Open vSwitch knows since 2.6."""
+    return _message(NX_MESSAGE, xid, struct.pack("!II6xH", oxm.NICIRA, NXT_CT_FLUSH_ZONE, zone))
 
 
 def port_desc_request(xid: int) -> bytes:
