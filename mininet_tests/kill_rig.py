@@ -144,6 +144,8 @@ class KillRig(Rig):
         )
         self.bystander_spec = self.attempt_of(self.bystander)
         wait_until("the bystander talks", lambda: self.machine.run(["test", "-e", "/run/bystander/said"]).code == 0, 10)
+        bystander = self.bystander
+        wait_until("the bystander runs", lambda: self.attempt_of(bystander)["phase"] == "run", 10)
         self.bystander_spec = self.attempt_of(self.bystander)
 
     def destroy(self) -> None:

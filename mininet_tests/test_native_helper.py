@@ -295,14 +295,22 @@ def test_missing_capability_is_named(place: Place) -> None:
     # A copy has no capability. It stands where a real one might after a careless upgrade.
     copy = place.libexec.parent / "copied"
     copy.mkdir(mode=0o755)
-    shutil.copyfile(place.libexec / "lark-job", copy / "lark-job")
-    (copy / "lark-job").chmod(0o755)
-    (copy / "lark-job-wrapper").symlink_to("lark-job")
+    for name, called in (("lark-job", "lark-job-wrapper"), ("lark-hook", "lark-hook-prepare")):
+        shutil.copyfile(place.libexec / name, copy / name)
+        (copy / name).chmod(0o755)
+        (copy / called).symlink_to(name)
     shutil.copyfile(place.libexec / "lark-socket", copy / "lark-socket")
     try:
-        with FakeAgent(place.socket, pass_fds=[place.namespace]):
-            done = Place(copy, place.socket, place.scratch, place.namespace).run_job()
+        with FakeAgent(place.socket, pass_fds=[place.namespace]) as agent:
+            other = Place(copy, place.socket, place.scratch, place.namespace)
+            done = other.run_job()
+            hook = other.run("lark-hook-prepare")
+            assert agent.requests == [], "the attempt does not begin"
+            assert place.run("lark-hook-prepare").stdout == "", "positive control: where it has the capability it does"
+            assert agent.requests == ["LARK1 begin"]
         assert_not_run(done, place, "lacks the file capability")
+        assert "HookStatusCode = 103" in hook.stdout
+        assert "lacks the file capability" in hook.stdout
     finally:
         shutil.rmtree(copy)
 

@@ -4,6 +4,7 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
 
   begin     ledger(registering) → PUT → ledger(stage-in) → "ok"       a record before anything outside knows the attempt
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
+            (where the policy gives the job the same in all phases: ledger(new phase) → "ok" → PATCH soon)
   exit      counts into the job's ad → "ok"                            stage-out follows: with the first plugin, or soon
   end       processes, device, namespace, port go → DELETE until confirmed → conntrack zone → record goes
             → the lane's number may be used again (where that takes long, or the starter lives: ledger(closing) beside)
@@ -77,8 +78,13 @@ DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
 STAGE_OUT_PAUSE = 1.0
 """Seconds from the exit hook's word until the controller hears of stage-out, unless a plugin brings it about before.
 Most starters have nothing to transfer by then and end at once: they cost no phase."""
-LABEL_PAUSE = 1.0
-"""Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time."""
+RUN_PAUSE = 1.0
+"""Seconds until the controller hears that a job runs, where that changes nothing. Who ends before costs no phase."""
+LASTING = 15.0
+"""Seconds for which "the same in all phases" is believed: the policy may have been replaced since."""
+LABEL_PAUSE = 3.0
+"""Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time. Most
+jobs that only try something have ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,10 @@ class Attempt:
     """Its tear-down."""
     mark: Mark | None = None
     """Of its connections, as the controller last answered. Not in the ledger: a new agent asks again."""
+    sent_before: int | None = None
+    """Packets that had left its lane before it was the attempt's: the kernel's own. None: not known."""
+    lasting_until: float = 0.0
+    """Until then (monotonic clock) the controller's word counts that no phase gives the job anything else."""
     parts: dict[str, float] = field(default_factory=dict)
     """How long each part of its beginning took, in seconds: for the log."""
 
@@ -204,6 +214,7 @@ class Attempts:
         if (attempt := self._all.get(status.id)) is not None:
             tag = status.decision.scitag
             attempt.mark = None if tag is None else Mark(tag.experiment, tag.activity)
+            attempt.lasting_until = time.monotonic() + LASTING if status.decision.lasting else 0.0
 
     async def ask_decisions(self) -> None:
         """Learn what the controller decides by now of the attempts of this node. Raises AgentError."""
@@ -250,8 +261,11 @@ class Attempts:
                 return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
                 self._hold_job(attempt, peer)
-            if step.advance is Phase.RUN:
-                trouble = await self._advance(attempt, step.advance)
+                if time.monotonic() < attempt.lasting_until:
+                    trouble = await self._note(attempt, Phase.RUN)
+                    self._spawn(self._tell_run_later(attempt))
+                else:
+                    trouble = await self._advance(attempt, Phase.RUN)
                 if trouble is not None:
                     return trouble
             if step.advance is Phase.STAGE_OUT:
@@ -461,7 +475,7 @@ class Attempts:
             }
         )
         with attempt.part("ledger"):
-            await self._save(attempt)
+            await self._save_first(attempt)
         reached(Step.BEGIN_NOTED)
         attempt.told = True
         with attempt.part("controller"):
@@ -547,11 +561,16 @@ class Attempts:
 
     async def _advance(self, attempt: Attempt, phase: Phase) -> Reply | None:
         """None when the phase is in force everywhere; else what to reply."""
-        spec = attempt.record.spec
-        assert spec is not None
         before = attempt.record
-        self._set_state(attempt, life.STATE_OF[phase])
-        attempt.record = attempt.record.model_copy(update={"spec": spec.model_copy(update={"phase": phase})})
+        trouble = await self._note(attempt, phase)
+        return trouble or await self._put_in_force(attempt, phase, before)
+
+    async def _note(self, attempt: Attempt, phase: Phase) -> Reply | None:
+        """Write a new phase down; what to reply if that cannot be, and it is as it was."""
+        before = attempt.record
+        assert before.spec is not None
+        spec = before.spec.model_copy(update={"phase": phase})
+        attempt.record = before.model_copy(update={"state": life.STATE_OF[phase], "spec": spec})
         try:
             await self._save(attempt)
             reached(Step.PHASE_NOTED)
@@ -560,8 +579,13 @@ class Attempts:
             if phase is not Phase.STAGE_OUT:  # the job is over then: this phase must come into force all the same
                 attempt.record = before
                 return hold(HOLD_NETWORK, f"the agent of {self._config.node} cannot write its records: {e}")
+        return None
+
+    async def _put_in_force(self, attempt: Attempt, phase: Phase, before: Record | None) -> Reply | None:
+        """Tell the controller of a phase that is written down. None when it is in force everywhere; else what to reply:
+        it is undone then. `before` None: the job is in that phase already, and nothing waits for us."""
         wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL)
-        if phase is Phase.STAGE_OUT:
+        if before is None or phase is Phase.STAGE_OUT:
             wait = min(wait, EXIT_WAIT - LAST_CALL)
         try:
             status = await insist(lambda: self._tell_phase(attempt, phase), wait, lambda: attempt.ending)
@@ -570,8 +594,8 @@ class Attempts:
         except GivenUp as e:
             return refused(str(e))
         except AgentError as e:
-            if phase is Phase.STAGE_OUT:
-                self.told_to_drop(attempt.id)  # the job is over: this phase must come into force, if late
+            if before is None or phase is Phase.STAGE_OUT:
+                self.told_to_drop(attempt.id)  # the job is there, or over: this phase must come into force, if late
             elif not attempt.ending:
                 attempt.record = before
                 with contextlib.suppress(AgentError):  # a later phase on disk: the next agent tells the controller
@@ -583,6 +607,13 @@ class Attempts:
             return hold(subcode, f"phase {phase} could not be put in force: {e}")
         log.info("phase: attempt=%s job=%s phase=%s", attempt.id, attempt.label, phase)
         return None
+
+    async def _tell_run_later(self, attempt: Attempt) -> None:
+        """The controller hears that the job runs. It does so under the policy in force already, which is the same."""
+        await asyncio.sleep(RUN_PAUSE)
+        async with attempt.lock:
+            if attempt.record.state is State.RUN and not attempt.over and not attempt.ending:
+                await self._put_in_force(attempt, Phase.RUN, None)
 
     async def _tell_phase(self, attempt: Attempt, phase: Phase) -> AttemptStatus:
         try:
@@ -617,8 +648,9 @@ class Attempts:
         if found is None:
             why = f"{port} is gone"
         elif proxy is not None:
-            # Who sent nothing was refused nothing: a job without a network costs the controller no question.
-            refused, dropped = await self._refused(attempt) if found.outgoing_packets else (0, None)
+            # Nothing of who sent and received nothing was refused or dropped: it costs the controller no question.
+            silent = found.outgoing_packets == attempt.sent_before and not found.incoming_packets
+            refused, dropped = (0, None) if silent else await self._refused(attempt)
             said = counts.attributes(found, refused, dropped)
             why = await counts.tell(attempt.record.starter_pid, proxy, said)
         reached(Step.JOB_COUNTED)
@@ -942,6 +974,16 @@ class Attempts:
     async def _save(self, attempt: Attempt) -> None:
         if not attempt.ending:
             await netlink.in_thread(functools.partial(self._ledger.save, attempt.record))
+
+    async def _save_first(self, attempt: Attempt) -> None:
+        """And see what has left the lane before it was anybody's, while a thread is at hand."""
+
+        def note() -> counts.Counts | None:
+            self._ledger.save(attempt.record)
+            return counts.read(attempt.record.port)
+
+        if not attempt.ending and (so_far := await netlink.in_thread(note)) is not None:
+            attempt.sent_before = so_far.outgoing_packets
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -100,8 +100,9 @@ async def tell(starter: int, proxy: Proxy, said: Mapping[str, int]) -> str:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(proxy.address, proxy.port, limit=1024)
             try:
-                for line in (f"cookie {proxy.cookie}", *(f"set_job_attr_delayed {k} {v}" for k, v in said.items())):
-                    writer.write(f"{line}\n".encode())
+                lines = [f"cookie {proxy.cookie}", *(f"set_job_attr_delayed {k} {v}" for k, v in said.items())]
+                writer.write("".join(f"{line}\n" for line in lines).encode())  # in one go: it reads one at a time
+                for line in lines:
                     answer = (await reader.readline()).strip()
                     if answer != b"0":
                         return f"the starter answers {answer[:20]!r} to {line.partition(' ')[0]}"

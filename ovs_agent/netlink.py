@@ -135,7 +135,7 @@ def create_namespace(name: str) -> None:
         try:
             _check(_libc.unshare(CLONE_NEWNET), "unshare")
             _write("/proc/sys/net/ipv6/conf/all/accept_ra", "0", missing_ok=True)
-            _write("/proc/sys/net/ipv6/conf/default/accept_ra", "0", missing_ok=True)
+            _quiet_ipv6("default")
             _flags_up("lo")
             source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
             _check(_libc.mount(source, os.fsencode(path), b"none", MS_BIND, None), f"bind mount {path}")
@@ -328,8 +328,8 @@ def build_lanes(lanes: Sequence[Lane], net: Network) -> None:
     """Namespaces, veth pairs, addresses, routes and offloads of lanes, complete but for their ports in the switch.
 
     Step by step for all of them: the switch looks at all of its ports whenever a device has changed, and sees changes
-    that come together as one. The caller has installed the nftables drop before. Raises NetworkError; nothing is left
-    behind then.
+    that come together as one. (So the jobs' ends come up first, which nobody outside sees.)
+    The caller has installed the nftables drop before. Raises NetworkError; nothing is left behind then.
     """
     fds: list[int] = []
     try:
@@ -343,12 +343,12 @@ def build_lanes(lanes: Sequence[Lane], net: Network) -> None:
         for lane in lanes:
             _write(f"/proc/sys/net/ipv6/conf/{lane.port}/disable_ipv6", "1", missing_ok=True)
             _ethtool(lane.port, ETHTOOL_SGRO, 0)
-        # NOARP: the host's stack must not answer for the host on a job's wire.
-        rtnl.send([rtnl.flags(socket.if_nametoindex(lane.port), IFF_UP | IFF_NOARP) for lane in lanes])
-        reached(Step.LANE_UP)
         for lane, fd in zip(lanes, fds, strict=True):
             call_in_namespace(fd, functools.partial(_configure_inside, lane, net))
             reached(Step.LANE_CONFIGURED)
+        # NOARP: the host's stack must not answer for the host on a job's wire.
+        rtnl.send([rtnl.flags(socket.if_nametoindex(lane.port), IFF_UP | IFF_NOARP) for lane in lanes])
+        reached(Step.LANE_UP)
     except (OSError, NetlinkError, IndexError, NetworkError) as e:
         demolish_all([Ruin(lane.port, (lane.namespace,)) for lane in lanes])
         names = ", ".join(f"{lane.number} ({lane.namespace})" for lane in lanes)
@@ -358,13 +358,21 @@ def build_lanes(lanes: Sequence[Lane], net: Network) -> None:
             os.close(fd)
 
 
-def _configure_inside(lane: Lane, net: Network) -> None:
-    conf = f"/proc/sys/net/ipv6/conf/{INNER_DEVICE}"
+def _quiet_ipv6(device: str) -> None:
+    """The kernel adds nothing of its own to a device of the calling thread's network (`default`: to those to come)."""
+    conf = f"/proc/sys/net/ipv6/conf/{device}"
     for key, value in (("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("addr_gen_mode", "1")):
         # addr_gen_mode 1: no link-local address. A job speaks with its own addresses only; the switch drops all others.
         _write(f"{conf}/{key}", value, missing_ok=True)
+    for version in (1, 2):
+        # Reports of multicast groups leave at once, before the lane is in the switch and anybody's. (They would be
+        # spread over seconds, cost the switch two packets of each job, and look like the job's.)
+        _write(f"{conf}/mldv{version}_unsolicited_report_interval", "1", missing_ok=True)
+
+
+def _configure_inside(lane: Lane, net: Network) -> None:
     if lane.ipv6 is None:
-        _write(f"{conf}/disable_ipv6", "1", missing_ok=True)
+        _write(f"/proc/sys/net/ipv6/conf/{INNER_DEVICE}/disable_ipv6", "1", missing_ok=True)
     # A userspace datapath passes on packets as they are, so checksums must be complete when they leave the job.
     _ethtool(INNER_DEVICE, ETHTOOL_STXCSUM, 0)
     index = socket.if_nametoindex(INNER_DEVICE)
@@ -412,7 +420,12 @@ def adopt_namespace(fd: int, name: str, lane: Lane | None, net: Network) -> None
         if lane is not None:
             _move_inner_end(lane, fd)
             reached(Step.ATTACH_MOVED)
-            call_in_namespace(fd, lambda: _configure_inside(lane, net))
+
+            def configure(lane: Lane = lane) -> None:
+                _quiet_ipv6(INNER_DEVICE)
+                _configure_inside(lane, net)
+
+            call_in_namespace(fd, configure)
     except (OSError, NetlinkError, IndexError, NetworkError) as e:
         if lane is not None:
             delete_device(lane.port)

@@ -19,9 +19,12 @@ from typing import Any
 from ovs_agent import command
 from ovs_agent.errors import AgentError
 from ovs_agent.ovsdb_wire import Operation, Wire, WireError
+from ovs_agent.pace import Pace
 from ovs_agent.plan import Lane, lane_number_of_port
 
 log = logging.getLogger(__name__)
+LABELLED_TOGETHER = 1.0
+"""Seconds between two writes of labels."""
 _SHIELD = "lark-border-port"
 """In external_ids of the QoS rows that are ours: whose they are."""
 
@@ -90,6 +93,7 @@ class Ovsdb:
         self._wire = Wire(remote, self._timeout)
         self._labels: dict[str, tuple[str, asyncio.Future[None]]] = {}
         self._labelling: asyncio.Task[None] | None = None
+        self._label_pace = Pace(LABELLED_TOGETHER)
 
     async def close(self) -> None:
         await self._wire.close()
@@ -246,6 +250,7 @@ class Ovsdb:
     async def _write_labels(self) -> None:
         """All that wait, together; then those that came meanwhile."""
         while self._labels:
+            await self._label_pace.turn()
             batch, self._labels = self._labels, {}
             work: list[Operation] = []
             for port, (attempt, _) in batch.items():

@@ -33,7 +33,7 @@ RECENT, REMEMBERED, IDLE = 10.0, 60.0, 60.0
 """Seconds: what counts as recent demand; how long a job that found no lane is remembered; without jobs until the pool
 shrinks."""
 MOST_AHEAD = 64
-RUINED_TOGETHER, CHANGED_TOGETHER = 0.25, 0.5
+RUINED_TOGETHER, CHANGED_TOGETHER = 0.5, 0.75
 """Seconds between two demolitions, of which each looks at every process, and between two changes of the switch's ports
 of a kind: the switch looks at every port for each change of one."""
 

@@ -351,6 +351,8 @@ class DecisionView(Answer):
     exposes: list[ExposureView] = Field(default_factory=list)
     classes: list[ClassView] = Field(default_factory=list)
     """First match wins; empty when the policy has no classes."""
+    lasting: bool = False
+    """The policy gives the job the same in all of its phases, so that nothing needs to wait for a later one."""
 
 
 class AttemptStatus(Answer):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policies.model import Decision, Mode, Policy, Reason, Sharing
+from policies.model import Decision, Mode, Policy, Reason, Sharing, node_matches
 from policies.values import in_words
-from policies.wire import ClassView, DecisionView, ExposureView, PolicyStatus, ScitagView
+from policies.wire import ClassView, DecisionView, ExposureView, Phase, PolicyStatus, ScitagView
 
 _DEFAULT_KEYS = {Reason.EGRESS: "egress", Reason.INGRESS: "ingress", Reason.BETWEEN_JOBS: "between-jobs"}
 
@@ -35,6 +35,15 @@ def decision_view(policy: Policy, node: str, identity: int, decision: Decision) 
         else ScitagView(experiment=decision.scitag[0], activity=decision.scitag[1]),
         exposes=list(_exposes(policy, decision)),
         classes=list(_classes(policy, decision)),
+        lasting=_lasting(policy, node, decision),
+    )
+
+
+def _lasting(policy: Policy, node: str, decision: Decision) -> bool:
+    """Of all that a policy says, only grants can depend on the phase."""
+    return decision.outcome.sealed or not any(
+        len(grant.during) < len(Phase) and grant.group in decision.groups and node_matches(grant.nodes, node)
+        for grant in policy.grants
     )
 
 

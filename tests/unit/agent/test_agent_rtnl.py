@@ -96,7 +96,9 @@ def test_lanes_change_the_host_twice_and_their_end_once_and_nothing_is_left(
         return [name for _, name in socket.if_nameindex()]
 
     assert set(netlink.call_in_namespace(node, build)) == {"lo", "lj7", "lj8", "lj9"}
-    assert sent == [3, 3, 5, 5, 5], "pairs, the host's ends up; the rest is inside"
+    assert sent == [3, 5, 5, 5, 3], (
+        "pairs; what is inside; the host's ends up, and with them the carrier of all at once"
+    )
     sent.clear()
 
     def demolish() -> list[str]:

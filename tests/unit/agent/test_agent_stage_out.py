@@ -1,4 +1,5 @@
-"""After the exit hook's word: stage-out with the first plugin, or soon, or never where the starter ends before."""
+"""When the controller hears of a phase: before the job starts, or where the policy gives it the same in all phases,
+soon. After the exit hook's word: stage-out with the first plugin, or soon, or never where the starter ends before."""
 
 from __future__ import annotations
 
@@ -40,6 +41,8 @@ class Controller:
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
+        self.puts = 0
+        self.lasting = False
         self.deleted = asyncio.Event()
 
     def _status(self, attempt: str, phase: Phase) -> AttemptStatus:
@@ -47,12 +50,20 @@ class Controller:
             {
                 "id": attempt,
                 "spec": SPEC.model_copy(update={"phase": phase}).model_dump(mode="json"),
-                "decision": {"identity": 1, "sealed": False, "groups": [], "grants": [], "trail": []},
+                "decision": {
+                    "identity": 1,
+                    "sealed": False,
+                    "groups": [],
+                    "grants": [],
+                    "trail": [],
+                    "lasting": self.lasting,
+                },
                 "bridges": {"br": "realised"},
             }
         )
 
     async def put_attempt(self, attempt: str, spec: AttemptSpec) -> AttemptStatus:
+        self.puts += 1
         return self._status(attempt, spec.phase)
 
     async def patch_phase(self, attempt: str, phase: Phase) -> AttemptStatus:
@@ -84,9 +95,9 @@ def starter() -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Node:
-    """An agent's attempts with one whose job has exited, and who asks about it."""
+    """An agent's attempts with one whose job has exited (or has not begun), and who asks about it."""
 
-    def __init__(self, home: Path, starter: subprocess.Popen[bytes]) -> None:
+    def __init__(self, home: Path, starter: subprocess.Popen[bytes], state: State = State.RUN) -> None:
         self.controller = Controller()
         boot, start = ledger.boot_id(), trust.start_time(starter.pid)
         self.id = f"wn1~{boot[:8]}~slot1~{starter.pid}~{start}"
@@ -94,7 +105,7 @@ class Node:
         book.save(
             Record(
                 id=self.id,
-                state=State.RUN,
+                state=state,
                 lane=3,
                 port="lj3-none",
                 namespaces=("lark-none",),
@@ -104,9 +115,9 @@ class Node:
                 uid=1,
                 starter_pid=starter.pid,
                 starter_start=start,
-                job_pid=starter.pid,
-                job_start=start + 1,
-                spec=SPEC,
+                job_pid=starter.pid if state is State.RUN else None,
+                job_start=start + 1 if state is State.RUN else None,
+                spec=SPEC if state is State.RUN else SPEC.model_copy(update={"phase": Phase.STAGE_IN}),
             )
         )
         config: Any = SimpleNamespace(
@@ -121,7 +132,24 @@ class Node:
         self._caller = trust.Caller(1, 1, "slot1", starter.pid, start, -1, 1, "")
 
     async def ask(self, request: Request) -> module.Reply:
-        return await self.attempts.handle(request, self._caller, trust.Peer(os.getpid(), 1, 1, -1))
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            return await self.attempts.handle(request, self._caller, trust.Peer(os.getpid(), 1, 1, pidfd))
+        finally:
+            os.close(pidfd)
+
+    async def registered(self) -> None:
+        """Read the ledger; return when the controller has been told of the attempt and has answered."""
+        await self.attempts.restore()
+        async with asyncio.timeout(10):
+            while not self.controller.puts:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+
+    async def enter_job(self) -> None:
+        reply = await self.ask(Request.ENTER_JOB)
+        assert reply.fd is not None
+        os.close(reply.fd)
 
 
 @pytest.fixture
@@ -131,6 +159,74 @@ def node(tmp_path: Path, starter: subprocess.Popen[bytes], monkeypatch: pytest.M
     monkeypatch.setattr(counts, "proxy_in", lambda _: None)
     monkeypatch.setattr(netlink, "open_namespace", lambda _: os.open("/dev/null", os.O_RDONLY))
     return Node(tmp_path, starter)
+
+
+@pytest.fixture
+def waiting(node: Node, tmp_path: Path, starter: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node whose attempt's job has not begun."""
+    monkeypatch.setattr(module, "RUN_PAUSE", PAUSE)
+    return Node(tmp_path / "waiting", starter, State.STAGE_IN)
+
+
+def test_a_job_waits_for_the_policy_of_its_run(waiting: Node) -> None:
+    async def main() -> None:
+        await waiting.registered()
+        await waiting.enter_job()
+        assert waiting.controller.phases == [Phase.RUN]
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN], "once"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_a_job_that_gets_the_same_in_all_phases_waits_for_none_and_the_controller_hears_it_soon(waiting: Node) -> None:
+    async def main() -> None:
+        waiting.controller.lasting = True
+        await waiting.registered()
+        await waiting.enter_job()
+        assert waiting.controller.phases == []
+        async with asyncio.timeout(10):
+            while not waiting.controller.phases:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN], "once"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_a_word_about_all_phases_that_is_old_is_not_believed(waiting: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(module, "LASTING", 0.1)
+        waiting.controller.lasting = True
+        await waiting.registered()
+        await asyncio.sleep(0.2)
+        await waiting.enter_job()
+        assert waiting.controller.phases == [Phase.RUN], "the policy may be another one by now"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_the_run_of_a_short_job_costs_no_phase_where_phases_do_not_differ(waiting: Node) -> None:
+    async def main() -> None:
+        waiting.controller.lasting = True
+        await waiting.registered()
+        await waiting.enter_job()
+        [attempt] = waiting.attempts._all.values()
+        assert attempt.job_pidfd is not None
+        os.close(attempt.job_pidfd)
+        attempt.job_pidfd = module._exited_pidfd()
+        assert await waiting.ask(Request.STAGE_OUT) == OK
+        plugin = await waiting.ask(Request.ENTER_PLUGIN)
+        assert plugin.fd is not None
+        os.close(plugin.fd)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.STAGE_OUT], "no run after stage-out"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
 
 
 def test_the_exit_hook_does_not_wait_and_stage_out_follows_soon(node: Node) -> None:

@@ -169,7 +169,11 @@ def behaviour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_those_who_come_soon_after_another_share_a_question_and_the_first_does_not_wait(behaviour: Path) -> None:
+def test_those_who_come_soon_after_another_share_a_question_and_the_first_does_not_wait(
+    behaviour: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startd, "TOGETHER", 0.2)
+
     async def main() -> tuple[float, int]:
         client = Startd(None, 5)
         await client.slots()  # the child is there
@@ -206,6 +210,51 @@ def test_one_question_serves_all_who_wait(behaviour: Path, monkeypatch: pytest.M
         return first, client.questions
 
     assert asyncio.run(main()) == (1, 3)
+
+
+def test_an_answer_serves_whose_starter_was_there_before_the_question_and_nobody_else(behaviour: Path) -> None:
+    def now() -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    async def main() -> None:
+        client = Startd(None, 5)
+        before = now()
+        await client.slots(before)
+        after = now()
+        asked = client.questions
+        await client.slots(before)
+        assert client.questions == asked, "the answer is there"
+        await client.slots(after)
+        assert client.questions == asked + 1, "asked for too early: before this starter was there"
+        await client.slots()
+        assert client.questions == asked + 2, "whoever names no moment means now"
+        later = now() + 0.3
+        await client.slots(later)
+        assert now() > later, "nor is a question put too early for who comes with a starter that is just being made"
+        running = asyncio.create_task(client.slots(before := now()))
+        await asyncio.sleep(startd.TOGETHER + 0.05)
+        asked = client.questions
+        await client.slots(before)
+        assert client.questions == asked, "it was under way"
+        await running
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_kept_for_a_moment_only(behaviour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startd, "KEPT", 0.05)
+
+    async def main() -> int:
+        client = Startd(None, 5)
+        before = time.clock_gettime(time.CLOCK_BOOTTIME)
+        await client.slots(before)
+        await asyncio.sleep(0.2)
+        await client.slots(before)
+        await client.close()
+        return client.questions
+
+    assert asyncio.run(main()) == 2
 
 
 def test_a_startd_that_hangs_costs_its_time_only_and_the_next_question_works(behaviour: Path) -> None:

@@ -946,3 +946,24 @@ def test_a_lost_node_costs_two_durable_writes_however_many_attempts_it_had(rig: 
     assert rig.store.attempts == {}
     assert rig.store.writes - before <= 2
     rig.check()
+
+
+def test_a_decision_says_whether_another_phase_would_give_the_job_anything_else(rig: Rig) -> None:
+    granted, _ = rig.controller.register(aid(2), spec(2))
+    plain, _ = rig.controller.register(aid(3), spec(3, LarkGroup="other"))
+    sealed, _ = rig.controller.register(aid(4), spec(4, LarkNetwork="none"))
+    assert [s.decision.lasting for s in (granted, plain, sealed)] == [False, True, True]
+    for phase in (Phase.RUN, Phase.STAGE_OUT):
+        assert rig.controller.advance(aid(3), phase).decision == plain.decision
+        assert rig.controller.advance(aid(4), phase).decision == sealed.decision
+        changed = rig.controller.advance(aid(2), phase).decision
+        assert changed.lasting is False
+    assert changed.grants != granted.decision.grants, "positive control"
+
+
+def test_a_grant_of_some_phases_counts_only_on_its_nodes(rig: Rig, load: Callable[[str], Policy]) -> None:
+    policy = load(POLICY.replace("during: [stage-in, run]}", "during: [stage-in, run], nodes: [wn2]}"))
+    rig.controller.reload(policy)
+    here, _ = rig.controller.register(aid(2), spec(2))
+    there, _ = rig.controller.register(aid(2, "wn2"), spec(2, "wn2"))
+    assert [here.decision.lasting, there.decision.lasting] == [True, False]
