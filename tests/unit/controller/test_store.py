@@ -604,17 +604,20 @@ def test_a_write_that_nobody_waits_for_any_more_is_withdrawn(server: EmbeddedSer
 # --- what a server says ---------------------------------------------------------------------------------------------
 
 JSON = st.recursive(
-    st.none() | st.integers() | st.text(),
+    st.none() | st.integers() | st.text() | st.text('"\\{}[]\nx'),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
 
 
+@pytest.mark.parametrize("long", [1, 4096])
 @given(messages=st.lists(st.dictionaries(st.text(), JSON), max_size=5), cuts=st.lists(st.integers(0, 400)))
-def test_messages_come_whole_however_the_stream_is_cut(messages: list[dict[str, object]], cuts: list[int]) -> None:
+def test_messages_come_whole_however_the_stream_is_cut(
+    long: int, messages: list[dict[str, object]], cuts: list[int]
+) -> None:
     stream = b"".join(json.dumps(message, ensure_ascii=False).encode() for message in messages)
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    framer, found = Framer(), []
+    framer, found = Framer(long), []
     for begin, end in itertools.pairwise(places):
         found += framer.feed(stream[begin:end])
     assert found == messages
