@@ -5,12 +5,12 @@ Invariant: MAC, IPv6 address and zone follow from the IPv4 address (docs/interfa
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
-import sys
 from collections.abc import Mapping
 
-from policies.model import Address, Attempt, Node, ShareKey, World
+from policies.model import Address, Attempt, Node, ShareKey, Site, World
 from policies.wire import AttemptSpec, NodeSpec
 from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
@@ -58,10 +58,58 @@ def check(world: World, nodes: Mapping[str, NodeRow], id: str, spec: AttemptSpec
         raise Refused(Slug.BAD_ADDRESS, f"the conntrack zone of {ipv4} must be {ZONE_BASE + lane}, not {spec.zone}")
 
 
+class Fitting:
+    """`check` for thousands of stored rows: true only where `check` does not refuse, in a fourth of the time. Where it
+    is false, `check` has the word."""
+
+    def __init__(self, world: World, nodes: Mapping[str, NodeRow]) -> None:
+        site = world.site
+        self._nodes = {name: _lane_rules(site, site.nodes[name]) for name in nodes if name in site.nodes}
+
+    def __call__(self, id: str, spec: AttemptSpec) -> bool:
+        known = self._nodes.get(spec.node)
+        if known is None:
+            return False
+        bridge, own, taken, lowest, highest, gateway, zone, prefix = known
+        port, text = spec.port, spec.ipv6
+        try:
+            ipv4 = int.from_bytes(socket.inet_pton(socket.AF_INET, spec.ipv4), "big")
+            ipv6 = None if text is None else int.from_bytes(socket.inet_pton(socket.AF_INET6, text), "big")
+        except OSError:
+            return False
+        return (
+            lowest <= ipv4 <= highest
+            and ipv4 != gateway
+            and port.bridge == bridge
+            and port.name not in taken
+            and spec.zone == zone + ipv4
+            and ipv6 == (None if prefix is None else prefix | ipv4)
+            and _mac(spec.mac) == compiler.MAC_PREFIX << 32 | ipv4
+            and id.startswith(own)
+        )
+
+
+def _lane_rules(site: Site, node: Node) -> tuple[str, str, frozenset[str], int, int, int | None, int, int | None]:
+    """What `Fitting` compares with: bridge, how ids begin, names that no job's port has, lowest and highest IPv4
+    address, the gateway's, the zone less the IPv4 address, and the IPv6 address less the IPv4 address."""
+    network, gateway = node.ipv4, site.network.gateway_ipv4
+    edge = 0 if network.prefixlen >= 31 else 1
+    first = int(network.network_address)
+    return (
+        node.bridge,
+        f"{node.name}~",
+        frozenset(site.bridges[node.bridge].ports) | {node.bridge},
+        first + edge,
+        int(network.broadcast_address) - edge,
+        None if gateway is None else int(gateway),
+        ZONE_BASE - first + 1 - edge,
+        None if node.ipv6 is None else int(node.ipv6.network_address),
+    )
+
+
 def claims(spec: AttemptSpec) -> tuple[Claim, ...]:
     """What no other attempt may hold while this one lives or leaves."""
-    # Interned, as every attempt of a bridge has the same words.
-    bridge, node = sys.intern(f"bridge {spec.port.bridge}"), sys.intern(f"node {spec.node}")
+    bridge, node = _words(spec.port.bridge, spec.node)
     # MAC, IPv6 address and zone follow from the IPv4 address, which is checked.
     return (
         ("the job network", "address", spec.ipv4),
@@ -69,6 +117,12 @@ def claims(spec: AttemptSpec) -> tuple[Claim, ...]:
         (bridge, "port number", spec.port.ofport),
         (node, "zone", spec.zone),
     )
+
+
+@functools.lru_cache(8192)
+def _words(bridge: str, node: str) -> tuple[str, str]:
+    # Kept, as every attempt of a bridge has the same words.
+    return f"bridge {bridge}", f"node {node}"
 
 
 def share_key(row: AttemptRow) -> ShareKey | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from policies.model import Decision, Outcome, ShareKey
-from ryu_apps.life.checks import attempt_of, check, claims, share_key
+from ryu_apps.life.checks import Fitting, attempt_of, check, claims, share_key
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -86,6 +86,7 @@ def _sorted_out(
 ) -> tuple[list[tuple[AttemptRow, Decision]], list[AttemptRow]]:
     """Rows of living attempts, each with the decision that is stored, and of those that leave."""
     world = present.world
+    fits = Fitting(world, present.nodes)
     living: list[tuple[AttemptRow, Decision]] = []
     leaving: list[AttemptRow] = []
     for row in sorted(snapshot.attempts, key=lambda row: row.number):
@@ -93,7 +94,8 @@ def _sorted_out(
             leaving.append(row)
             continue
         try:
-            check(world, present.nodes, row.id, row.spec)
+            if not fits(row.id, row.spec):
+                check(world, present.nodes, row.id, row.spec)
         except Refused as refused:
             LOG.error("attempt=%s does not fit site.yaml any more (%s): torn down", row.id, refused.detail)
             leaving.append(replace(row, leaving=tuple(world.site.bridges)))

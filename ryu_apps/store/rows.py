@@ -137,24 +137,33 @@ class Shared:
         return found
 
 
-def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None) -> Row | None:
+def attempt_of_columns(columns: Mapping[str, Any], shared: Shared) -> AttemptRow:
+    """Raises StoreError."""
+    try:
+        leaving, awaits = columns["leaving"], columns["awaits"]
+        return AttemptRow(
+            columns["id"],
+            columns["number"],
+            columns["identity"],
+            spec_from_text(columns["spec"]) or AttemptSpec.model_validate_json(columns["spec"]),
+            shared.decision(columns["decision"]),
+            sys.intern(columns["digest"]),
+            float(columns["registered"]),
+            () if leaving == _EMPTY else tuple(sorted(members(leaving))),
+            columns["slice"],
+            () if awaits == _EMPTY else tuple(sorted(members(awaits))),
+            columns["share"],
+        )
+    except (ValidationError, StoreError, ValueError) as problem:
+        raise StoreError(f"stored attempt {columns['id']} cannot be read: {problem}") from problem
+
+
+def row_of(table: str, columns: Mapping[str, Any]) -> Row | None:
     """The row of these columns; None for what is the store's own affair. Raises StoreError."""
     try:
         match table:
             case "Attempt":
-                return AttemptRow(
-                    id=columns["id"],
-                    number=columns["number"],
-                    identity=columns["identity"],
-                    slice_number=columns["slice"],
-                    share_number=columns["share"],
-                    spec=spec_from_text(columns["spec"]) or AttemptSpec.model_validate_json(columns["spec"]),
-                    decision=(shared or Shared()).decision(columns["decision"]),
-                    digest=sys.intern(columns["digest"]),
-                    registered=float(columns["registered"]),
-                    leaving=() if columns["leaving"] == _EMPTY else tuple(sorted(members(columns["leaving"]))),
-                    awaits=() if columns["awaits"] == _EMPTY else tuple(sorted(members(columns["awaits"]))),
-                )
+                return attempt_of_columns(columns, Shared())
             case "Node":
                 return NodeRow(columns["name"], NodeSpec.model_validate_json(columns["spec"]), columns["controller"])
             case "Number":
@@ -165,7 +174,7 @@ def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None)
                 )
             case "Mastership":
                 return MasterRow(columns["bridge"], columns["controller"], columns["generation"])
-    except (ValidationError, StoreError, ValueError) as problem:
+    except (ValidationError, ValueError) as problem:
         name = "/".join(map(str, key_of(table, columns)[1:]))
         raise StoreError(f"stored {table.lower()} {name} cannot be read: {problem}") from problem
     return None
@@ -174,9 +183,9 @@ def row_of(table: str, columns: Mapping[str, Any], shared: Shared | None = None)
 def snapshot_of(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Snapshot:
     """Raises StoreError that names the first row that cannot be read."""
     shared = Shared()
-    rows = [row_of(table, columns, shared) for table, found in tables.items() for columns in found]
+    rows = [row_of(table, columns) for table, found in tables.items() if table != "Attempt" for columns in found]
     return Snapshot(
-        attempts=tuple(row for row in rows if isinstance(row, AttemptRow)),
+        attempts=tuple([attempt_of_columns(columns, shared) for columns in tables["Attempt"]]),
         nodes=tuple(row for row in rows if isinstance(row, NodeRow)),
         numbers={(row.kind, row.name): row.number for row in rows if isinstance(row, NumberRow)},
         controllers=tuple(row for row in rows if isinstance(row, ControllerRow)),

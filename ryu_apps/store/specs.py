@@ -7,104 +7,94 @@ not exactly as this program writes it is left to the full check, which says what
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from policies.wire import AttemptSpec, Phase, PortSpec
 
 _PHASES = {phase.value: phase for phase in Phase}
 _NEEDED = frozenset({"node", "port", "mac", "ipv4", "zone", "ad"})
 _ALL = frozenset(AttemptSpec.model_fields)
-_PORT = frozenset(PortSpec.model_fields)
+_PORT = tuple(PortSpec.model_fields)
 _PORT_FIELDS = set(_PORT)
 """One for all: the models are frozen, and nobody changes it."""
-_FIELDS: dict[frozenset[str], set[str]] = {}
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_FIELDS: dict[tuple[str, ...], set[str]] = {}
+"""Keys as they stand in texts, if these are keys to be found there, and the set of them."""
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}").fullmatch
 _SCALARS = frozenset({str, int, float, bool})
 _NOTHING: dict[str, Any] = {}
 """What most say of their slot. One for all: see above."""
-_DECODE = json.JSONDecoder().raw_decode
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_set, _intern = object.__setattr__, sys.intern
 
 
 def spec_from_text(text: str) -> AttemptSpec | None:
     """None: it is not as this program writes it."""
     try:
-        value, end = _DECODE(text)
-        if end != len(text) or not _fits(value):
+        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+        keys = tuple(value)
+        given = _FIELDS.get(keys)
+        if given is None:
+            if not _NEEDED <= set(keys) <= _ALL:
+                return None
+            given = _FIELDS.setdefault(keys, set(keys))
+        node, port, ipv4, ipv6, mac, zone, job = (
+            value["node"], value["port"], value["ipv4"], value.get("ipv6"), value["mac"], value["zone"],
+            value.get("job"),
+        )  # fmt: skip
+        bridge, name, number = port["bridge"], port["name"], port["ofport"]
+        inet_pton(AF_INET, ipv4)
+        if ipv6 is not None:
+            inet_pton(AF_INET6, ipv6)
+        if (
+            tuple(port) != _PORT
+            or not type(node) is type(bridge) is type(name) is str
+            or not type(number) is type(zone) is int
+            or _MAC(mac) is None
+            or not (job is None or type(job) is str)
+        ):
+            return None
+        phase = _PHASES[value.get("phase", Phase.STAGE_IN.value)]
+        ad, slot = _literals(value["ad"]), _literals(value.get("slot", _NOTHING))
+        if ad is None or slot is None:
             return None
     except (ValueError, TypeError, AttributeError, KeyError, OSError):
         return None
-    port = value["port"]
-    keys = frozenset(value)
     # Whom thousands of rows name is kept once.
+    port = {"bridge": _intern(bridge), "name": _intern(name), "ofport": number}
     return _made(
         AttemptSpec,
-        _FIELDS.setdefault(keys, set(keys)),
+        given,
         {
-            "node": sys.intern(value["node"]),
-            "port": _made(
-                PortSpec,
-                _PORT_FIELDS,
-                {"bridge": sys.intern(port["bridge"]), "name": sys.intern(port["name"]), "ofport": port["ofport"]},
-            ),
-            "mac": value["mac"],
-            "ipv4": value["ipv4"],
-            "ipv6": value.get("ipv6"),
-            "zone": value["zone"],
-            "phase": _PHASES[value.get("phase", Phase.STAGE_IN.value)],
-            "ad": _shared(value["ad"]),
-            "slot": _shared(value["slot"]) if value.get("slot") else _NOTHING,
-            "job": value.get("job"),
+            "node": _intern(node), "port": _made(PortSpec, _PORT_FIELDS, port), "mac": mac, "ipv4": ipv4, "ipv6": ipv6,
+            "zone": zone, "phase": phase, "ad": ad, "slot": slot or _NOTHING, "job": job,
         },
-    )
-
-
-def _shared(ad: dict[str, Any]) -> dict[str, Any]:
-    """Thousands of jobs have the same attributes, and a few users."""
-    intern = sys.intern
-    return {intern(name): intern(one) if type(one) is str else one for name, one in ad.items()}
+    )  # fmt: skip
 
 
 def _made(model: type[ModelT], given: set[str], content: dict[str, Any]) -> ModelT:
     """A model of fields that have been looked at. As one is unpickled: `model_construct` takes three times as long."""
     made = model.__new__(model)
-    made.__setstate__(
-        {
-            "__dict__": content,
-            "__pydantic_fields_set__": given,
-            "__pydantic_extra__": None,
-            "__pydantic_private__": None,
-        }
-    )
+    _set(made, "__dict__", content)
+    _set(made, "__pydantic_fields_set__", given)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
     return made
 
 
-def _fits(value: Any) -> bool:
-    port, ipv6, job = value["port"], value.get("ipv6"), value.get("job")
-    inet_pton(AF_INET, value["ipv4"])
-    if ipv6 is not None:
-        inet_pton(AF_INET6, ipv6)
-    return (
-        _NEEDED <= value.keys() <= _ALL
-        and port.keys() == _PORT
-        and type(port["bridge"]) is type(port["name"]) is type(value["node"]) is str
-        and type(port["ofport"]) is type(value["zone"]) is int
-        and _MAC.fullmatch(value["mac"]) is not None
-        and value.get("phase", Phase.STAGE_IN.value) in _PHASES
-        and (job is None or type(job) is str)
-        and _literals(value["ad"])
-        and _literals(value.get("slot", {}))
-    )
-
-
-def _literals(ad: Any) -> bool:
-    return type(ad) is dict and all(
-        type(one) in _SCALARS or (type(one) is list and all(type(part) in _SCALARS for part in one))
-        for one in ad.values()
-    )
+def _literals(ad: Any) -> dict[str, Any] | None:
+    """Attributes that are literals; what thousands of jobs have in common is kept once. None: they are not."""
+    if type(ad) is not dict:
+        return None
+    for name, one in ad.items():
+        kind = type(one)
+        if kind is str:
+            ad[name] = _intern(one)
+        elif kind not in _SCALARS and not (kind is list and all(type(part) in _SCALARS for part in one)):
+            return None
+    return ad
