@@ -41,10 +41,12 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
     for row in leaving:
         present.hold_share(row)
     identities, slices, shares = _numbers_kept(living)
-    for row, _ in living:
-        outcome, name = row.decision.outcome, row.decision.slice
+    outcomes = {id(row.decision.outcome): row.decision.outcome for row, _ in living}
+    for outcome in outcomes.values():
         if outcome not in identities:
             identities[outcome] = numbers.take(Kind.IDENTITY)
+    for row, _ in living:
+        name = row.decision.slice
         if name is not None and name not in slices:
             slices[name] = numbers.take(Kind.SLICE)
     for row, _ in living:
@@ -64,7 +66,7 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
         )
     )
     for row, decided in living:
-        if decided != row.decision:
+        if decided is not row.decision and decided != row.decision:
             row = outdated_by(present.world, replace(row, decision=decided), present.world, row)
         kept = present.keep(row)
         if kept.id in changed or kept is not row:
@@ -119,9 +121,14 @@ def _numbers_kept(
     identities: dict[Outcome, int] = {}
     slices: dict[str, int] = {}
     shares: dict[ShareKey, int] = {}
+    seen: set[tuple[int, int, int]] = set()
     for row, decided in living:
-        if row.decision.outcome == decided.outcome:
-            identities[decided.outcome] = min(row.identity, identities.get(decided.outcome, row.identity))
+        # Rows share their outcomes' objects, and hashing one costs more than all else here.
+        pair = id(row.decision.outcome), id(decided.outcome), row.identity
+        if pair not in seen:
+            seen.add(pair)
+            if row.decision.outcome == decided.outcome:
+                identities[decided.outcome] = min(row.identity, identities.get(decided.outcome, row.identity))
         if decided.slice is not None and row.decision.slice == decided.slice:
             slices[decided.slice] = min(row.slice_number, slices.get(decided.slice, row.slice_number))
         share = share_key(row)

@@ -306,9 +306,13 @@ class Telling:
         """After the world was replaced as a whole: count afresh which bridge uses what, and say all of it."""
         world = self._present.world
         self._uses = {bridge: Counter() for bridge in world.site.bridges}
+        # Attempts share their outcomes' objects: each is asked for once on each bridge, not each attempt.
+        alike: dict[tuple[str, int], list[Attempt]] = {}
         for attempt in world.attempts.values():
-            for bridge in compiler.bridges_of(world, attempt):
-                self._uses[bridge][attempt.outcome] += 1
+            alike.setdefault((attempt.bridge, id(attempt.outcome)), []).append(attempt)
+        for same in alike.values():
+            for bridge in compiler.bridges_of(world, same[0]):
+                self._uses[bridge][same[0].outcome] += len(same)
         return self.say(world.site.bridges)
 
     # --- connections that were allowed ------------------------------------------------------------------------------

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from policies.wire import AttemptSpec, Phase
 from ryu_apps.controller import Controller
+from ryu_apps.life.checks import Fitting, check
+from ryu_apps.refusals import Refused
 from ryu_apps.store.specs import spec_from_text
-from tests.unit.controller.rig import Rig, aid, spec
+from ryu_apps.store.store import NodeRow
+from tests.unit.controller.rig import Rig, aid, node_spec, spec
 
 
 def stored(one: AttemptSpec) -> dict[str, Any]:
@@ -67,6 +72,68 @@ def test_what_this_program_would_not_write_is_left_to_the_full_check(change: dic
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", '"text"', "{}", '{"node": "wn1"}'])
 def test_other_json_is_left_to_the_full_check(text: str) -> None:
     assert spec_from_text(text) is None
+
+
+CHANGES: list[dict[str, object]] = [
+    {},
+    {"node": "wn2"},
+    {"node": "wn9"},
+    {"ipv4": "10.20.1.3"},
+    {"ipv4": "10.20.1.0"},
+    {"ipv4": "10.20.1.255"},
+    {"ipv4": "10.20.1.1"},
+    {"ipv4": "10.20.2.2"},
+    {"ipv4": "nonsense"},
+    {"ipv6": None},
+    {"ipv6": "2001:db8:20:1::a14:103"},
+    {"ipv6": "2001:db8:20:1:0:0:a14:102"},
+    {"mac": "02:6c:0a:14:01:03"},
+    {"mac": "02:6d:0a:14:01:02"},
+    {"zone": 1003},
+    {"zone": 1001},
+]
+PORTS = [{"bridge": "br2"}, {"bridge": "br9"}, {"name": "br1"}, {"ofport": 9}]
+
+
+def changed_specs() -> list[AttemptSpec]:
+    good = spec()
+    moved = [good.model_copy(update={"port": good.port.model_copy(update=one)}) for one in PORTS]
+    return [good.model_copy(update=one) for one in CHANGES] + moved
+
+
+@pytest.mark.parametrize("one", changed_specs(), ids=range(len(CHANGES) + len(PORTS)))
+@pytest.mark.parametrize("id", [aid(), aid(node="wn2")])
+def test_a_stored_attempt_is_found_to_fit_the_site_exactly_where_it_would_be_registered(
+    rig: Rig, one: AttemptSpec, id: str
+) -> None:
+    world, nodes = rig.controller.world, {name: NodeRow(name, node_spec(name)) for name in rig.site.nodes}
+    try:
+        check(world, nodes, id, one)
+    except (Refused, OSError):
+        allowed = False
+    else:
+        allowed = True
+    assert Fitting(world, nodes)(id, one) is allowed
+    assert not Fitting(world, {})(id, one), "its node has not registered"
+
+
+def test_declared_ports_gateway_and_nodes_without_ipv6_are_compared_too(rig: Rig) -> None:
+    world, nodes = rig.controller.world, {name: NodeRow(name, node_spec(name)) for name in rig.site.nodes}
+    good, bare = spec(), spec().model_copy(update={"ipv6": None})
+
+    def fits(one: AttemptSpec, **site: Any) -> bool:
+        return Fitting(replace(world, site=replace(world.site, **site)), nodes)(aid(), one)
+
+    assert fits(good)
+    assert not fits(bare)
+    node, bridge = world.site.nodes["wn1"], world.site.bridges["br1"]
+    six = {"nodes": {**world.site.nodes, "wn1": replace(node, ipv6=None)}}
+    assert fits(bare, **six)
+    assert not fits(good, **six)
+    gateway = replace(world.site.network, gateway_ipv4=ipaddress.IPv4Address(good.ipv4))
+    assert not fits(good, network=gateway)
+    declared = {good.port.name: next(iter(bridge.ports.values()))}
+    assert not fits(good, bridges={**world.site.bridges, "br1": replace(bridge, ports=declared)})
 
 
 def test_a_switch_that_comes_while_everything_is_read_back_is_told_nothing_before(rig: Rig) -> None:
