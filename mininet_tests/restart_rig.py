@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mininet_tests.site.lark import compiled
 from mininet_tests.store_rig import free_port
-from mininet_tests.switch_rig import LANE, ROOT, DummySwitch, RigError, wait_until
+from mininet_tests.switch_rig import LANE, DummySwitch, RigError
 from policies import decide as deciding
 from policies.model import Decision, Policy
 from policies.wire import AdValue, AttemptSpec, NodeSpec, Phase, PortSpec
@@ -73,8 +74,9 @@ class Started:
     ready: float
     in_line: float
     cpu: float
+    """Until all was in line."""
     rss: int
-    """Bytes resident when all was in line."""
+    """Bytes resident when the API answered too."""
     sent: int
     """Flow-mods that the controller says it sent."""
     meters: int
@@ -170,22 +172,29 @@ class RestartRig:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ryu_apps.cli", "run", "--config", str(self.home / "controller.yaml"),
                  "--engine", self.engine],
-                env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                env={**os.environ, **compiled(self.home / "pyc")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=log, text=True,
             )  # fmt: skip
+        in_line, cpu = self._until_in_line(began)
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise RigError(f"lark-controller did not get ready:\n{self.log()}")
         ready = time.monotonic() - began
-        wait_until("all bridges in line", lambda: len(self._in_line()) == len(self.bridges), 120)
-        in_line = time.monotonic() - began
         sent, meters = (sum(counts) for counts in zip(*self._in_line().values(), strict=True))
-        ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         rss = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert rss is not None
-        return Started(
-            ready, in_line, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), 1024 * int(rss[1]), sent, meters
-        )
+        return Started(ready, in_line, cpu, 1024 * int(rss[1]), sent, meters)
+
+    def _until_in_line(self, began: float) -> tuple[float, float]:
+        """Seconds from the process's start until every bridge is in line, and of CPU that it has used by then."""
+        assert self.process is not None
+        while len(self._in_line()) < len(self.bridges):
+            if self.process.poll() is not None or time.monotonic() > began + 120:
+                raise RigError(f"not all bridges came in line:\n{self.log()}")
+            time.sleep(0.01)
+        in_line = time.monotonic() - began
+        ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return in_line, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def kill(self) -> None:
         if self.process is not None:

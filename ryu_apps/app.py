@@ -578,6 +578,10 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
     def bridges(self) -> list[BridgeState]:
         return [self.bridge(bridge) for bridge in sorted(self._by_name)]
 
+    def busy(self) -> bool:
+        """Is a bridge that is connected not in line (yet)?"""
+        return any(one.datapath is not None and not one.machine.converged for one in self._by_name.values())
+
     def counts(self, bridge: str) -> machine.Counts:
         """What was sent to a bridge since the controller started."""
         return self._by_name[bridge].machine.counts

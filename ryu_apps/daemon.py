@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ryu_apps.controller import Controller
 
 LOG = logging.getLogger("lark")
+BRIDGES_FIRST = 1.0
+"""Seconds that the API waits at most for the bridges that are there at the start."""
 
 
 def serve(files: Files) -> None:
@@ -80,7 +82,6 @@ def serve(files: Files) -> None:
             framework.start()
         from ryu_apps.controller import Controller
         from ryu_apps.peers import Peers
-        from ryu_apps.rest.api import Api
 
         store = opened.open()
         controller = Controller(
@@ -108,6 +109,11 @@ def serve(files: Files) -> None:
         last.callback(controller.stop)
         policy = files.policy
         events.tell(Kind.POLICY_LOADED, f"started with policy {policy.digest[:12]} (mode {policy.mode.value})")
+        if several is None:
+            _bridges_first(switches.busy)
+        # Only now: what agents ask for waits for the bridges anyway.
+        from ryu_apps.rest.api import Api
+
         collector = Collector()
         collector.start(time.monotonic())
         last.callback(collector.stop)
@@ -148,6 +154,13 @@ def serve(files: Files) -> None:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:
                 raise engine.EngineError("the API's listener has ended; see the log above")
+
+
+def _bridges_first(busy: Callable[[], bool]) -> None:
+    """Let the bridges that have come be brought in line; not for long, since one may never answer."""
+    until = time.monotonic() + BRIDGES_FIRST
+    while busy() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _housekeeping(

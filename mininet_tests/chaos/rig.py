@@ -33,7 +33,7 @@ from mininet_tests.chaos.churn import Agent, Churn, Http, Lane
 from mininet_tests.chaos.inside import Inside
 from mininet_tests.chaos.probes import Pair, Prober, head
 from mininet_tests.chaos.proxy import Proxy
-from mininet_tests.site.lark import ENVIRONMENT, python_command
+from mininet_tests.site.lark import compiled, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, SiteError, wait_until
 from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from mininet_tests.site.users import private_etc
@@ -220,7 +220,9 @@ class Rig:
         seat.starts += 1
         argv = ["run", "--config", str(self.home / f"{seat.name}.yaml"), "--engine", self.engine]
         began = time.monotonic()
-        seat.process = self.machine.spawn(seat.log_name, python_command("ryu_apps.cli", *argv), env=ENVIRONMENT)
+        seat.process = self.machine.spawn(
+            seat.log_name, python_command("ryu_apps.cli", *argv), env=compiled(self.home / "pyc")
+        )
         return began
 
     def kill_controller(self, seat: Seat | None = None) -> None:

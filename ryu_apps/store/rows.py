@@ -185,7 +185,7 @@ def snapshot_of(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Snapshot:
     shared = Shared()
     rows = [row_of(table, columns) for table, found in tables.items() if table != "Attempt" for columns in found]
     return Snapshot(
-        attempts=tuple([attempt_of_columns(columns, shared) for columns in tables["Attempt"]]),
+        attempts=tuple([attempt_of_columns(columns, shared) for columns in tables.get("Attempt", ())]),
         nodes=tuple(row for row in rows if isinstance(row, NodeRow)),
         numbers={(row.kind, row.name): row.number for row in rows if isinstance(row, NumberRow)},
         controllers=tuple(row for row in rows if isinstance(row, ControllerRow)),

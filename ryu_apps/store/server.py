@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ryu_apps.store.schema import SCHEMA, VERSION, is_older
 from ryu_apps.store.store import StoreError
@@ -82,6 +84,8 @@ def prepare_file(db: Path) -> None:
         new.rename(db)
         LOG.info("created database %s", db)
         return
+    if _is_ours(db):
+        return
     _check_name(tool, db)
     version = run_tool([tool, "db-version", str(db)])
     if is_older(version, str(db)):
@@ -94,6 +98,29 @@ def prepare_file(db: Path) -> None:
             f"{db} says that it has schema {version}, as this lark-controller, but its tables differ: no released "
             "version has made it; restore a back-up (lark-controller store restore)"
         )
+
+
+def _is_ours(db: Path) -> bool:
+    """The file begins with the very schema of this program: there is nothing to ask the tool for, three times. Where
+    this is false, the tool has the word; whether the file is whole, the server finds out."""
+    try:
+        with db.open("rb") as file:
+            magic, kind, length, _ = file.readline(200).split()
+            if (magic, kind) != (b"OVSDB", b"JSON"):
+                return False
+            found = json.loads(file.read(int(length)))
+        return bool(_plain(found) == _plain(json.loads(SCHEMA.read_bytes())))
+    except (OSError, ValueError):
+        return False
+
+
+def _plain(schema: Any) -> Any:
+    """A schema in one form: sets in order, and without what goes without saying."""
+    if isinstance(schema, dict):
+        return {key: _plain(value) for key, value in schema.items() if (key, value) != ("isRoot", True)}
+    if isinstance(schema, list) and schema[:1] == ["set"]:
+        return ["set", sorted(schema[1])]
+    return schema
 
 
 def _check_name(tool: str, db: Path) -> None:

@@ -32,7 +32,7 @@ from ryu_apps.store.opening import OpenStore, StoreSettings
 from ryu_apps.store.ovsdb import OvsdbStore
 from ryu_apps.store.rows import fingerprint, planned
 from ryu_apps.store.schema import SCHEMA, VERSION, is_older
-from ryu_apps.store.server import EmbeddedServer
+from ryu_apps.store.server import EmbeddedServer, _is_ours, find_tool, prepare_file, run_tool
 from ryu_apps.store.store import (
     AttemptRow,
     DropAttempt,
@@ -814,3 +814,17 @@ def test_every_column_is_documented() -> None:
     for table, spec in schema["tables"].items():
         rows = {line.split("`")[1] for line in sections[table].splitlines() if line.startswith("| `")}
         assert rows == set(spec["columns"]), table
+
+
+def test_a_database_of_this_schema_is_known_by_its_first_words(tmp_path: Path) -> None:
+    db, other = tmp_path / "lark.db", tmp_path / "other.db"
+    prepare_file(db)
+    assert _is_ours(db)
+    older = json.loads(SCHEMA.read_bytes())
+    older["tables"]["Attempt"]["columns"].pop("digest")
+    (tmp_path / "older").write_text(json.dumps(older))
+    run_tool([find_tool("ovsdb-tool"), "create", str(other), str(tmp_path / "older")])
+    assert not _is_ours(other)
+    for spoilt in (b"", b"OVSDB CLUSTER 5 x\n{}", b"OVSDB JSON x y\n", db.read_bytes()[:300]):
+        other.write_bytes(spoilt)
+        assert not _is_ours(other)
