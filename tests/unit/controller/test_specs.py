@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -134,6 +136,22 @@ def test_declared_ports_gateway_and_nodes_without_ipv6_are_compared_too(rig: Rig
     assert not fits(good, network=gateway)
     declared = {good.port.name: next(iter(bridge.ports.values()))}
     assert not fits(good, bridges={**world.site.bridges, "br1": replace(bridge, ports=declared)})
+
+
+def test_what_only_the_api_needs_is_not_loaded_before_the_bridges_are_in_line() -> None:
+    before = "ryu_apps.cli, ryu_apps.engine, ryu_apps.files, ryu_apps.daemon, ryu_apps.app, ryu_apps.controller"
+    program = (
+        f"import sys, {before}, ryu_apps.peers\n"
+        "late = {'ryu_apps.rest.api', 'ryu_apps.rest.openapi', 'webob', 'ryu_apps.pki_cli', 'ryu_apps.larkctl'}\n"
+        "print(sorted(late & set(sys.modules)))\n"
+        "import ryu_apps.rest.api\n"
+        "print(sorted(late & set(sys.modules)))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    early, after = said.stdout.splitlines()
+    assert early == "[]"
+    assert "ryu_apps.rest.api" in after
+    assert "webob" in after
 
 
 def test_a_switch_that_comes_while_everything_is_read_back_is_told_nothing_before(rig: Rig) -> None:
