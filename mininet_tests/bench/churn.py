@@ -330,14 +330,11 @@ class Site:
             for n in self.numbers
         ]
 
-    def load(self, steps: Sequence[dict[str, object]], timeout: float) -> list[dict[str, Any]]:
-        """Run the steps; what each found, and who is present at the end."""
+    def load(self, steps: Sequence[dict[str, object]], timeout: float, abreast: int = 1) -> list[dict[str, Any]]:
+        """Run the steps, with so many requests of each node at a time; what each found, and who is present at last."""
         file = self.machine.root / "plan.json"
-        file.write_text(
-            json.dumps(
-                {"api": ["127.0.0.1", API], "seed": self.seed, "beat": 20, "nodes": self.nodes(), "steps": list(steps)}
-            )
-        )
+        plan = {"api": ["127.0.0.1", API], "seed": self.seed, "beat": 20, "abreast": abreast, "nodes": self.nodes()}
+        file.write_text(json.dumps({**plan, "steps": list(steps)}))
         load = self.machine.spawn("load", python_command("mininet_tests.bench.load", str(file)), env=ENVIRONMENT)
         deadline = time.monotonic() + timeout
         while load.running():

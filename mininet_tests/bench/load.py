@@ -1,8 +1,8 @@
 """Agents by the thousand in one process: registrations, ends and heartbeats at a given pace, and how long each took.
 
-Each node has a connection of its own, as its agent has, kept open. Requests are due at fixed moments whatever became of
-those before (*open loop*): time that a request waits because the controller is slow counts. A *closed* loop (`burst`,
-`serial`) asks for the next as soon as the last is answered.
+Each node has a connection of its own (or `abreast` many), as its agent has, kept open. Requests are due at fixed
+moments whatever became of those before (*open loop*): time that a request waits because the controller is slow counts.
+A *closed* loop (`burst`, `serial`) asks for the next as soon as the last is answered.
 
 Invariants: what counts as present was answered with 201 and its end not asked for; nothing is repeated but what is
 told to come again (429): any other answer than 201 to a registration and 200 to an end is a failure.
@@ -92,12 +92,15 @@ class Node:
     free: deque[int] = field(default_factory=deque)
     present: dict[str, int] = field(default_factory=dict)
     """Id of an attempt and its lane."""
+    abreast: int = 1
+    """Connections, and requests at a time."""
 
     def __post_init__(self) -> None:
         self.name = f"wn{self.number}"
         self.turned_away = 0
-        self._lock = asyncio.Lock()
-        self._wire: _Wire | None = None
+        self._places = asyncio.Semaphore(self.abreast)
+        self._wires: list[_Wire] = []
+        """Those that nothing is asked on now."""
 
     async def call(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         """The answer. Told to come again (429), it holds on, as the agent does: that takes time and is no failure."""
@@ -109,9 +112,10 @@ class Node:
             await asyncio.sleep(max(after, 0.2) * random.uniform(1.0, 1.5))
 
     async def _call_once(self, method: str, path: str, body: object = None) -> tuple[int, bytes, int]:
-        async with self._lock:
-            if self._wire is None or self._wire.closed:
-                _, self._wire = await asyncio.get_running_loop().create_connection(
+        async with self._places:
+            wire = self._wires.pop() if self._wires else None
+            if wire is None or wire.closed:
+                _, wire = await asyncio.get_running_loop().create_connection(
                     _Wire, *self.api, local_addr=(self.source, 0)
                 )
             data = b"" if body is None else json.dumps(body).encode()
@@ -119,7 +123,9 @@ class Node:
                 f"{method} {path} HTTP/1.1\r\nHost: lark\r\nAuthorization: Bearer {self.token}\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
             )
-            return *await self._wire.ask(head.encode() + data), self._wire.retry_after
+            status, answer = await wire.ask(head.encode() + data)
+            self._wires.append(wire)
+            return status, answer, wire.retry_after
 
     def attempt(self, lane: int, ad: dict[str, object], serial: int) -> dict[str, Any]:
         address, number = self.network.network_address + lane, OFPORT_BASE + lane
@@ -135,8 +141,8 @@ class Node:
         }
 
     def close(self) -> None:
-        if self._wire is not None:
-            self._wire.close()
+        for wire in self._wires:
+            wire.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +189,15 @@ class Load:
         return kinds[serial % len(kinds)]
 
     async def register_nodes(self) -> None:
-        gate = asyncio.Semaphore(ABREAST)
+        """Each node on all its connections: strangers have fewer places than those who have said who they are."""
+        gate = asyncio.Semaphore(max(1, ABREAST // max(node.abreast for node in self.nodes)))
 
         async def one(node: Node) -> None:
             async with gate:
                 spec = {"boot_id": BOOT, "bridge": node.bridge, "agent_version": "test"}
                 spec["host_addresses"] = [f"192.168.{node.number >> 8}.{node.number & 255}"]  # type: ignore[assignment]
-                await self._ask("node", node, time.monotonic(), "PUT", f"/v1/nodes/{node.name}", spec)
+                said = ("node", node, time.monotonic(), "PUT", f"/v1/nodes/{node.name}", spec)
+                await asyncio.gather(*(self._ask(*said) for _ in range(node.abreast)))
 
         await asyncio.gather(*map(one, self.nodes))
 
@@ -315,7 +323,7 @@ async def _run(plan: dict[str, Any]) -> None:
     nodes = [
         Node(
             one["number"], one["bridge"], one["port_prefix"], ipaddress.IPv4Network(one["ipv4"]), one["token"],
-            one["source"], api, deque(range(1, 1 + one["lanes"])),
+            one["source"], api, deque(range(1, 1 + one["lanes"])), abreast=plan["abreast"],
         )
         for one in plan["nodes"]
     ]  # fmt: skip
@@ -355,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = Path((sys.argv[1:] if argv is None else argv)[0])
     plan = json.loads(path.read_text())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, len(plan["nodes"]) + 128), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, plan["abreast"] * len(plan["nodes"]) + 128), hard))
     asyncio.run(_run(plan))
     return 0
 
