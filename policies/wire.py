@@ -559,6 +559,17 @@ class SiteStats(Answer):
     """The hundred that have dropped most, or fewer."""
 
 
+class WhyAnswer(Answer):
+    """What becomes of a job's packet. `reasons`: slugs, as in `Denial`; empty: nothing refuses it."""
+
+    attempt: AttemptId
+    verdict: str
+    """`allow` or `drop`."""
+    reasons: list[str]
+    lines: list[str]
+    """Bridge by bridge: the verdict, the line that decided, the flows that carry it out."""
+
+
 class Event(Answer):
     """Something that has happened (docs/events.md)."""
 

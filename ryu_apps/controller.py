@@ -39,8 +39,10 @@ from policies.wire import (
     QueueStatus,
     QueueWish,
     SiteStats,
+    WhyAnswer,
 )
 from ryu_apps.admission import Admission
+from ryu_apps.asked_why import asked_why
 from ryu_apps.border_news import BorderNews
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.events import Events
@@ -252,6 +254,12 @@ class Controller:
     def attempts(self, *, job: str | None = None, node: str | None = None) -> list[AttemptStatus]:
         """Attempts (without counters) in the order in which they were registered."""
         return self._statuses.attempts(job, node)
+
+    def why(self, id: str, host: str, port: str) -> WhyAnswer:
+        """What becomes of an attempt's packet to a host and port, and which line decided. Raises Refused."""
+        with self._present.lock:
+            row = self._present.rows.get(id)
+        return asked_why(self._present.copy(), row, id, host, port)
 
     def node_of(self, id: str) -> str | None:
         """The node that an attempt, living or leaving, belongs to; None if there is no such attempt."""

@@ -41,6 +41,7 @@ from policies.wire import (
     NodeList,
     PolicyStatus,
     SiteStats,
+    WhyAnswer,
 )
 from ryu_apps.event_lines import gap, in_lines
 from ryu_apps.version import version_option
@@ -225,6 +226,12 @@ def attempts(client: Client, job: str | None, node: str | None, as_json: bool) -
 @click.pass_obj
 def attempt(client: Client, id: str, as_json: bool) -> None:
     """Tell all about one attempt. ID: an attempt's id, or a job's CLUSTER.PROC."""
+    found = client.get(f"/v1/attempts/{_attempt_id(client, id)}", AttemptStatus)
+    _show(found, as_json, lambda console: _tell(console, found))
+
+
+def _attempt_id(client: Client, id: str) -> str:
+    """Of an attempt named by its id or by its job, as it stands in a path."""
     if _JOB.match(id):
         ids = [one.id for one in client.get("/v1/attempts", AttemptList, job=id).attempts]
         if not ids:
@@ -232,8 +239,41 @@ def attempt(client: Client, id: str, as_json: bool) -> None:
         if len(ids) > 1:
             raise Failure(f"job {id} has several attempts; name one of: {', '.join(ids)}")
         id = ids[0]
-    found = client.get(f"/v1/attempts/{quote(id, safe='~@')}", AttemptStatus)
-    _show(found, as_json, lambda console: _tell(console, found))
+    return quote(id, safe="~@")
+
+
+@cli.command()
+@click.argument("id")
+@click.argument("host")
+@click.argument("protocol", type=click.Choice(["tcp", "udp", "icmp"]))
+@click.argument("port", type=click.IntRange(1, 65535), required=False)
+@json_option
+@click.pass_obj
+def why(client: Client, id: str, host: str, protocol: str, port: int | None, as_json: bool) -> None:
+    """Tell why a job reaches a host, or does not: bridge by bridge, with the line of the policy that decides.
+
+    ID: an attempt's id, or a job's CLUSTER.PROC. HOST: an address, or a service of the policy. PORT: for tcp and udp.
+    """
+    if (port is None) != (protocol == "icmp"):
+        raise click.UsageError("icmp has no port" if port is not None else f"{protocol} needs a port")
+    wanted = protocol if port is None else f"{protocol}/{port}"
+    attempt_path = f"/v1/attempts/{_attempt_id(client, id)}"
+    found = client.get(f"{attempt_path}/why", WhyAnswer, host=host, port=wanted)
+    counted = [] if as_json or not found.reasons else _counted(client.get(attempt_path, AttemptStatus), found)
+
+    def draw(console: Console) -> None:
+        for line in [*found.lines, *counted]:
+            console.print(_text(line))
+
+    _show(found, as_json, draw)
+
+
+def _counted(status: AttemptStatus, answer: WhyAnswer) -> list[str]:
+    """What was refused to the job so far for the reasons of an answer."""
+    if status.counters is None:
+        return ["no counters: the switch cannot be asked now"]
+    seen = {denial.reason: _packets(denial.packets, denial.bytes) for denial in status.counters.denied}
+    return [f"so far refused to this job for {one}: {seen.get(one, 'nothing')}" for one in answer.reasons]
 
 
 def _tell(console: Console, found: AttemptStatus) -> None:

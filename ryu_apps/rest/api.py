@@ -44,6 +44,7 @@ from policies.wire import (
     QueueStatus,
     QueueWish,
     SiteStats,
+    WhyAnswer,
 )
 from ryu_apps.controller import Controller
 from ryu_apps.doorway import WELCOME
@@ -132,6 +133,10 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/v1/attempts/{id}", _EVERYONE, "get_attempt", "One attempt with its counters", None,
         {200: AttemptStatus},
+    ),
+    Route(
+        "GET", "/v1/attempts/{id}/why", _PEOPLE, "get_why", "Which line decides on a job's packet", None,
+        {200: WhyAnswer}, ("host", "port"),
     ),
     Route(
         "GET", "/v1/attempts", _EVERYONE, "get_attempts", "Attempts, without counters", None,
@@ -364,6 +369,12 @@ class Api:
         self._own_attempt(call)
         return Answer(200, self._controller.attempt(call.name))
 
+    def _get_why(self, call: Call) -> Answer:
+        host, port = call.query.get("host"), call.query.get("port")
+        if host is None or port is None:
+            raise Refused(Slug.MALFORMED, "ask with ?host=ADDRESS-OR-SERVICE&port=tcp/NUMBER")
+        return Answer(200, self._controller.why(call.name, host, port))
+
     def _get_attempts(self, call: Call) -> Answer:
         job, node = call.query.get("job"), call.query.get("node")
         if job is not None and not re.fullmatch(_JOB_PATTERN, job):
@@ -436,7 +447,8 @@ def _known(ask: Ask, answer: Answer) -> Reply | None:
     """304 for one who has the answer already."""
     if answer.etag is None or f'"{answer.etag}"' not in [tag.strip() for tag in ask.etags[:4096].split(",")]:
         return None
-    return Reply(304, (("ETag", f'"{answer.etag}"'),), b"")
+    # Who hears nothing of the protocol takes this controller for the oldest there is.
+    return Reply(304, (("ETag", f'"{answer.etag}"'), (PROTOCOL_HEADER, str(PROTOCOL))), b"")
 
 
 def _query(ask: Ask, route: Route) -> dict[str, str]:

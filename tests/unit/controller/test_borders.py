@@ -10,7 +10,17 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from policies.language import check_together, load_site, policy_from_text
-from policies.wire import BridgeList, ClassReport, PortReport, QueueReport, QueueStatus, QueueWish, queues_digest
+from policies.wire import (
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    BridgeList,
+    ClassReport,
+    PortReport,
+    QueueReport,
+    QueueStatus,
+    QueueWish,
+    queues_digest,
+)
 from ryu_apps import larkctl
 from ryu_apps.borders import Borders
 from ryu_apps.cli import cli
@@ -109,6 +119,14 @@ def test_a_border_has_no_business_but_its_own(call: Caller) -> None:
     for path in ("/v1/bridges/edge2/queues", "/v1/nodes", "/v1/attempts", "/v1/bridges", "/v1/policy"):
         assert slug(call("GET", path, who="edge")) == "forbidden"
     assert slug(call("PUT", "/v1/bridges/edge2/queues/report", report(wish_of(call)), who="edge")) == "forbidden"
+
+
+def test_who_has_the_wish_already_still_hears_what_this_controller_knows(call: Caller) -> None:
+    """Else the agent would take it for an older one, and leave out of its report what that does not know."""
+    first = call("GET", QUEUES, who="edge")
+    again = call("GET", QUEUES, who="edge", **{"If-None-Match": first.headers["ETag"]})
+    assert (first.status_code, again.status_code) == (200, 304)
+    assert first.headers[PROTOCOL_HEADER] == again.headers[PROTOCOL_HEADER] == str(PROTOCOL)
 
 
 def test_what_is_no_border_has_no_queues(call: Caller) -> None:
