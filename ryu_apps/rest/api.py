@@ -370,6 +370,7 @@ class Api:
         return Answer(200, self._controller.attempt(call.name))
 
     def _get_why(self, call: Call) -> Answer:
+        self._own_attempt(call)
         host, port = call.query.get("host"), call.query.get("port")
         if host is None or port is None:
             raise Refused(Slug.MALFORMED, "ask with ?host=ADDRESS-OR-SERVICE&port=tcp/NUMBER")
