@@ -134,7 +134,13 @@ class Run:
             trip = percentile(sorted(json.loads(said)), 0.99)
             self.tries.setdefault(what, []).append(trip)
             self.say(f"round trip of {traffic.classes[PRODUCTION]}, {what}: p99 {trip:.2f} ms")
-            if self.trips[what] <= self.trips["idle"] + WAIT and (number >= 2 or what != "idle"):
+            # An idle line that is slow tells of the machine, and what is compared with it would always be well.
+            enough = (
+                number >= 2 and self.trips["idle"] <= WAIT
+                if what == "idle"
+                else self.trips[what] <= self.trips["idle"] + WAIT
+            )
+            if enough:
                 break
 
 
