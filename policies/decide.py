@@ -73,7 +73,10 @@ class Decider:
         self._exposes = _by_group(policy.exposes)
         self._scitags = _by_group(policy.scitags)
         self._marking = frozenset(policy.marking_groups)
-        self._given: dict[tuple[tuple[int, ...], str, Phase], _Given] = {}
+        self._given: dict[tuple[tuple[int, ...], tuple[bool, ...], Phase], _Given] = {}
+        self._particular = tuple({one.nodes: one.nodes for one in policy.grants})
+        """What grants say of nodes. To nodes that they do not tell apart they give the same, kept once."""
+        self._kinds: dict[str, tuple[bool, ...]] = {}
 
     def decide(self, node: str, ad: Mapping[str, object], slot: Mapping[str, object], phase: Phase) -> Decision:
         """As the function `decide`."""
@@ -88,15 +91,20 @@ class Decider:
             if value is expressions.ERROR:
                 raise Held(f"the condition of group `{group.name}` is an ERROR for this job", group.place)
             raise Held(f"the condition of group `{group.name}` gives {value!r}, not true or false", group.place)
-        key = (answers.true, node, phase)
+        kind = self._kinds.get(node)
+        if kind is None:
+            if len(self._kinds) >= MAX_KEPT:
+                self._kinds.clear()
+            kind = self._kinds[node] = tuple(node_matches(nodes, node) for nodes in self._particular)
+        key = (answers.true, kind, phase)
         given = self._given.get(key)
         if given is None:
             given = self._what_groups_give(answers.true, node, phase)
             if len(self._given) >= MAX_KEPT:
                 self._given.clear()
             self._given[key] = given
-        if given.outcome.sealed:
-            return Decision(given.outcome, given.groups, given.first)
+        if given.always is not None:
+            return given.always
         trail = list(given.first)
         slice_name = None
         if given.slice is not None:
@@ -119,7 +127,8 @@ class Decider:
         for seal in _of(self._seals, groups):
             first.append((seal.place, f"sealed, as a member of group {seal.group}"))
         if first:
-            return _Given(Outcome(sealed=True, services=frozenset()), groups, tuple(first))
+            sealed = Outcome(sealed=True, services=frozenset())
+            return _Given(sealed, groups, tuple(first), always=Decision(sealed, groups, tuple(first)))
         services, audited = set(), set()
         for grant in _of(self._grants, groups):
             if phase not in grant.during or not node_matches(grant.nodes, node):
@@ -146,16 +155,24 @@ class Decider:
             audited=frozenset(audited - services),
             groups=self._marking.intersection(groups),
         )
+        slice_ = next(iter(_of(self._slices, groups)), None)
+        rates = tuple(r for r in policy.rates if r.group is None or r.group in groups)
+        share = next((s for s in policy.shares if s.group is None or s.group in groups), None)
+        tag = None if scitag is None else (scitag.experiment, scitag.activity)
+        always = None
+        if slice_ is None and not rates and share is None:
+            always = Decision(outcome, groups, (*first, *exposed, *marked), scitag=tag)
         return _Given(
             outcome,
             groups,
             tuple(first),
-            slice=next(iter(_of(self._slices, groups)), None),
+            slice=slice_,
             exposed=tuple(exposed),
-            rates=tuple(r for r in policy.rates if r.group is None or r.group in groups),
-            share=next((s for s in policy.shares if s.group is None or s.group in groups), None),
+            rates=rates,
+            share=share,
             marked=tuple(marked),
-            scitag=None if scitag is None else (scitag.experiment, scitag.activity),
+            scitag=tag,
+            always=always,
         )
 
 
@@ -172,6 +189,8 @@ class _Given:
     share: Share | None = None
     marked: tuple[tuple[Place, str], ...] = ()
     scitag: tuple[int, int] | None = None
+    always: Decision | None = None
+    """What is decided for all of them, where nothing depends on a job's own values."""
 
 
 _Rule = TypeVar("_Rule", Grant, Seal, Slice, Expose, Scitag)

@@ -40,8 +40,9 @@ from ryu_apps.fabric import (
     TicketResult,
 )
 from ryu_apps.openflow import cookies, decode, encode, oxm, stencils
+from ryu_apps.openflow.delta import Delta, DeltaKeys
 from ryu_apps.openflow.encode import EntryKey, EntryValue
-from ryu_apps.openflow.flows import FlowStats
+from ryu_apps.openflow.flows import Counted, FlowStats
 from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.openflow.whole import Whole
 from ryu_apps.reconcile import switch as machine
@@ -75,17 +76,19 @@ class SwitchTicket:
 
     def __init__(self, bridge: str) -> None:
         self._bridge = bridge
-        self._event = engine.Event()
+        self._event: Any = None
         self._result: TicketResult | None = None
 
     def settle(self, result: TicketResult) -> None:
         if self._result is None:
             self._result = result
-            self._event.set()
+            if self._event is not None:
+                self._event.set()
 
     def wait(self, deadline: float) -> TicketResult:
-        left = deadline - time.monotonic()
-        if self._result is None and left > 0:
+        if self._result is None and (left := deadline - time.monotonic()) > 0:
+            # Most tickets nobody waits for, and an event costs more than all the rest of them.
+            self._event = self._event or engine.Event()
             self._event.wait(left)
         return self._result or TicketResult(Outcome.TIMED_OUT, f"bridge {self._bridge} has not confirmed in time")
 
@@ -105,9 +108,10 @@ class _Question:
         """The same; then it is about meters."""
         self.awaited = 1
         """Answers that have not ended yet."""
-        self.event = engine.Event()
-        self.found: list[FlowStats] = []
+        self.found: list[Counted] = []
         self.failure: str | None = None
+        self._ended = False
+        self._event: Any = None
         self._forget = forget
 
     def part(self, *, more: bool) -> None:
@@ -120,27 +124,51 @@ class _Question:
     def end(self, failure: str | None = None) -> None:
         self._forget()
         self.failure = failure
-        self.event.set()
+        self._ended = True
+        if self._event is not None:
+            self._event.set()
 
-    def wait(self, timeout: float) -> list[FlowStats]:
-        if not self.event.is_set() and not self.event.wait(timeout):
-            self._forget()
-            raise FabricError(f"bridge {self.bridge} did not answer within {timeout:g} s")
-        return self._answer()
-
-    def result(self) -> list[FlowStats] | None:
-        return self._answer() if self.event.is_set() else None
-
-    def done(self) -> bool:
-        return self.result() is not None
+    def hear(self, message: bytes, one: _Switch) -> bool:
+        """A part of the answer; tells whether more is to come. Raises DecodeError."""
+        part = decode.counts(message)
+        if self.tell is None:
+            self.found.extend(part.entries)
+        else:
+            self.tell(Counts(one.bridge, one.machine.counts.emptied, part.entries))
+        return part.more
 
     def finish(self, timeout: float) -> None:
-        self.wait(timeout)
+        if not self._ended:
+            self._event = self._event or engine.Event()
+            if not self._event.wait(timeout):
+                self._forget()
+                raise FabricError(f"bridge {self.bridge} did not answer within {timeout:g} s")
+        self._check()
 
-    def _answer(self) -> list[FlowStats]:
+    def result(self) -> list[Counted] | None:
+        return self.found if self.done() else None
+
+    def done(self) -> bool:
+        if self._ended:
+            self._check()
+        return self._ended
+
+    def _check(self) -> None:
         if self.failure is not None:
             raise FabricError(f"bridge {self.bridge}: {self.failure}")
-        return self.found
+
+
+class _Reading(_Question):
+    """One that reads all that the switch says of its flows."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.read: list[FlowStats] = []
+
+    def hear(self, message: bytes, one: _Switch) -> bool:
+        part = decode.flow_stats(message)
+        self.read.extend(stats for entry in part.entries if (stats := entry.stats) is not None)
+        return part.more
 
 
 class _Switch:
@@ -169,6 +197,8 @@ class _Switch:
         self._driven = False
         self._alarm: Any = None
         self._alarm_at = 0.0
+        self._soon: list[bytes] = []
+        """What is to be sent together with what comes next."""
 
     # --- from anywhere; never waits
 
@@ -300,12 +330,31 @@ class _Switch:
                 messages = []
                 engine.sleep(0)
             messages += encode.bundled(stage.bundle, stage.first_xid + at, stage.items[at : at + SLICE])
+        if stage.commit_xid is not None:
+            messages.append(encode.bundle_commit(stage.bundle, stage.commit_xid))
         self.send([*messages, encode.barrier(stage.barrier)])
 
     def send(self, messages: Sequence[bytes]) -> None:
         # A connection that was lost meanwhile is found out by its event, which waits in the inbox.
+        soon, self._soon = self._soon, []
         if self.datapath is not None:
-            self.datapath.send(b"".join(messages))
+            self.datapath.send(b"".join([*soon, *messages]))
+
+    def say_soon(self, message: bytes) -> None:
+        """Send it with what is sent next, or when everybody else has had their turn: each send of its own costs more
+        than what is said. Order is kept."""
+        if not self._soon:
+            engine.call_later(0, self._say_now)
+        self._soon.append(message)
+
+    def _say_now(self) -> None:
+        if self._soon:
+            self.do(self._send_soon, self.datapath)
+
+    def _send_soon(self, now: float) -> Sequence[Output]:
+        if self._soon:
+            self.send(())
+        return ()
 
     def _settle(self, ticket_id: TicketId, refused: str | None) -> None:
         ticket = self.tickets.pop(ticket_id)
@@ -378,6 +427,7 @@ class _Switch:
     def came(self, datapath: Any) -> list[Output]:
         self.datapath = datapath
         self._held = []
+        self._soon = []
         self._in_line = False
         self._since = time.monotonic()
         self._flow_mods, self._meter_mods = self.machine.counts.flow_mods, self.machine.counts.meter_mods
@@ -482,9 +532,18 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> SwitchTicket:
         one, ticket, number = self._ticket(bridge)
-        added, removed = tuple(add), tuple(remove)
-        step = one.ask if len(added) > SLICE else one.do
-        step(lambda now: one.change(number, added, removed))
+        if not isinstance(add, Delta) or not isinstance(remove, DeltaKeys):
+            added, removed = tuple(add), tuple(remove)
+            step = one.ask if len(added) > SLICE else one.do
+            step(lambda now: one.change(number, added, removed))
+            return ticket
+        try:
+            come, gone = add.entries(), remove.entries()
+        except ValueError as error:  # an EncodeError, or a number that has no place in a flow
+            why = str(error)
+            one.do(lambda now: [machine.Settle(number, why)])
+        else:
+            one.do(lambda now: one.machine.change(number, come, gone, now))
         return ticket
 
     def set_role(self, bridge: str, *, master: bool, generation: int) -> None:
@@ -505,20 +564,22 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one.do(send, one.datapath)
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
-        question, request = self._question(bridge, cookie, mask)
+        question, request = self._question(bridge, cookie, mask, kind=_Reading)
+        assert isinstance(question, _Reading)
         question.datapath.send(request)
-        return question.wait(timeout)
+        question.finish(timeout)
+        return question.read
 
-    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> _Question:
+    def ask_counts(self, bridge: str, cookie: int, mask: int) -> _Question:
         question, request = self._question(bridge, cookie, mask)
         one = self._by_name[bridge]
 
-        def send(now: float) -> list[Output]:
-            one.send([request])
+        def say(now: float) -> list[Output]:
+            one.say_soon(request)
             return []
 
         # By way of the writer: a connection that is stuck makes it wait, not the caller, and order is kept.
-        one.do(send, question.datapath)
+        one.do(say, question.datapath)
         return question
 
     def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> _Question:
@@ -549,16 +610,18 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
         one.do(send, question.datapath)
 
-    def _question(self, bridge: str, cookie: int, mask: int, at: Any = None) -> tuple[_Question, bytes]:
-        xid, question = self._numbered(bridge, at)
+    def _question(
+        self, bridge: str, cookie: int, mask: int, at: Any = None, kind: type[_Question] = _Question
+    ) -> tuple[_Question, bytes]:
+        xid, question = self._numbered(bridge, at, kind)
         return question, encode.flow_stats_request(xid, cookie & mask, mask)
 
-    def _numbered(self, bridge: str, at: Any = None) -> tuple[int, _Question]:
+    def _numbered(self, bridge: str, at: Any = None, kind: type[_Question] = _Question) -> tuple[int, _Question]:
         datapath = self._by_name[bridge].datapath if at is None else at
         if datapath is None:
             raise FabricError(f"bridge {bridge} is not connected")
         xid = STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)
-        question = self._questions[xid] = _Question(bridge, datapath, lambda: self._questions.pop(xid, None))
+        question = self._questions[xid] = kind(bridge, datapath, lambda: self._questions.pop(xid, None))
         return xid, question
 
     def bridge(self, bridge: str) -> BridgeState:
@@ -574,6 +637,9 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             outranked=one.machine.outranked,
             meters=one.meters,
         )
+
+    def connected(self, bridge: str) -> bool:
+        return self._by_name[bridge].machine.connected
 
     def bridges(self) -> list[BridgeState]:
         return [self.bridge(bridge) for bridge in sorted(self._by_name)]
@@ -702,7 +768,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
                 # taken it up yet.
                 question, request = self._question(one.bridge, cookies.FULL_MASK, cookies.FULL_MASK, first)
                 first.send(request)
-                question.wait(ALIVE)
+                question.finish(ALIVE)
         except FabricError as error:
             if self._is_up(first):
                 LOG.warning("bridge=%s: connection given up for another one: %s", one.bridge, error)
@@ -785,14 +851,7 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         if question is None or question.datapath is not datapath or question.tell_meters is not None:
             return
         try:
-            if question.tell is not None:
-                part = decode.counts(message)
-                more = part.more
-                question.tell(Counts(one.bridge, one.machine.counts.emptied, part.entries))
-            else:
-                reply = decode.flow_stats(message)
-                more = reply.more
-                question.found.extend(stats for entry in reply.entries if (stats := entry.stats) is not None)
+            more = question.hear(message, one)
         except decode.DecodeError as error:
             self._unreadable(one, datapath, error)
             return

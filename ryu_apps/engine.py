@@ -237,6 +237,9 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
         self._reading = False
         self._reader: Any = None
         self._unbroken = 0
+        self._emptied = False
+        """What was last read was all that the socket had."""
+        self._heard = 0.0
 
     # --- sending
 
@@ -258,6 +261,22 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
     def idle(self) -> bool:
         """Nothing waits to be sent: a message can be sent without waiting."""
         return self.send_q is not None and self.send_q.idle
+
+    def _echo_request_loop(self) -> None:
+        """Ask for a sign of life a switch that has given none for a while: of most a site hears all the time."""
+        while self.max_unreplied_echo_requests:
+            quiet = time.monotonic() - self._heard
+            if quiet < self.echo_request_interval:
+                self.unreplied_echo_requests.clear()
+                sleep(self.echo_request_interval - quiet)
+                continue
+            if not self.send_q or len(self.unreplied_echo_requests) > self.max_unreplied_echo_requests:
+                self.close()
+                return
+            request = self.ofproto_parser.OFPEchoRequest(self)
+            self.unreplied_echo_requests.append(self.set_xid(request))
+            self.send_msg(request)
+            sleep(self.echo_request_interval)
 
     def close(self) -> None:
         super().close()
@@ -303,6 +322,7 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
             while self.state != DOWN:
                 with contextlib.suppress(TimeoutError):
                     received: bytes = self.socket.recv(_CHUNK)
+                    self._heard = time.monotonic()
                     return received
             return b""
         self._unbroken += 1
@@ -311,11 +331,17 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
             self._unbroken = 0
             sleep(0)
         while True:
-            try:
-                data: bytes = plain.recv(_CHUNK)
-                return data
-            except BlockingIOError:
-                self._unbroken = 0
+            if not self._emptied or self._listener is None:
+                try:
+                    data: bytes = plain.recv(_CHUNK)
+                except BlockingIOError:
+                    pass
+                else:
+                    self._emptied = len(data) < _CHUNK
+                    self._heard = time.monotonic()
+                    return data
+            self._emptied = False
+            self._unbroken = 0
             if self._listener is None:
                 hub = eventlet.hubs.get_hub()
                 self._listener = hub.add(hub.READ, plain.fileno(), self._readable, self._broken, None)

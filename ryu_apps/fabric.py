@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ryu_apps.openflow import encode
+from ryu_apps.openflow.delta import Delta, DeltaKeys
 from ryu_apps.openflow.flows import Cookie, Counted, Flow, FlowKey, FlowStats, MeterCounted
 from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
+from ryu_apps.openflow.stencils import entries
 
 OnPorts = Callable[[str, Mapping[str, int]], None]
 """Called with a bridge and all its ports, name to number, whenever they change and once after each connect."""
@@ -111,7 +114,7 @@ class Counting(Protocol):
 class Question(Protocol):
     """Counters that a switch was asked for."""
 
-    def result(self) -> list[FlowStats] | None:
+    def result(self) -> Sequence[Counted] | None:
         """The answer if it has come; never waits. Raises FabricError when none will come."""
 
 
@@ -137,7 +140,10 @@ class Fabric(Protocol):
     def bridge(self, bridge: str) -> BridgeState:
         """One bridge."""
 
-    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> Question:
+    def connected(self, bridge: str) -> bool:
+        """Is its switch connected?"""
+
+    def ask_counts(self, bridge: str, cookie: int, mask: int) -> Question:
         """Ask, and never wait: the switch counts before it takes up what is changed after this call.
 
         Raises FabricError when the bridge is not connected.
@@ -180,9 +186,9 @@ class FakeTicket:
 class FakeQuestion:
     """A question that is answered at once, or (None) not yet."""
 
-    found: list[FlowStats] | None
+    found: list[Counted] | None
 
-    def result(self) -> list[FlowStats] | None:
+    def result(self) -> list[Counted] | None:
         return self.found
 
 
@@ -301,7 +307,12 @@ class FakeFabric:
             ticket = FakeTicket()
             ticket.settle(TicketResult(Outcome.REFUSED, f"{bridge}: a change before set_desired"))
             return ticket
-        wanted = {key: flow for key, flow in (state.desired or {}).items() if key not in set(remove)}
+        if isinstance(add, Delta) and isinstance(remove, DeltaKeys):
+            # The real one looks only at the bytes.
+            assert add.entries() == entries(add), "bytes and values of what comes say the same"
+            assert sorted(remove.entries()) == sorted({encode.entry_key(key) for key in remove}), "and of what goes"
+        gone = set(remove)
+        wanted = {key: flow for key, flow in (state.desired or {}).items() if key not in gone}
         wanted.update((flow.key, flow) for flow in add)
         return self._want(state, wanted)
 
@@ -330,11 +341,11 @@ class FakeFabric:
             raise FabricError(f"{bridge}: no answer within {timeout} s")
         return self._counted(state, cookie, mask)
 
-    def ask_flow_stats(self, bridge: str, cookie: int, mask: int) -> FakeQuestion:
+    def ask_counts(self, bridge: str, cookie: int, mask: int) -> FakeQuestion:
         state = self.state[bridge]
         if not state.connected:
             raise FabricError(f"{bridge}: not connected")
-        return FakeQuestion(None if state.silent else self._counted(state, cookie, mask))
+        return FakeQuestion(None if state.silent else self._entries(state, cookie, mask))
 
     def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> FakeCounting:
         state = self.state[bridge]
@@ -345,8 +356,7 @@ class FakeFabric:
         state.asked.append(mask)
         if state.silent:
             return FakeCounting(silent=True)
-        counted = self._counted(state, cookie, mask)
-        entries = [(one.key.table, one.key.priority, int(one.cookie), one.packets, one.bytes) for one in counted]
+        entries = self._entries(state, cookie, mask)
         for at in range(0, len(entries), 3):  # in several parts, as a switch with many flows does
             tell(Counts(bridge, state.emptied, entries[at : at + 3]))
         return FakeCounting()
@@ -367,6 +377,10 @@ class FakeFabric:
                 return FakeCounting(f"{bridge}: unknown meter")
             tell(MeterCounts(bridge, state.emptied, [(number, *state.metered.get(number, (0, 0, 0, 0)))]))
         return FakeCounting()
+
+    def _entries(self, state: FakeBridge, cookie: int, mask: int) -> list[Counted]:
+        counted = self._counted(state, cookie, mask)
+        return [(one.key.table, one.key.priority, int(one.cookie), one.packets, one.bytes) for one in counted]
 
     def _counted(self, state: FakeBridge, cookie: int, mask: int) -> list[FlowStats]:
         flows = sorted((flow for flow in state.actual.values() if isinstance(flow, Flow)), key=lambda flow: flow.key)
@@ -389,6 +403,9 @@ class FakeFabric:
             outranked=fake.outranked,
             meters=fake.has_meters,
         )
+
+    def connected(self, bridge: str) -> bool:
+        return self.state[bridge].connected
 
     def bridges(self) -> list[BridgeState]:
         return [self.bridge(bridge) for bridge in sorted(self.state)]

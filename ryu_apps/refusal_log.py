@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from policies.model import Attempt, Policy
-from policies.wire import Counters
 from ryu_apps.fabric import FabricError, Question
-from ryu_apps.openflow import cookies
-from ryu_apps.openflow.compiler import read_counters, seen
-from ryu_apps.openflow.flows import FlowStats
+from ryu_apps.openflow.cookies import OBJECT_MASK
+from ryu_apps.openflow.counters import refusals, seen
+from ryu_apps.openflow.flows import Counted
 
 LOG = logging.getLogger("lark.refusals")
 BURST = 60
@@ -29,7 +28,7 @@ MAX_OPEN = 1000
 """Attempts whose counts are waited for at a time."""
 PATIENCE = 10.0
 """Seconds that a switch has to answer."""
-LastSeen = Callable[[Attempt, Sequence[FlowStats]], None]
+LastSeen = Callable[[Attempt, Sequence[Counted]], None]
 Refusals = Mapping[str, tuple[int, int]]
 """Packets and bytes by reason (`policies.model.Reason.slug`, or `policy` for those that are counted together)."""
 
@@ -61,7 +60,6 @@ class Ended:
 
     attempt: Attempt
     job: str | None
-    protected: tuple[str, ...]
     words: str
 
 
@@ -118,12 +116,12 @@ class RefusalLog:
         opened, self._open = self._open, []
         for one in opened:
             try:
-                stats = one.question.result()
+                counted = one.question.result()
             except FabricError:
                 self._give_up(one)
                 continue
-            if stats is not None:
-                self._tell(one, stats)
+            if counted is not None:
+                self._tell(one, counted)
             elif now < one.until:
                 self._open.append(one)
             else:
@@ -139,18 +137,16 @@ class RefusalLog:
         else:
             LOG.warning("node=%s: what was refused until now is not told: its bridge did not answer", one.node)
 
-    def _tell(self, one: _Open, stats: Sequence[FlowStats]) -> None:
-        by_attempt: dict[int, list[FlowStats]] = {}
-        for entry in stats:
-            found = cookies.explain(entry.cookie)
-            if found is not None:
-                by_attempt.setdefault(found[1], []).append(entry)
+    def _tell(self, one: _Open, counted: Sequence[Counted]) -> None:
+        by_attempt: dict[int, list[Counted]] = {}
+        for entry in counted:
+            by_attempt.setdefault(entry[2] & OBJECT_MASK, []).append(entry)
         refused: list[tuple[Ended, Refusals]] = []
         for about in one.about:
             number = about.attempt.number
             if one.from_now is None and self._last is not None:
                 self._last(about.attempt, by_attempt.get(number, []))
-            now = _refusals(read_counters(about.attempt, seen(by_attempt.get(number, [])), about.protected))
+            now = refusals(about.attempt.outcome.sealed, seen(by_attempt.get(number, [])))
             since = _less(now, self._before.pop(number, {}))
             if one.from_now is not None and now:
                 self._before[number] = now
@@ -194,10 +190,6 @@ class RefusalLog:
             LOG.info("%d attempts ended without their last counts: a bridge could not be asked in time", self._unasked)
         self._untold_attempts = self._unasked = 0
         self._untold.clear()
-
-
-def _refusals(counters: Counters) -> Refusals:
-    return {denial.reason: (denial.packets, denial.bytes) for denial in counters.denied if denial.packets}
 
 
 def _less(now: Refusals, before: Refusals) -> Refusals:

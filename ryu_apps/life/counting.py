@@ -33,7 +33,7 @@ from ryu_apps.life.telling import Telling
 from ryu_apps.openflow.border import FORBIDDEN
 from ryu_apps.openflow.cookies import FEATURE_MASK, FULL_MASK, OBJECT_MASK, Feature, cookie
 from ryu_apps.openflow.counters import PLACES, Seen, Slot, reason
-from ryu_apps.openflow.flows import FlowStats
+from ryu_apps.openflow.flows import Counted
 from ryu_apps.openflow.meters import Way
 from ryu_apps.sums import Sums
 
@@ -169,17 +169,17 @@ class Counting:
             if self.limits.metered(bridge):
                 self._ask_meters(bridge, None, None)
 
-    def last_seen(self, attempt: Attempt, stats: Iterable[FlowStats]) -> None:
+    def last_seen(self, attempt: Attempt, counted: Iterable[Counted]) -> None:
         """What the flows of an attempt had counted when they went."""
         with self._lock:
             record = self._records.get(attempt.bridge, {}).pop(attempt.number, None)
             self.limits.forget(attempt.bridge, attempt.number)
             if record is None:
                 return
-            for one in stats:
-                slot = PLACES.get((one.key.table, one.key.priority))
-                if slot is not None:
-                    self._grow(attempt.bridge, record, slot, (one.packets, one.bytes))
+            for table, priority, _, packets, octets in counted:
+                slot = PLACES.get((table, priority))
+                if slot is not None and not record.sums.same(slot, packets, octets):
+                    self._grow(attempt.bridge, record, slot, (packets, octets))
 
     def taken_over(self, bridge: str) -> None:
         """The bridge was another controller's until now, which told in its totals what was counted so far."""

@@ -15,17 +15,25 @@ from ryu_apps.shared import outdated, outdating
 from ryu_apps.store.store import AttemptRow
 
 LOG = logging.getLogger("lark.controller")
+SLICES_KEPT = 4096
+_of_slices: dict[Decision, Decision] = {}
+"""The jobs of a slice have one decision, with all that is said in it, and not each its own."""
 
 
 def decide(policy: Policy, spec: AttemptSpec, phase: Phase) -> Decision:
     """Raises Refused when the policy holds the job."""
     try:
-        return deciding.decide(policy, spec.node, spec.ad, spec.slot, phase)
+        found = deciding.decide(policy, spec.node, spec.ad, spec.slot, phase)
     except deciding.Held as held:
         where = f"{held.place}: " if held.place is not None else ""
         raise Refused(
             Slug.HELD, f"{where}{held.reason}", {"subcode": held.subcode, "reason": f"{where}{held.reason}"}
         ) from held
+    if found.slice is None:
+        return found
+    if len(_of_slices) >= SLICES_KEPT:
+        _of_slices.clear()
+    return _of_slices.setdefault(found, found)
 
 
 def decide_anew(row: AttemptRow, policy: Policy) -> AttemptRow:

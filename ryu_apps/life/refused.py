@@ -27,9 +27,6 @@ class LastCounts:
         self._present = present
         self._telling = telling
         self.log = log
-        self._protected_by: Policy | None = None
-        self._protected: tuple[str, ...] = ()
-        """The protected services of that policy."""
 
     def of_attempt(self, id: str) -> None:
         """Ask what was refused to an attempt whose flows are about to go; `tick` says it in the log."""
@@ -42,7 +39,7 @@ class LastCounts:
             if self.log.full:
                 raise FabricError("too many answers are waited for")
             switches = self._telling.switches()
-            question = switches.ask_flow_stats(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
+            question = switches.ask_counts(attempt.bridge, cookie(Feature.ATTEMPT, attempt.number), FULL_MASK)
         except FabricError:
             self.log.uncounted(attempt.number)
         else:
@@ -58,7 +55,7 @@ class LastCounts:
         for node in told_apart(world.policy, policy, rows):
             bridge = world.site.nodes[node].bridge
             try:
-                question = self._telling.switches().ask_flow_stats(bridge, cookie(Feature.ATTEMPT, 0), FEATURE_MASK)
+                question = self._telling.switches().ask_counts(bridge, cookie(Feature.ATTEMPT, 0), FEATURE_MASK)
             except FabricError as problem:
                 LOG.warning("node=%s: what was refused until now is not told: %s", node, problem)
             else:
@@ -67,7 +64,4 @@ class LastCounts:
 
     def _to_tell(self, row: AttemptRow) -> Ended:
         world = self._present.world
-        if self._protected_by is not world.policy:
-            self._protected_by = world.policy
-            self._protected = tuple(one.name for one in world.policy.services.values() if one.protected)
-        return Ended(world.attempts[row.id], row.spec.job, self._protected, words(world.policy, row.spec.node))
+        return Ended(world.attempts[row.id], row.spec.job, words(world.policy, row.spec.node))

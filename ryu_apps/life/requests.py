@@ -35,6 +35,7 @@ from ryu_apps.life.turns import Turns
 from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
 from ryu_apps.shared import Elsewhere
+from ryu_apps.store.specs import compact
 from ryu_apps.store.store import AttemptRow, Kind, Pending, StoreConflict, StoreError
 
 LOG = logging.getLogger("lark.controller")
@@ -197,7 +198,7 @@ class Requests:
                     )
                 if phase is not row.spec.phase:
                     policy = present.world.policy
-                    spec = row.spec.model_copy(update={"phase": phase})
+                    spec = compact(row.spec.model_copy(update={"phase": phase}))
                     new = replace(row, spec=spec, decision=decide(policy, spec, phase), digest=policy.digest)
                     new, tickets = self._change(new)
                     pending: Pending | None = self._records.put(new, tickets)
@@ -253,7 +254,7 @@ class Requests:
             id=id,
             number=self._present.numbers.take(Kind.ATTEMPT),
             identity=0,
-            spec=spec,
+            spec=compact(spec),
             decision=decision,
             digest=policy.digest,
             registered=self._times.wall_clock(),

@@ -23,6 +23,7 @@ from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResu
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
+from ryu_apps.openflow.delta import Delta, Memberships, Part, Shapes
 from ryu_apps.openflow.meters import MeterRule, Rule, RuleKey
 from ryu_apps.openflow.tracked import outlived
 from ryu_apps.openflow.whole import Whole
@@ -81,6 +82,8 @@ class Telling:
         self._standing: dict[str, list[Ticket]] = {}
         self._outlived: dict[str, list[tuple[Ticket | None, frozenset[int]]]] = {}
         """Zones whose connections are to be forgotten once the bridge has confirmed what allows less (None: it has)."""
+        self._shapes: dict[str | None, Shapes] = {}
+        self._mates: Memberships | None = None
         self._unheard = {bridge: _Later(bridge) for bridge in bridges}
 
     # --- the switches -------------------------------------------------------------------------------------------------
@@ -102,6 +105,9 @@ class Telling:
 
     def state(self, bridge: str) -> BridgeState:
         return self.switches().bridge(bridge)
+
+    def connected(self, bridge: str) -> bool:
+        return self.switches().connected(bridge)
 
     def ports(self, bridge: str, ports: Mapping[str, int]) -> None:
         """Standing flows follow the numbers of a bridge's declared ports."""
@@ -146,7 +152,7 @@ class Telling:
         """Replace one attempt by another (or none) in the world, and tell the bridges the difference."""
         world = self._present.world
         here_before = compiler.bridges_of(world, old) if old is not None else ()
-        before = {} if old is None else {bridge: compiler.attempt_rules(world, bridge, old) for bridge in here_before}
+        before = {} if old is None else {bridge: self._own(bridge, old) for bridge in here_before}
         meters_before = self._share_meters(old, new)
         self._present.swap(old, new)
         memberships = self._shift_membership(old, new)
@@ -154,24 +160,24 @@ class Telling:
         tickets: dict[str, Ticket] = {}
         worker = next(one.bridge for one in (new, old) if one is not None)
         for bridge in dict.fromkeys((*here_before, *here_after)):
-            gone, come = memberships.pop(bridge, ([], []))
+            gone, come = memberships.pop(bridge, (Delta(), Delta()))
             uses = self._uses[bridge]
             outcomes = {a.outcome for a in (old, new) if a is not None}
             had = {outcome: uses[outcome] for outcome in outcomes}
             if old is not None and bridge in here_before:
-                gone += before[bridge]
+                gone.put(before[bridge])
                 uses[old.outcome] -= 1
             if new is not None and bridge in here_after:
-                come += compiler.attempt_rules(world, bridge, new)
+                come.put(self._own(bridge, new))
                 uses[new.outcome] += 1
             if bridge == worker:
-                gone += meters_before
-                come += self._share_meters(old, new)
+                gone.put(meters_before)
+                come.put(self._share_meters(old, new))
             for outcome in outcomes:
                 if had[outcome] and not uses[outcome]:
-                    gone += compiler.identity_flows(world, bridge, outcome)
+                    gone.put(compiler.identity_flows(world, bridge, outcome))
                 elif uses[outcome] and not had[outcome]:
-                    come += compiler.identity_flows(world, bridge, outcome)
+                    come.put(compiler.identity_flows(world, bridge, outcome))
                 if not uses[outcome]:
                     del uses[outcome]
             tickets[bridge] = self.tell(bridge, gone, come)
@@ -192,13 +198,41 @@ class Telling:
                 found[key] = compiler.share_meters(self._present.world, next(iter(sharers.values())))
         return [meter for meters in found.values() for meter in meters]
 
-    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[list[Rule], list[Rule]]]:
+    def _own(self, bridge: str, attempt: Attempt) -> Part | list[Rule]:
+        """What an attempt has on a bridge; of a share, which others may come to lead, as it is now."""
+        world = self._present.world
+        if attempt.share is not None:
+            return compiler.attempt_rules(world, bridge, attempt)
+        where = None if bridge == attempt.bridge else bridge
+        shapes = self._shapes.get(where)
+        if shapes is None or shapes.world is not world:
+            shapes = self._shapes[where] = Shapes(world, where)
+        return shapes.of(attempt)
+
+    def _membership(self, attempt: Attempt) -> Part:
+        """That an attempt is in its slice."""
+        world = self._present.world
+        if self._mates is None or self._mates.world is not world:
+            self._mates = Memberships(world)
+        return self._mates.of(attempt)
+
+    def _shift_membership(self, old: Attempt | None, new: Attempt | None) -> dict[str, tuple[Delta, Delta]]:
         """What goes and comes on each bridge because a slice loses or gains a member.
 
         A bridge knows all members of the slices that have a job on it, and no others.
         """
-        world, members = self._present.world, self._present.members
-        changes: dict[str, tuple[list[Rule], list[Rule]]] = {}
+        members = self._present.members
+        changes: dict[str, tuple[Delta, Delta]] = {}
+        parts: dict[int, Part] = {}
+
+        def told(attempts: Iterable[Attempt], into: Delta) -> None:
+            for one in attempts:
+                if one.slice == name and not one.outcome.sealed:
+                    part = parts.get(id(one))
+                    if part is None:
+                        part = parts[id(one)] = self._membership(one)
+                    into.put(part)
+
         for name in dict.fromkeys(a.slice for a in (old, new) if a is not None):
             if name is None:
                 continue
@@ -211,17 +245,11 @@ class Telling:
             held = {a.bridge for a in were.values() if not a.outcome.sealed}
             holds = {a.bridge for a in will.values() if not a.outcome.sealed}
             for bridge in sorted(held | holds):
-                gone, come = changes.setdefault(bridge, ([], []))
+                gone, come = changes.setdefault(bridge, (Delta(), Delta()))
                 if bridge in held:
-                    losing = were.values() if bridge not in holds else [a for a in (old,) if a is not None]
-                    gone += [
-                        compiler.membership_flow(world, a) for a in losing if a.slice == name and not a.outcome.sealed
-                    ]
+                    told(were.values() if bridge not in holds else [a for a in (old,) if a is not None], gone)
                 if bridge in holds:
-                    gaining = will.values() if bridge not in held else [a for a in (new,) if a is not None]
-                    come += [
-                        compiler.membership_flow(world, a) for a in gaining if a.slice == name and not a.outcome.sealed
-                    ]
+                    told(will.values() if bridge not in held else [a for a in (new,) if a is not None], come)
             if will:
                 members[name] = will
             else:
@@ -241,6 +269,10 @@ class Telling:
         unheard = self._unheard.get(bridge)
         if unheard is not None:
             return unheard
+        if not gone or not come:
+            # A job begins or ends: there is nothing to compare, and to compare flows costs more than to write them.
+            removed = gone.keys if isinstance(gone, Delta) else [flow.key for flow in gone]
+            return self.switches().change(bridge, come, removed)
         was = {flow.key: flow for flow in gone}
         will = {flow.key: flow for flow in come}
         add = [flow for key, flow in will.items() if was.get(key) != flow]
@@ -364,5 +396,7 @@ class Telling:
             if refused:
                 LOG.error("bridge=%s refused its standing flows (%s); they are sent again", bridge, refused[0].reason)
                 self.say([bridge])
+            elif left := [ticket for ticket, result in results if result is None]:
+                self._standing[bridge] = left
             else:
-                self._standing[bridge] = [ticket for ticket, result in results if result is None]
+                del self._standing[bridge]

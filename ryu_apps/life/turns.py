@@ -38,6 +38,10 @@ class Turns:
             finally:
                 turn.lock.release()
 
+    def taken(self, id: str) -> bool:
+        """Has somebody the turn, or waits for it?"""
+        return id in self._turns
+
     @contextlib.contextmanager
     def free(self, id: str) -> Iterator[bool]:
         """Take the turn if it is nobody's; yields whether it was."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from policies.model import Attempt, Reason
 from policies.wire import Counters, Denial
-from ryu_apps.openflow.flows import FlowStats
+from ryu_apps.openflow.flows import Counted
 from ryu_apps.openflow.pipeline import Priority, Table
 
 
@@ -35,14 +35,23 @@ Seen = Sequence[tuple[int, int]]
 """Packets and bytes, by slot."""
 
 
-def seen(stats: Iterable[FlowStats]) -> Seen:
+def seen(counted: Iterable[Counted]) -> Seen:
     """What the flows of one attempt on one bridge have counted."""
     found = [(0, 0)] * len(Slot)
-    for one in stats:
-        slot = PLACES.get((one.key.table, one.key.priority))
+    for table, priority, _, packets, octets in counted:
+        slot = PLACES.get((table, priority))
         if slot is not None:
-            found[slot] = (one.packets, one.bytes)
+            found[slot] = (packets, octets)
     return found
+
+
+def refusals(sealed: bool, counted: Seen) -> dict[str, tuple[int, int]]:
+    """Packets and bytes that were refused to an attempt, by reason, as `read_counters` tells them; of most, nothing."""
+    return {
+        why: counted[slot]
+        for slot in (Slot.SPOOFED, Slot.UNGRANTED, Slot.REFUSED)
+        if counted[slot][0] and (why := reason(slot, sealed)) is not None and (slot is Slot.REFUSED or not sealed)
+    }
 
 
 def read_counters(attempt: Attempt, counted: Seen, protected: Iterable[str] = ()) -> Counters:

@@ -73,25 +73,36 @@ _stencils: dict[Hashable, _Stencil] = {}
 
 
 class Stencils:
-    """The stencils for one kind of flows in one world. `kind`: tells kinds apart whose stencils are kept."""
+    """The stencils for one kind of flows in one world. `kind`: tells kinds apart whose stencils are kept; `patient`:
+    the first of its kind has its flows compiled, and only the second is worth a stencil."""
 
-    def __init__(self, world: World, kind: Hashable, make: Make) -> None:
+    def __init__(self, world: World, kind: Hashable, make: Make, *, patient: bool = False) -> None:
         self._world = world
         self._kind = kind
         self._make = make
-        # By identity: attempts share their outcomes' objects, and hashing one costs more than all else here.
+        self._patient = patient
         self._here: dict[Hashable, _Stencil | None] = {}
+        self._seen: set[Hashable] = set()
         self.alone = 0
         """Attempts whose flows were compiled one by one."""
 
     def put(self, attempt: Attempt, into: Entries) -> None:
         """The entries of an attempt's flows. Raises what the compiler and `encode` raise."""
+        outcome = attempt.outcome
         shape = (
-            id(attempt.outcome), attempt.slice is None, attempt.exposed_only, attempt.share is None, _others(attempt),
+            outcome, self._world.identities.get(outcome), attempt.slice is None, attempt.exposed_only,
+            attempt.share is None, _others(attempt),
         )  # fmt: skip
         if shape not in self._here:
-            self._here[shape] = self._found(attempt)
-        stencil = self._here[shape]
+            if len(self._here) + len(self._seen) >= KEPT:
+                self._here.clear()
+                self._seen.clear()
+            if self._patient and shape not in self._seen:
+                self._seen.add(shape)
+            else:
+                self._seen.discard(shape)
+                self._here[shape] = self._found(attempt)
+        stencil = self._here.get(shape)
         if stencil is not None:
             numbers = _numbers_of(self._world, attempt)
             if _fit(*numbers):

@@ -20,6 +20,9 @@ What holds:
   after a barrier has shown that the switch took every part of it (Open vSwitch would commit the rest of a bundle
   without the part it could not read). A refused bundle changes nothing. A single entry is atomic by itself: it goes
   without a bundle, with a barrier behind it.
+* What looks like what this switch has taken before on this connection goes as a bundle with its commit behind it at
+  once. Should the switch refuse a part of it all the same, and commit the rest, it is read anew, and put back to what
+  was accepted before; from then on it is asked first.
 * If a bundle of several requests is refused, each is tried alone, so that a bad one does not fail its neighbours.
 * What is on the switch already is not sent again: unchanged state sends no flow-mod.
 * Table 0 and entries whose cookie does not carry Lark's mark are never touched. (An entry in the way, with the very
@@ -61,6 +64,9 @@ FAULTS = {
     "prepared": Kind.FAIL_MODE_WRONG,
 }
 """What is wrong with a bridge itself, and the event that it is."""
+FAMILIAR_MOST = 64
+"""Parts of a bundle that can be sent with its commit: a job's, and not a resync's."""
+KINDS = 1024
 CHECK_SHARE = 20
 """A check is followed by a pause of this many times its duration: at most 5 % of the time goes into checks."""
 
@@ -132,13 +138,15 @@ class SetMeters:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Open the bundle, put every item into it under its own transaction id, then a barrier. Do not commit."""
+    """Open the bundle, put every item into it under its own transaction id, then a barrier. Do not commit it, unless
+    there is a transaction id to do that under, before the barrier."""
 
     bundle: int
     open_xid: int
     first_xid: int
     items: tuple[Item, ...]
     barrier: int
+    commit_xid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +262,10 @@ class _Flight:
     item_error: str | None = None
     control_error: str | None = None
     committed: bool = False
+    looks: int = 0
+    """What its items look like (`_looks`)."""
+    at_once: bool = False
+    """Its commit was sent with it."""
 
     @property
     def keys(self) -> list[EntryKey]:
@@ -401,6 +413,10 @@ class SwitchMachine:
         self._ports: dict[str, int] = {}
         self._ports_parts: dict[str, int] = {}
         self._ports_known = False
+        self._taken = 0
+        """What items that the switch has taken looked like."""
+        self._trusted = True
+        """The switch has not refused yet what looked like what it had taken."""
         self._xid = 0
         self._bundle = 0
         self._wake: float | None = None
@@ -456,8 +472,10 @@ class SwitchMachine:
     @property
     def wake(self) -> float | None:
         """When `tick` must be called at the latest; None: no need."""
-        times = [self._wake, self._check_at if self._check is None else self._check.wake]
-        return min((time for time in times if time is not None), default=None)
+        one, other = self._wake, self._check_at if self._check is None else self._check.wake
+        if one is None or other is None:
+            return other if one is None else one
+        return min(one, other)
 
     # ----------------------------------------------------------------------------------------------- inputs: wishes
 
@@ -624,6 +642,8 @@ class SwitchMachine:
         if self.state in (State.COMMITTING, State.CHANGING):
             if flight.committed and flight.refusal is None:
                 return self._realised(flight, now)
+            if flight.committed and flight.at_once:
+                return self._half_taken(flight, now)
             return self._refused(flight, now)
         if self.state is State.DISCARDING:
             return self._refused(flight, now)
@@ -805,6 +825,8 @@ class SwitchMachine:
         self._watched = True
         self._drift = {}
         self._alone = 0
+        self._taken = 0
+        self._trusted = True
         self._pause = self._retry
         self._wake = None
 
@@ -934,6 +956,15 @@ class SwitchMachine:
         flight.control_xids = {} if alone else {open_xid: "opening a bundle"}
         flight.committed = alone
         self.state = State.CHANGING if alone else State.STAGING
+        commit_xid: int | None = None
+        if not alone and not self._drift and len(flight.items) <= FAMILIAR_MOST:
+            flight.looks = _looks(flight.items)
+            if flight.looks and self._trusted and not self._alone and not flight.looks & ~self._taken:
+                flight.at_once = True
+                commit_xid = self._next_xid()
+                flight.control_xids[commit_xid] = "committing a bundle"
+                self.state = State.COMMITTING
+                self.counts.commits += 1
         self.activity = f"sending {len(flight.items)} changes"
         self._wait(flight, now)
         self.counts.flow_mods += len(flight.items)
@@ -950,7 +981,7 @@ class SwitchMachine:
         if alone:
             out.append(Single(flight.first_xid, flight.items[0], flight.barrier))
         else:
-            out.append(Stage(flight.bundle, open_xid, flight.first_xid, flight.items, flight.barrier))
+            out.append(Stage(flight.bundle, open_xid, flight.first_xid, flight.items, flight.barrier, commit_xid))
         return out
 
     def _wait(self, flight: _Flight, now: float) -> None:
@@ -974,6 +1005,7 @@ class SwitchMachine:
         self._flight = None
         self._wake = None
         self.state = State.STEADY
+        self._taken |= flight.looks
         # No flow uses them any more; whatever takes their numbers comes after them on the same connection.
         return self._set_meters([(key, None, True) for key in flight.stale]) + self._adopt(flight) + self._advance(now)
 
@@ -1010,6 +1042,15 @@ class SwitchMachine:
         self.counts.refused += 1
         reason = flight.refusal or "the switch did not confirm the bundle"
         return self._set_meters([(key, was, True) for key, _, was in flight.meters]) + self._go_on(flight, reason, now)
+
+    def _half_taken(self, flight: _Flight, now: float) -> list[Output]:
+        """It has refused a part, and committed the rest: what it holds now only it knows."""
+        self._flight = None
+        self.counts.refused += 1
+        self._trusted = False
+        self._alone = max(flight.requests, 1)
+        text = f"refused a part of a change, and took the rest; its flows are read anew: {flight.refusal}"
+        return [Notice(text, serious=True), *self._dump(now)]
 
     def _go_on(self, flight: _Flight, reason: str, now: float) -> list[Output]:
         """After a refusal."""
@@ -1049,6 +1090,25 @@ def _ours(key: EntryKey, value: EntryValue, seen: _Seen) -> bool:
         seen.foreign[decode.canonical(key, value)[0]] = value
         return False
     return True
+
+
+def _looks(items: Iterable[Item]) -> int:
+    """A bit for each kind of item: tables, priorities and lengths tell which fields and actions there are. 0: there
+    are too many kinds to tell."""
+    found = 0
+    for key, value in items:
+        kind = (key[:8], len(key), -1 if value is None else len(value))
+        bit = _kinds.get(kind)
+        if bit is None:
+            if len(_kinds) >= KINDS:
+                return 0
+            bit = _kinds[kind] = 1 << len(_kinds)
+        found |= bit
+    return found
+
+
+_kinds: dict[tuple[bytes, int, int], int] = {}
+"""The pipeline makes a few dozen of them."""
 
 
 def _inadmissible(entries: Mapping[EntryKey, EntryValue]) -> str | None:

@@ -156,6 +156,8 @@ class OvsdbStore:
         self._refused: StoreError | None = None
         self._stopping = False
         self._leaving = False
+        self._woken = False
+        """The loop is told already that there is something to do."""
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -191,7 +193,7 @@ class OvsdbStore:
 
     def beat(self) -> None:
         """Let our beat grow, for the others to see that we live; without waiting, and never two at a time."""
-        if self._heartbeat is None or self._heartbeat.done.is_set():
+        if self._heartbeat is None or self._heartbeat.done:
             write = self._new({}, {})
             self._put(write)
             self._heartbeat = write
@@ -279,6 +281,9 @@ class OvsdbStore:
             self._feeds.remove(feed)
 
     def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
         try:
             self._wake_in.send(b"x")
         except (BlockingIOError, OSError):
@@ -407,6 +412,10 @@ class OvsdbStore:
                     return message["result"]
 
     def _unwake(self) -> None:
+        """Whoever has something to do from now on says so again; what came before is looked at after this."""
+        if not self._woken:
+            return
+        self._woken = False
         with contextlib.suppress(BlockingIOError):
             while self._wake_out.recv(4096):
                 pass

@@ -25,6 +25,8 @@ _PORT_FIELDS = set(_PORT)
 """One for all: the models are frozen, and nobody changes it."""
 _FIELDS: dict[tuple[str, ...], set[str]] = {}
 """Keys as they stand in texts, if these are keys to be found there, and the set of them."""
+_GIVEN: dict[frozenset[str], set[str]] = {}
+"""The same of messages."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}").fullmatch
 _SCALARS = frozenset({str, int, float, bool})
 _NOTHING: dict[str, Any] = {}
@@ -75,6 +77,23 @@ def spec_from_text(text: str) -> AttemptSpec | None:
             "zone": zone, "phase": phase, "ad": ad, "slot": slot or _NOTHING, "job": job,
         },
     )  # fmt: skip
+
+
+def compact(spec: AttemptSpec) -> AttemptSpec:
+    """The same, as it is kept: what thousands have in common is there once."""
+    port, given = spec.port, frozenset(spec.model_fields_set)
+    content = dict(spec)
+    content["node"] = _intern(spec.node)
+    kept = {"bridge": _intern(port.bridge), "name": _intern(port.name), "ofport": port.ofport}
+    content["port"] = _made(PortSpec, _PORT_FIELDS, kept)
+    content["ad"] = _shared(content["ad"])
+    content["slot"] = _shared(content["slot"]) if content["slot"] else _NOTHING
+    return _made(AttemptSpec, _GIVEN.setdefault(given, set(given)), content)
+
+
+def _shared(ad: dict[str, Any]) -> dict[str, Any]:
+    """Thousands of jobs have the same attributes, and a few users."""
+    return {_intern(name): _intern(one) if type(one) is str else one for name, one in ad.items()}
 
 
 def _made(model: type[ModelT], given: set[str], content: dict[str, Any]) -> ModelT:

@@ -24,16 +24,17 @@ class Write:
     before: dict[Key, Columns | Unchecked | None]
     lock: threading.Lock
     trouble: dict[str, str]
-    done: threading.Event = field(default_factory=threading.Event)
+    done: bool = False
     error: StoreError | None = None
     sent: bool = False
     withdrawn: bool = False
     tries: int = 0
+    _event: threading.Event | None = None
 
     def wait(self, deadline: float) -> None:
-        if not self.done.wait(max(0.0, deadline - time.monotonic())):
+        if not self.done and not self._wait(max(0.0, deadline - time.monotonic())):
             with self.lock:
-                if not self.done.is_set():
+                if not self.done:
                     said = in_words(self.trouble)
                     why = f" ({said})" if said else ""
                     if not self.sent:
@@ -43,9 +44,18 @@ class Write:
         if self.error is not None:
             raise self.error
 
+    def _wait(self, seconds: float) -> bool:
+        # Most writes are done before anybody waits, and an event costs more than all the rest of one.
+        with self.lock:
+            event = self._event = self._event or threading.Event()
+        # In this order, as `end` has the other: one of the two sees what the other one did.
+        return self.done or event.wait(seconds)
+
     def end(self, error: StoreError | None = None) -> None:
         self.error = error
-        self.done.set()
+        self.done = True
+        if self._event is not None:
+            self._event.set()
 
 
 @dataclass(slots=True)

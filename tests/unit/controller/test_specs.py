@@ -16,7 +16,7 @@ from policies.wire import AttemptSpec, Phase
 from ryu_apps.controller import Controller
 from ryu_apps.life.checks import Fitting, check
 from ryu_apps.refusals import Refused
-from ryu_apps.store.specs import spec_from_text
+from ryu_apps.store.specs import compact, spec_from_text
 from ryu_apps.store.store import NodeRow
 from tests.unit.controller.rig import Rig, aid, node_spec, spec
 
@@ -41,6 +41,10 @@ def test_what_was_stored_is_read_as_the_full_check_reads_it(one: AttemptSpec) ->
     assert read is not None
     assert stored(read) == stored(one)
     assert read.model_copy(update={"phase": Phase.STAGE_OUT}).phase is Phase.STAGE_OUT
+    kept = compact(one)
+    assert (kept, stored(kept), kept.model_fields_set) == (one, stored(one), one.model_fields_set)
+    assert compact(kept.model_copy(update={"phase": Phase.STAGE_OUT})).phase is Phase.STAGE_OUT
+    assert kept == one, "what they share is not changed by that"
 
 
 @pytest.mark.parametrize(

@@ -270,8 +270,8 @@ def test_no_job_can_fill_the_log(whole: Rig, caplog: pytest.LogCaptureFixture) -
     in_slice(whole, 2)
     refuse(whole, 2, 3)
     attempt = whole.controller.world.attempts[aid(2)]
-    stats = whole.fabric.flow_stats("br1", 0, 0)
-    about = refusal_log.Ended(attempt, "2.0", ("files",), "refused")
+    stats = whole.fabric.ask_counts("br1", 0, 0).found
+    about = refusal_log.Ended(attempt, "2.0", "refused")
     ends = 2 * refusal_log.BURST
 
     def end(times: int) -> None:

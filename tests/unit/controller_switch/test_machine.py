@@ -104,12 +104,14 @@ class PretendSwitch:
             case Watch(xid):
                 if not self.can_watch:
                     self.answers.append(("error", xid, "BAD_MULTIPART"))
-            case Stage(bundle, _, first, items, barrier):
+            case Stage(bundle, _, first, items, barrier, commit):
                 assert self.role != "slave", "a switch takes nothing from a slave"
                 assert not any(encode.is_meter(key) for key, _ in items), "a meter cannot be part of a bundle"
                 bad = [self.bad(item) or self.wants_meter(item) for item in items]
                 self.bundles[bundle] = tuple(item for item, worse in zip(items, bad, strict=True) if not worse)
                 self.answers += [("error", first + n, "BAD") for n, worse in enumerate(bad) if worse]
+                if commit is not None:
+                    self.commit(bundle, commit)
                 self.answers.append(("barrier", barrier))
             case SetMeters(first, items, barrier):
                 for n, (key, value, there) in enumerate(items):
@@ -130,18 +132,22 @@ class PretendSwitch:
                     self.apply([item])
                 self.answers.append(("barrier", barrier))
             case Commit(bundle, xid, barrier):
-                items = self.bundles.pop(bundle)
-                if self.bad_commit:
-                    self.answers.append(("error", xid, "MSG_FAILED"))
-                else:
-                    self.apply(items)
-                    self.answers.append(("committed", bundle))
+                self.commit(bundle, xid)
                 self.answers.append(("barrier", barrier))
             case Discard(bundle, _, barrier):
                 del self.bundles[bundle]
                 self.answers.append(("barrier", barrier))
             case _:
                 raise AssertionError(output)
+
+    def commit(self, bundle: int, xid: int) -> None:
+        """What it could read of the bundle, whatever it could not: as Open vSwitch does."""
+        items = self.bundles.pop(bundle)
+        if self.bad_commit:
+            self.answers.append(("error", xid, "MSG_FAILED"))
+        else:
+            self.apply(items)
+            self.answers.append(("committed", bundle))
 
     def wants_meter(self, item: Item) -> bool:
         """It names a meter that is not there."""
@@ -313,6 +319,58 @@ def test_nothing_is_committed_before_the_switch_took_every_part() -> None:
     rig.deliver()
     assert rig.settled[control] is None
     assert rig.held == {A}
+
+
+def test_what_looks_like_what_the_switch_has_taken_goes_with_its_commit_at_once() -> None:
+    rig = in_line()
+    rig.change([A, B])
+    assert rig.machine.state is State.STAGING, "the first of its kind: the switch is asked before"
+    rig.deliver()
+    before = rig.on_the_wire
+    ticket = rig.change([C, D])
+    assert rig.machine.state is State.COMMITTING
+    rig.deliver()
+    assert (rig.on_the_wire - before, rig.settled[ticket], rig.held) == (1, None, {A, B, C, D})
+    rig.lose()
+    rig.connect()
+    rig.deliver()
+    rig.change([], [C, D])
+    rig.change([attempt(5), attempt(6)], [])
+    assert rig.machine.state is State.STAGING, "another connection may be another switch"
+
+
+def test_a_commit_at_once_that_fails_changes_nothing() -> None:
+    rig = in_line(A)
+    rig.change([B, C])
+    rig.deliver()
+    rig.switch.bad_commit = True
+    ticket = rig.change([D, attempt(5)])
+    assert rig.machine.state is State.COMMITTING
+    rig.deliver()
+    assert rig.settled[ticket] == "MSG_FAILED: committing a bundle"
+    assert (rig.held, rig.machine.counts.dumps) == ({A, B, C}, 1)
+
+
+def test_a_part_that_is_refused_behind_its_commit_is_found_and_everything_put_back() -> None:
+    rig = in_line(A, B)
+    rig.change([C], [A, B])
+    rig.deliver()
+    rig.change([A, B], [C])
+    rig.deliver()
+    rig.switch.bad = lambda item: item == put(D)
+    good, bad = rig.change([C], [B]), rig.change([D, attempt(5)], [A])
+    control = rig.change([attempt(6)])
+    rig.deliver()
+    assert rig.settled[good] is None
+    assert (rig.settled[bad] or "").startswith("BAD: add table=")
+    assert rig.settled[control] is None
+    assert rig.held == {A, C, attempt(6)}, "nothing of the one that was refused, the others as a whole"
+    assert rig.machine.converged
+    assert any("took the rest" in notice.text for notice in rig.notices)
+    rig.change([B, attempt(7)])
+    assert rig.machine.state is State.STAGING, "from now on the switch is asked before"
+    rig.deliver()
+    assert rig.held == {A, B, C, attempt(6), attempt(7)}
 
 
 def test_a_commit_that_fails_changes_nothing() -> None:

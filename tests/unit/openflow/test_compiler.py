@@ -14,8 +14,9 @@ from policies.model import Attempt, Mode, Outcome, Policy, Reason, World
 from policies.wire import Phase
 from ryu_apps.openflow import compiler, cookies, explain, registers
 from ryu_apps.openflow.cookies import MARK
+from ryu_apps.openflow.counters import refusals
 from ryu_apps.openflow.fields import masked, port_masks
-from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, FlowStats, Goto, Meter, Output, match
+from ryu_apps.openflow.flows import Cookie, Counted, FieldMatch, Flow, FlowKey, Goto, Meter, Output, match
 from ryu_apps.openflow.hosts import SEVERAL, host_classes, shared_hosts
 from ryu_apps.openflow.meters import BUCKETS, NEIGHBOUR_RATE, MeterRule, Way, owners
 from ryu_apps.openflow.pipeline import PIPELINE, NotInPipeline, Priority, Table, entry
@@ -493,11 +494,12 @@ def test_counters_name_what_was_refused() -> None:
     here = world([PHYSICS])
     job = here.attempts["job1"]
 
-    def seen(flow: Flow, packets: int) -> FlowStats:
-        return FlowStats(FlowKey(flow.table, flow.priority, flow.match), flow.cookie, packets, packets * 100)
+    def counted(flow: Flow, packets: int) -> Counted:
+        return flow.table, flow.priority, int(flow.cookie), packets, packets * 100
 
-    stats = [seen(f, n) for n, f in enumerate(compiler.attempt_flows(here, "wn1-br", job), 1)]
-    counters = compiler.read_counters(job, compiler.seen(stats))
+    seen = compiler.seen([counted(f, n) for n, f in enumerate(compiler.attempt_flows(here, "wn1-br", job), 1)])
+    counters = compiler.read_counters(job, seen)
+    assert refusals(False, seen) == {d.reason: (d.packets, d.bytes) for d in counters.denied}
     assert (counters.admitted_packets, counters.delivered_packets) == (1, 6)
     assert {d.reason: d.packets for d in counters.denied} == {"spoofed": 2, "no-grant": 3, "policy": 4}
     assert {d.reason: d.bytes for d in counters.denied}["no-grant"] == 300
