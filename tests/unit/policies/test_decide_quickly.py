@@ -259,3 +259,19 @@ def test_the_function_decides_as_the_decider_and_follows_the_policy_it_is_given(
         text = f'A =?= "v{n}"'
         assert decide(policy(text), "wn1", {"A": f"v{n}"}, {}, Phase.RUN).outcome.services == {"s"}
         assert not decide(policy(text), "wn1", {"A": "v"}, {}, Phase.RUN).outcome.services
+
+
+def test_nodes_that_no_grant_tells_apart_have_one_decision_and_others_their_own() -> None:
+    text = 'A =?= "v"'
+    group = Group("g", Expression(text, expressions.references(text), HERE), HERE)
+    everywhere = Grant("g", "s", frozenset(Phase), (), HERE)
+    somewhere = Grant("g", "t", frozenset(Phase), ("wn*", "!wn-lab*"), HERE)
+    defaults = Defaults(Verdict.ALLOW, Verdict.DROP, Verdict.DROP, HERE)
+    decider = Decider(
+        Policy(Mode.ENFORCE, {}, {}, {"g": group}, (everywhere, somewhere), (), (), defaults, "", (), HERE)
+    )
+    one, two, lab, other = (decider.decide(node, {"A": "v"}, {}, Phase.RUN) for node in ("wn1", "wn2", "wn-lab1", "x1"))
+    assert one is two, "kept once, not for each of a thousand nodes"
+    assert one.outcome.services == {"s", "t"}
+    assert lab is other
+    assert lab.outcome.services == {"s"}
