@@ -7,6 +7,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,22 @@ def test_a_change_with_a_flow_the_switch_refuses_changes_nothing(switch: DummySw
     # The positive control: without the bad flow the same change goes through.
     assert app.realise("change", BRIDGE, [attempt(2), attempt(3)], [attempt(1).key])[0] == "realised"
     assert len(switch.flows(BRIDGE)) == 2
+
+
+def test_a_part_that_only_looks_like_what_the_switch_has_taken_is_found_and_everything_put_back(
+    switch: DummySwitch, app: Application
+) -> None:
+    assert app.realise("set_desired", BRIDGE, {attempt(1).key: attempt(1)})[0] == "realised"
+    assert app.realise("change", BRIDGE, [attempt(2), attempt(3)], [attempt(1).key])[0] == "realised"
+    before, dumps = switch.flows(BRIDGE), app.call("counts", BRIDGE).dumps
+    backwards = replace(attempt(4), actions=(attempt(4).actions[0], Goto(4)))
+    outcome, reason = app.realise("change", BRIDGE, [backwards, attempt(5)], [attempt(2).key])
+    assert outcome == "refused"
+    assert "OFPBIC_BAD_TABLE_ID" in reason
+    assert app.call("counts", BRIDGE).dumps - dumps == 1, "it went with its commit, and what came of it was looked at"
+    assert switch.flows(BRIDGE) == before
+    assert app.realise("change", BRIDGE, [attempt(4), attempt(5)], [attempt(2).key])[0] == "realised"
+    assert len(switch.flows(BRIDGE)) == 3
 
 
 def test_a_flow_that_cannot_be_written_is_refused_like_one_the_switch_refuses(
