@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from policies import decide as deciding
@@ -49,7 +50,26 @@ def decide_anew(row: AttemptRow, policy: Policy) -> AttemptRow:
     return replace(row, decision=decision, digest=policy.digest)
 
 
-def outdated_by(then: World, old: AttemptRow, now: World, new: AttemptRow) -> AttemptRow:
-    """The new row, naming the bridges that know the attempt by the old one and that it does not need any more."""
+Holders = Mapping[str, set[str]]
+"""Slices, and the bridges that have a job of each and so know all its members."""
+
+
+def holders(rows: Iterable[AttemptRow]) -> Holders:
+    """By the decisions in these rows."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row.decision.slice is not None and not row.decision.outcome.sealed:
+            found.setdefault(row.decision.slice, set()).add(row.spec.port.bridge)
+    return found
+
+
+def outdated_by(then: World, old: AttemptRow, now: World, new: AttemptRow, held: Holders | None = None) -> AttemptRow:
+    """The new row, naming the bridges that know the attempt by the old one and that it does not need any more.
+
+    `held`: slices as they were; None: they are those of now.
+    """
     knew = {*compiler.bridges_of(then, attempt_of(old)), *outdated(old)}
+    left = old.decision.slice
+    if held is not None and left is not None and (left != new.decision.slice or new.decision.outcome.sealed):
+        knew |= held.get(left, set())
     return outdating(new, knew.difference(compiler.bridges_of(now, attempt_of(new))))

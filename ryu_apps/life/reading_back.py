@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from policies.model import Decision, Outcome, ShareKey
 from ryu_apps.life.checks import Fitting, attempt_of, check, claims, share_key
-from ryu_apps.life.deciding import decide_anew, outdated_by
+from ryu_apps.life.deciding import Holders, decide_anew, holders, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.refusals import Refused
@@ -65,9 +65,12 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
             attempts={row.id: attempt_of(row) for row, _ in living},
         )
     )
+    held: Holders | None = None
     for row, decided in living:
         if decided is not row.decision and decided != row.decision:
-            row = outdated_by(present.world, replace(row, decision=decided), present.world, row)
+            if held is None:  # under the same policy nobody asks
+                held = holders(replace(one, decision=before) for one, before in living)
+            row = outdated_by(present.world, replace(row, decision=decided), present.world, row, held)
         kept = present.keep(row)
         if kept.id in changed or kept is not row:
             changed[kept.id] = kept

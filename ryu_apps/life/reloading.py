@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from policies.model import Attempt, Outcome, Policy, World
 from ryu_apps.life.checks import attempt_of, share_key
-from ryu_apps.life.deciding import decide_anew, outdated_by
+from ryu_apps.life.deciding import decide_anew, holders, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.refused import LastCounts
@@ -75,8 +75,10 @@ def reload(
                 attempts={id: attempt_of(row) for id, row in rows.items()},
             )
         )
+        held = holders(present.rows.values())
         present.rows = {
-            id: present.numbered(outdated_by(world, present.rows[id], present.world, row)) for id, row in rows.items()
+            id: present.numbered(outdated_by(world, present.rows[id], present.world, row, held))
+            for id, row in rows.items()
         }
         tickets = telling.say_everything()
         less = _outlived(world, was, present.world)

@@ -8,6 +8,7 @@ import pytest
 
 from policies.model import Policy
 from policies.wire import Phase
+from ryu_apps.refusals import Refused
 from tests.unit.controller.rig import POLICY, Rig, aid, spec
 
 UDP = POLICY.replace("ports: [tcp/1094]", "ports: [udp/1094]")
@@ -95,3 +96,29 @@ def test_a_start_with_another_policy_forgets_what_was_let_pass_by_one_that_nobod
     udp.restart(load(LESS))
     ticks(udp)
     assert forgotten(udp) == {"br1": [1002, 1003]}
+
+
+NO_SLICES = POLICY.replace("slices: [{for: asks-for-slice, name: LarkSlice}]\n", "")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_slice_mates_bridge_that_has_not_heard_of_its_end_prolongs_the_quarantine(
+    rig: Rig, load: Callable[[str], Policy], restarted: bool
+) -> None:
+    """By the policy in force there is no slice, so nothing of the attempt to forget; that bridge still has its flow."""
+    for node in ("wn1", "wn2"):
+        rig.controller.register(aid(2, node), spec(2, node, User="u@x", LarkSlice="s"))
+    rig.fabric.disconnect("br2")
+    if restarted:
+        rig.restart(load(NO_SLICES))
+    else:
+        rig.controller.reload(load(NO_SLICES))
+    rig.controller.delete(aid(2))
+    rig.controller.tick()
+    with pytest.raises(Refused) as refused:
+        rig.controller.register(aid(3), spec(2))
+    assert refused.value.extra == {"bridges": ["br2"]}
+    assert rig.controller.register(aid(4), spec(4))[1], "control: an address that nobody had"
+    rig.fabric.connect("br2")
+    rig.controller.tick()
+    assert rig.controller.register(aid(3), spec(2))[1]
