@@ -96,6 +96,37 @@ import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 socket.socket(family, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9))
 """
+STREAM = """
+import select, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], int(sys.argv[2])))
+print("streaming", flush=True)
+peers = set()
+while True:
+    if select.select([s], [], [], 0.02)[0]:
+        peers.add(s.recvfrom(100)[1])
+    for peer in peers:
+        try:
+            s.sendto(b"more", peer)
+        except OSError:
+            pass
+"""
+CALL = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+s.settimeout(0.5)
+host, port = sys.argv[2], int(sys.argv[3])
+got = False
+while True:
+    if not got:
+        s.sendto(b"call", (host, port))
+    try:
+        got = bool(s.recv(100))
+        print("got", flush=True)
+    except OSError:
+        got = False
+"""
 ASK = """
 import json, sys, urllib.request
 method, path, token = sys.argv[1:4]
@@ -381,6 +412,95 @@ def test_the_end_of_a_service_s_audit_closes_it_and_is_logged(site: Site) -> Non
     assert int(found.group(1)) == counted
     assert not step.reaches(DATABASE, 5432)
     assert site.jobs["physicist"].reaches(FILES, 1094)  # what was granted stays open
+
+
+UDP_SERVICES = """\
+services:
+  stream: {hosts: [10.20.0.5], ports: [udp/5353], protected: true}
+"""
+UDP_POLICY = """\
+mode: enforce
+include: [services.yaml]
+networks: {campus: [10.9.1.0/24], elsewhere: [10.8.1.0/24]}
+attributes:
+  LarkServes: {type: boolean, default: false}
+groups:
+  physics: 'LarkGroup =?= "physics"'
+  in-a-dag: 'DAGManJobId =!= undefined'
+  serves: 'LarkServes =?= true'
+grants:
+  - {for: physics, to: stream}
+  - {for: in-a-dag, to: stream, trust-user: true}
+expose:
+  - {for: physics, ports: [udp/9000], to: [campus]}
+  - {for: serves, ports: [udp/9000], to: [campus, elsewhere], trust-user: true}
+defaults: {egress: deny, ingress: deny, between-jobs: deny}
+"""
+ONE_GRANT = UDP_POLICY.replace("  - {for: in-a-dag, to: stream, trust-user: true}\n", "")
+ONE_NETWORK = UDP_POLICY.replace("[campus, elsewhere]", "[campus]")
+OPEN = UDP_POLICY.replace("egress: deny", "egress: allow")
+
+
+def put_in_force(site: Site, policy: str) -> None:
+    lark = site.host.root / "lark"
+    (lark / "services.yaml").write_text(UDP_SERVICES)
+    (lark / "policy.yaml").write_text(policy)
+    forgets = "forgets the connections of"
+    before, forgotten = site.log().count("reloaded: policy"), site.log().count(forgets)
+    site.controller.send(signal.SIGHUP)
+    wait_until("the policy is in force", lambda: site.log().count("reloaded: policy") == before + 1, 20)
+    if " 0 of them may do less" not in site.log().rpartition("attempts decided anew,")[2]:
+        wait_until("connections are forgotten", lambda: site.log().count(forgets) > forgotten, 20)
+
+
+def _heard(daemon: Daemon) -> int:
+    return daemon.log.read_text(encoding="utf-8").count("got")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [
+        pytest.param(UDP_POLICY, ONE_GRANT, "a service, to step", id="grant-withdrawn"),
+        pytest.param(UDP_POLICY, ONE_NETWORK, "database, to elsewhere", id="expose-narrowed"),
+        pytest.param(OPEN, UDP_POLICY, "the world, to physicist", id="egress-closed"),
+    ],
+)
+def test_what_flows_ends_when_another_policy_forbids_it_and_all_else_goes_on(
+    site: Site, before: str, after: str, ends: str
+) -> None:
+    """As long as it flows only one side sends, so nothing but the policy can end it. Who hears nothing calls again:
+    what was forgotten with it, and is allowed, comes back; what is not does not."""
+    physicist, step, database = (site.jobs[name] for name in ("physicist", "step", "database"))
+    put_in_force(site, before)
+    streams = {
+        "a service, to physicist": (site.outside, FILES, 5353, physicist.machine, physicist.ipv4),
+        "a service, to step": (site.outside, FILES, 5353, step.machine, step.ipv4),
+        "physicist, to campus": (physicist.machine, physicist.ipv4, 9000, site.outside, CAMPUS),
+        "database, to elsewhere": (database.machine, database.ipv4, 9000, site.outside, ELSEWHERE),
+    }
+    if before == OPEN:
+        streams["the world, to physicist"] = (site.outside, DATABASE, 6000, physicist.machine, physicist.ipv4)
+    servers: dict[tuple[str, int], Daemon] = {}
+    callers: dict[str, Daemon] = {}
+    try:
+        for name, (where, host, port, whence, source) in streams.items():
+            if (host, port) not in servers:
+                servers[host, port] = where.spawn(f"stream{port}", [this_python(), "-c", STREAM, host, str(port)])
+                servers[host, port].wait_for_line("streaming", 10)
+            callers[name] = whence.spawn(f"call-{source}-{port}", [this_python(), "-c", CALL, source, host, str(port)])
+            wait_until(f"it flows: {name}", lambda name=name: _heard(callers[name]) > 20, 10)  # type: ignore[misc]
+        put_in_force(site, after)
+
+        def ended() -> bool:
+            seen = {name: _heard(one) for name, one in callers.items()}
+            others = [name for name in callers if name != ends]
+            wait_until("the others go on", lambda: all(_heard(callers[n]) > seen[n] + 50 for n in others), 15)
+            return _heard(callers[ends]) == seen[ends]
+
+        wait_until(f"it has ended: {ends}", ended, 15)
+    finally:
+        for daemon in (*callers.values(), *servers.values()):
+            daemon.stop()
 
 
 def _no_grants(site: Site, job: Job) -> int:
