@@ -339,7 +339,7 @@ def test_an_older_cluster_is_named_and_upgraded(tmp_path: Path, monkeypatch: pyt
     from ryu_apps.store import schema
 
     with StoreCluster() as cluster:
-        older = ROOT / "tests/unit/controller/schemas/lark-1.1.0.ovsschema"
+        older = ROOT / "ryu_apps/store/released/lark-1.1.0.ovsschema"
         # ovsdb-client converts in either direction: that is why Lark looks at the version itself.
         subprocess.run(["ovsdb-client", "--timeout=10", "convert", ",".join(cluster.servers), str(older)], check=True)
         with pytest.raises(StoreError, match="lark-controller store upgrade"):
@@ -353,4 +353,44 @@ def test_an_older_cluster_is_named_and_upgraded(tmp_path: Path, monkeypatch: pyt
             remove(daemon)
         store = OvsdbStore(cluster.servers, name="a")
         store.write([PutMaster(MasterRow("br1", "a", 1), None)]).wait(time.monotonic() + 5)
+        store.close()
+
+
+def test_a_cluster_goes_back_to_an_earlier_schema_when_no_controller_lives(tmp_path: Path) -> None:
+    from ryu_apps.store import schema
+
+    with StoreCluster() as cluster:
+        store = OvsdbStore(cluster.servers, name="a")
+        store.write([PutAttempt(attempt(1))]).wait(time.monotonic() + 15)
+        store.reserve(Kind.SHARE, 10)
+        daemon = Daemon(os.environ.get("LARK_TEST_ENGINE", "os-ken"))
+        try:
+            controller_yaml(daemon, cluster)
+            config = str(daemon.home / "controller.yaml")
+            beating, over = threading.Event(), threading.Event()
+
+            def beat() -> None:
+                while not over.wait(0.3):
+                    store.beat()
+                    beating.set()
+
+            alive = threading.Thread(target=beat)
+            alive.start()
+            assert beating.wait(10)
+            refused = command("store", "downgrade", "--config", config, "1.3.0")
+            assert refused.returncode == 1
+            assert "stop every controller first" in refused.stderr
+            over.set()
+            alive.join()
+            store.write([PutAttempt(attempt(2))]).wait(time.monotonic() + 15)
+            store.close()
+            done = command("store", "downgrade", "--config", config, "1.3.0")
+            assert done.stdout.strip() == f"converted the cluster from schema {schema.VERSION} to 1.3.0", done.stderr
+            assert "already" in command("store", "downgrade", "--config", config, "1.3.0").stdout
+            done = command("store", "upgrade", "--config", config)
+            assert done.stdout.strip() == f"converted the cluster from schema 1.3.0 to {schema.VERSION}", done.stderr
+        finally:
+            remove(daemon)
+        store = OvsdbStore(cluster.servers, name="a")
+        assert sorted(row.number for row in store.load().attempts) == [1, 2]
         store.close()

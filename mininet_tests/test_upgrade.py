@@ -7,6 +7,7 @@ words still fit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from mininet_tests.agent_rig import Starter
 from mininet_tests.kill_rig import KillRig
 from mininet_tests.older import older_version
-from mininet_tests.site.lark import REPOSITORY
+from mininet_tests.site.lark import ENVIRONMENT, REPOSITORY, python_command
 from mininet_tests.site.namespaces import wait_until
+from ryu_apps.store.downgrade import versions
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -61,6 +63,11 @@ def replace_agent(rig: KillRig, version: Path) -> None:
 def replace_controller(rig: KillRig, version: Path) -> None:
     assert rig.controller is not None
     assert rig.controller.stop() == 0
+    schema = json.loads((version / "ryu_apps/store/lark.ovsschema").read_text())["version"]
+    if schema in versions():
+        # As docs/store.md says: the later version converts what the earlier one is to read.
+        argv = python_command("ryu_apps.cli", "store", "downgrade", "--config", f"{rig.home}/controller.yaml", schema)
+        rig.machine.run(argv, env=ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)}).need()
     rig.controller_source = version
     rig.start_controller()
     rig.wait_for_pool()

@@ -65,6 +65,20 @@ def upgrade(config: Path) -> None:
 
 
 @store.command()
+@_config
+@click.argument("version")
+def downgrade(config: Path, version: str) -> None:
+    """Convert what is stored to the schema VERSION of an earlier lark-controller, which is to be installed again.
+
+    No controller may run. An embedded database as it was is kept beside it; make a back-up of a cluster first."""
+    from ryu_apps.config import load_config
+    from ryu_apps.store import downgrade as doing
+
+    with faults_in_files(), _faults():
+        click.echo(doing.downgrade(load_config(config).store, version))
+
+
+@store.command()
 @_directory
 @_raft
 def create(directory: Path, raft: str) -> None:

@@ -22,8 +22,9 @@ from ryu_apps.store.schema import DATABASE, SCHEMA, VERSION, is_older
 from ryu_apps.store.server import find_tool, lock_state_dir, prepare_file, run_tool
 from ryu_apps.store.store import StoreError
 
-# More than were given since any back-up that somebody may still want. A slice's number has 32 bits, the others 48.
-LEAPS = {"attempt": 10**9, "identity": 10**9, "slice": 10**7, "service": 10**6, "node": 10**6}
+# More than were given since any back-up that somebody may still want. A slice's number has 32 bits, a share's 22 (its
+# counter comes round: ryu_apps/life/present.py), the others 48.
+LEAPS = {"attempt": 10**9, "identity": 10**9, "slice": 10**7, "service": 10**6, "node": 10**6, "share": 10**6}
 _CLIENT_SECONDS = 60
 
 
@@ -34,12 +35,12 @@ def backup(settings: StoreSettings, target: Path, *, force: bool) -> str:
     with _beside(target) as new:
         if not settings.embedded:
             how = "from the cluster"
-            _client(settings, "backup", output=new)
+            clients_tool(settings, "backup", output=new)
         else:
-            lock = _lock_if_stopped(settings.state_dir)
+            lock = if_stopped(settings.state_dir)
             if lock is None:
                 how = "from the running controller"
-                _client(settings, "backup", output=new)
+                clients_tool(settings, "backup", output=new)
             else:
                 try:
                     db = settings.state_dir / "lark.db"
@@ -72,16 +73,16 @@ def upgrade(settings: StoreSettings) -> str:
     """Convert a cluster to the schema of this program. Returns what to tell. Raises StoreError."""
     if settings.embedded:
         return "the embedded store is converted when lark-controller starts; nothing to do"
-    version = _client(settings, "get-schema-version").strip()
+    version = clients_tool(settings, "get-schema-version").strip()
     if not is_older(version, "the cluster"):
         return f"the cluster has schema {version} already"
-    _client(settings, "convert", argument=str(SCHEMA))
+    clients_tool(settings, "convert", argument=str(SCHEMA))
     return f"converted the cluster from schema {version} to {VERSION}"
 
 
 def _restore_file(settings: StoreSettings, source: Path, ready: Path, *, force: bool) -> str:
     db = settings.state_dir / "lark.db"
-    lock = _lock_if_stopped(settings.state_dir)
+    lock = if_stopped(settings.state_dir)
     if lock is None:
         raise StoreError(f"lark-controller runs on {settings.state_dir}; stop it first")
     try:
@@ -89,7 +90,7 @@ def _restore_file(settings: StoreSettings, source: Path, ready: Path, *, force: 
         if db.exists():
             if not force:
                 raise StoreError(f"{db} exists and would be replaced; say --force (it is kept beside it)")
-            old = _unused(db.with_name(f"{db.name}.before-restore"))
+            old = unused(db.with_name(f"{db.name}.before-restore"))
             shutil.copy2(db, old)
             kept = f"; what was stored before: {old}"
         with _beside(db) as new:
@@ -118,11 +119,11 @@ def _restore_cluster(settings: StoreSettings, source: Path, ready: Path, *, forc
                 f"the store has {len(now.attempts)} attempts and {len(now.nodes)} nodes, which would be replaced; "
                 "say --force (they are kept in a file beside the back-up)"
             )
-        old = _unused(source.with_name(f"{source.name}.before-restore"))
+        old = unused(source.with_name(f"{source.name}.before-restore"))
         backup(settings, old, force=False)
         kept = f"; what was stored before: {old}"
     with ready.open("rb") as content:
-        _client(settings, "restore", content=content.fileno())
+        clients_tool(settings, "restore", content=content.fileno())
     return f"the cluster was restored from {source}{kept}"
 
 
@@ -157,7 +158,7 @@ def _prepare(source: Path, ready: Path) -> None:
         raise StoreError(f"{source} cannot be restored: {faults[0]}")
 
 
-def _client(
+def clients_tool(
     settings: StoreSettings, verb: str, *, argument: str = "", output: Path | None = None, content: int | None = None
 ) -> str:
     """Run ovsdb-client on the store. Raises StoreError with what it says."""
@@ -185,7 +186,7 @@ def _version(db: Path) -> str:
     return run_tool([find_tool("ovsdb-tool"), "db-version", str(db)])
 
 
-def _lock_if_stopped(state_dir: Path) -> int | None:
+def if_stopped(state_dir: Path) -> int | None:
     """The lock of the state directory, or None while a controller has it. Raises StoreError."""
     if not state_dir.is_dir():
         raise StoreError(f"there is no state directory {state_dir}; is `state-dir` right?")
@@ -230,7 +231,7 @@ def _finish(new: Path, target: Path) -> None:
             os.close(descriptor)
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     number = 1
     found = path
     while found.exists():

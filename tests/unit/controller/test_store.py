@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from policies.model import Bandwidth, Decision, Outcome, Place, Sharing
 from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
-from ryu_apps.store import backup
+from ryu_apps.store import backup, downgrade
 from ryu_apps.store.blocks import NumberBlock
 from ryu_apps.store.jsonrpc import Framer, Lost, parse_remote
 from ryu_apps.store.memory import MemoryStore
@@ -659,7 +659,7 @@ def test_one_member_of_a_set_has_one_fingerprint_in_either_form() -> None:
 
 # --- older and newer databases, back-ups ----------------------------------------------------------------------------
 
-SCHEMAS = Path(__file__).with_name("schemas")
+SCHEMAS = downgrade.RELEASED
 OLD = SCHEMAS / "lark-1.1.0.ovsschema"
 
 
@@ -712,6 +712,52 @@ def test_attempts_of_a_store_that_numbered_no_shares_are_read_and_can_be_written
     store.write([PutAttempt(now, then)]).wait(soon())
     assert store.load().attempts == (now,) != (then,)
     opened.close()
+
+
+def test_an_earlier_version_can_be_installed_again(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    with pytest.raises(StoreError, match="no state directory"):
+        downgrade.downgrade(config, "1.3.0")
+    opened = OpenStore(config)
+    store = opened.open()
+    sharing = Decision(Outcome(False, frozenset()), (), (), share=Sharing("alice", Bandwidth(percent=10)))
+    now = row(1, decision=sharing, share_number=store.reserve(Kind.SHARE, 1))
+    store.write([PutAttempt(now), PutMaster(MasterRow("br1", "ctl", 1), None)]).wait(soon())
+    number = store.reserve(Kind.ATTEMPT, 1000)
+    with pytest.raises(StoreError, match="stop it first"):
+        downgrade.downgrade(config, "1.3.0")
+    opened.close()
+    with pytest.raises(StoreError, match=r"no earlier schema 1\.9\.0, but 1\.3\.0, 1\.2\.0"):
+        downgrade.downgrade(config, "1.9.0")
+    db = tmp_path / "state" / "lark.db"
+    said = downgrade.downgrade(config, "1.3.0")
+    assert "to 1.3.0" in said
+    assert f"lark.db.schema-{VERSION}" in said
+    tool = ["ovsdb-tool", "needs-conversion", str(db), str(SCHEMAS / "lark-1.3.0.ovsschema")]
+    assert subprocess.run(tool, check=True, capture_output=True, text=True).stdout.strip() == "no"
+    assert "already" in downgrade.downgrade(config, "1.3.0")
+    # And forward again: all is there but what the earlier version has no room for.
+    store = opened.open()
+    assert store.load().attempts == (replace(now, share_number=0),)
+    assert store.load().masters[0].bridge == "br1"
+    assert store.reserve(Kind.ATTEMPT, 1) > number
+    opened.close()
+
+
+def test_every_earlier_schema_can_be_gone_back_to(tmp_path: Path) -> None:
+    assert downgrade.versions()[0] == max(downgrade.versions(), key=lambda found: [int(n) for n in found.split(".")])
+    for version in downgrade.versions():
+        config = settings(tmp_path / version)
+        (tmp_path / version).mkdir()
+        opened = OpenStore(config)
+        store = opened.open()
+        for kind in Kind:
+            store.reserve(kind, 10)
+        store.write([PutAttempt(row(1))]).wait(soon())
+        opened.close()
+        assert f"to {version}" in downgrade.downgrade(config, version)
+        assert opened.open().load().attempts == (row(1),)
+        opened.close()
 
 
 def newer_schema(tmp_path: Path) -> Path:
