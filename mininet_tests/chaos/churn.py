@@ -161,6 +161,9 @@ class Agent:
         self._present: dict[str, tuple[Lane, bool]] = {}
         """Acknowledged attempts: the lane, and whether it only comes and goes."""
         self._ending: str | None = None
+        self._quarantine: list[tuple[str, Lane, float]] = []
+        """Ended, but a bridge of slice mates had not confirmed it: whose lane it is, and when to ask again."""
+        self._said: dict[str, Any] = {}
         self._interval: float | None = None
         self._population = 0
         self._idle = threading.Event()
@@ -209,6 +212,8 @@ class Agent:
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 self._beat()
+            if self._quarantine and self._quarantine[0][2] < time.monotonic():
+                self._ask_again()
             if self._interval is None:
                 self._idle.set()
                 time.sleep(0.02)
@@ -236,7 +241,23 @@ class Agent:
                 with self._lock:
                     free, _ = self._present.pop(id)
                     self._ending = None
-                self._lanes.append(free)
+                if "pending" in self._said.get("bridges", {}).values():
+                    self._quarantine.append((id, free, time.monotonic() + AGAIN))
+                else:
+                    self._lanes.append(free)
+
+    def _ask_again(self) -> None:
+        """As lark-agent does: a lane is used again when everybody has confirmed that the attempt on it is gone."""
+        id, lane, _ = self._quarantine.pop(0)
+        try:
+            status, answer = self._http.call("DELETE", f"/v1/attempts/{id}", None)
+        except (OSError, http.client.HTTPException, ValueError):
+            self._http.turn()
+            status, answer = 0, {}
+        if status == 404 or (status == 200 and "pending" not in answer.get("bridges", {}).values()):
+            self._lanes.append(lane)
+        else:
+            self._quarantine.append((id, lane, time.monotonic() + AGAIN))
 
     def _begin_attempt(self, lane: Lane, ad: dict[str, object], *, moving: bool) -> None:
         self._serial += 1
@@ -265,6 +286,7 @@ class Agent:
             began = time.monotonic()
             try:
                 status, answer = self._http.call(method, path, body)
+                self._said = answer
                 detail = "" if status in good else str(answer.get("detail", answer))
             except (OSError, http.client.HTTPException, ValueError) as problem:
                 status, detail = 0, str(problem)
