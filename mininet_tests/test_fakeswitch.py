@@ -351,7 +351,7 @@ def test_strangers_who_come_while_much_is_told_do_not_stop_the_application(
     with FleetThread(strangers, app.address, retry=0.01):
         for _ in range(60):
             running.call(tell)
-        wait_until("many were turned away", lambda: app.call("turned_away") > 200)
+        wait_until("many were turned away", lambda: app.call("turned_away") > 200, 60)
     assert app.realise("change", REAL, [attempt(90)], [])[0] == "realised"
     wait_until("all ports are known", lambda: len(app.state(REAL).ports) == 199)
 

