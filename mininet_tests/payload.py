@@ -98,6 +98,25 @@ found = re.search(r"eth0: *(.*)", open("/proc/self/net/dev").read())[1].split()
 print(found[0], found[1], found[8], found[9], flush=True)
 '''
 
+FLOOD = r'''#!/usr/bin/python3
+"""flood.py ECHO-HOST ECHO-PORT: 1000 datagrams in a second or more, and what comes back of them; then how many packets
+our device has received and sent."""
+import re, socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(2)
+s.connect((sys.argv[1], int(sys.argv[2])))
+for _ in range(1000):
+    s.send(bytes(1400))
+    time.sleep(0.001)                             # at once, and some never come as far as the switch's counters
+try:
+    while s.recv(2048):
+        pass
+except TimeoutError:
+    pass
+found = re.search(r"eth0: *(.*)", open("/proc/self/net/dev").read())[1].split()
+print(found[1], found[9], flush=True)
+'''
+
 LONG_CONNECTION = r'''#!/usr/bin/python3
 """Hold a connection to the file server and one to the web server, in a process that outlives the job's own."""
 import os, socket, sys, time

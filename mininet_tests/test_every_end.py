@@ -83,7 +83,9 @@ GROUPS = """\
 groups:
   in-a-dag: 'DAGManJobId =!= undefined'
   in-parallel: 'JobUniverse =?= 11'
+  slow: 'LarkSlice =?= "slow"'
 """
+RATES = "rates: [{for: slow, rate: 1, unit: Mbit/s}]\n"
 NAMED = "#!/bin/sh\nreadlink /proc/self/ns/net > @HERE@/new.NAME\nmv @HERE@/new.NAME @HERE@/NAME\n"
 """Tells the job's network in a file that is complete or absent."""
 STAY = f"#!/bin/sh\n./probe.py {FS} {WEB} > @HERE@/live 2>&1\n"
@@ -91,11 +93,11 @@ STAY += "readlink /proc/self/ns/net > @HERE@/network\n" + payload.WAIT
 
 
 def policy() -> str:
-    """The demo's, with slices for DAGs and parallel jobs."""
+    """The demo's, with slices for DAGs and parallel jobs, and a rate for those that ask for it."""
     text = POLICY.read_text(encoding="utf-8")
     assert "groups:\n" in text
     assert "slices:\n" in text
-    return text.replace("groups:\n", GROUPS).replace("slices:\n", SLICES)
+    return text.replace("groups:\n", GROUPS).replace("slices:\n", SLICES) + RATES
 
 
 @dataclass
@@ -349,6 +351,33 @@ def test_the_jobs_ad_says_at_the_end_what_went_through_its_network(ends: Ends, e
     else:  # there is no exit hook: nobody tells the agent before the starter has sent its last update
         job.remove()
         assert "NetworkIncoming" not in ad
+
+
+def test_the_jobs_ad_says_what_its_rate_dropped(ends: Ends) -> None:
+    script = f"#!/bin/sh\n./flood.py {CAMPUS} {HTTP_PORT} > @HERE@/live 2>&1\n" + payload.WAIT
+    job = run_job(ends.site, BOB, script, {"flood.py": payload.FLOOD}, {"My.LarkSlice": '"slow"'}, name="counts-rate")
+    wait_for_file(job)
+    attempt = ends.running(job)
+    with ends.ending(attempt):
+        job.let_go()
+    job.wait(JobStatus.COMPLETED)
+    if ends.site.condor != "23":  # no exit hook, as above
+        ad = job.ad()
+        job.remove()
+        assert "NetworkOutgoingDropped" not in ad
+        return
+    with suppress(SiteError):
+        wait_until("the ad has the counts", lambda: "NetworkIncoming" in job.ad(), 15, 0.5)
+    told: dict[str, Any] = job.ad()
+    job.remove()
+    received, sent = map(int, job.said("live").split())
+    assert sent >= 1000, "positive control"
+    assert told["NetworkOutgoingPackets"] >= sent
+    # 128 KiB and what 1 Mbit/s lets on while it sends: some two hundred of thousand.
+    assert 500 <= told["NetworkOutgoingDroppedPackets"] < sent
+    assert told["NetworkOutgoingDropped"] >= 1442 * 500
+    # No more can have come back than what passed; beside the echo there is some looking for neighbours.
+    assert 0 < received <= told["NetworkOutgoingPackets"] - told["NetworkOutgoingDroppedPackets"] + 20
 
 
 def test_where_no_hook_runs_the_agents_log_alone_has_the_counts(ends: Ends) -> None:
