@@ -64,6 +64,16 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(int(sys.argv[1])):
     s.sendto(bytes(100), ("{VAULT}", 7000))
 """
+FORGE = f"""
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("eth0", 0))
+ends = socket.inet_aton("{JOB}") + socket.inet_aton("{VAULT}")
+frame = bytes.fromhex("{MACS["job"]}{MACS["outside"]}".replace(":", "")) + bytes.fromhex("0800")
+frame += bytes.fromhex("45000014000000004011") + bytes(2) + ends
+for _ in range(int(sys.argv[1])):
+    s.send(frame.ljust(60, bytes(1)))
+"""
 SCRAPE = f"""
 import sys, urllib.request
 ask = urllib.request.Request("http://{API}/metrics", headers={{"Authorization": "Bearer " + sys.argv[1]}})
@@ -253,6 +263,15 @@ def test_counters_agree_with_interfaces_and_never_go_back(counted: Counted) -> N
     knocked = counted.interface(counted.job, "eth0")["tx"] - before
     assert knocked == 20 * (14 + 20 + 8 + 100)
     wait_until("refusals are counted", lambda: counted.look()["refused"]["no-grant"] == 20, 30, 0.5)
+
+    # What comes from the WAN as a job's is the border's to tell.
+    counted.outside.need(this_python(), "-c", FORGE, "20")
+    wait_until(
+        "forged frames are counted",
+        lambda: counted.metric("lark_border_refused_packets_total", "edge-br", "forged") == 20,
+        30,
+        0.5,
+    )
 
     counted.controller.stop(signal.SIGKILL)
     counted.controller.start()
