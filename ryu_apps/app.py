@@ -644,9 +644,10 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
     def bridges(self) -> list[BridgeState]:
         return [self.bridge(bridge) for bridge in sorted(self._by_name)]
 
-    def busy(self) -> bool:
-        """Is a bridge that is connected not in line (yet)?"""
-        return any(one.datapath is not None and not one.machine.converged for one in self._by_name.values())
+    def waiting(self) -> tuple[set[str], set[str]]:
+        """Bridges that are connected and not in line (yet), and bridges that are not connected."""
+        here = {name for name, one in self._by_name.items() if one.datapath is not None}
+        return {name for name in here if not self._by_name[name].machine.converged}, self._by_name.keys() - here
 
     def counts(self, bridge: str) -> machine.Counts:
         """What was sent to a bridge since the controller started."""

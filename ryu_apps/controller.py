@@ -211,6 +211,11 @@ class Controller:
         self.events.close()
         self._carried.save()
 
+    def with_jobs(self) -> set[str]:
+        """Bridges that jobs have their ports on."""
+        with self._present.lock:
+            return {attempt.bridge for attempt in self._present.world.attempts.values()}
+
     def problems(self) -> list[str]:
         """Why the controller is not ready to serve; empty when it is."""
         return [] if self._telling.begun else ["the stored state has not been read back yet"]

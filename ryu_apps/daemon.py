@@ -26,6 +26,7 @@ from policies.certificates import bridge_certificate_name, node_certificate_name
 from policies.events import Kind
 from policies.model import Role
 from ryu_apps.admission import BEAT
+from ryu_apps.bridges_first import bridges_first
 from ryu_apps.collector import Collector
 from ryu_apps.events import Events
 from ryu_apps.files import Files
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from ryu_apps.controller import Controller
 
 LOG = logging.getLogger("lark")
-BRIDGES_FIRST = 1.0
-"""Seconds that the API waits at most for the bridges that are there at the start."""
 
 
 def serve(files: Files) -> None:
@@ -80,6 +79,7 @@ def serve(files: Files) -> None:
             # of all, because a switch that finds nobody tries again only a second or more later.
             last.callback(framework.stop)
             framework.start()
+        listening = time.monotonic()
         from ryu_apps.controller import Controller
         from ryu_apps.peers import Peers
 
@@ -110,7 +110,7 @@ def serve(files: Files) -> None:
         policy = files.policy
         events.tell(Kind.POLICY_LOADED, f"started with policy {policy.digest[:12]} (mode {policy.mode.value})")
         if several is None:
-            _bridges_first(switches.busy)
+            bridges_first(switches.waiting, controller.with_jobs(), listening)
         # Only now: what agents ask for waits for the bridges anyway.
         from ryu_apps.rest.api import Api
 
@@ -154,13 +154,6 @@ def serve(files: Files) -> None:
                 raise engine.EngineError("the listener for switches has ended; see the log above")
             if not wsgi.alive:
                 raise engine.EngineError("the API's listener has ended; see the log above")
-
-
-def _bridges_first(busy: Callable[[], bool]) -> None:
-    """Let the bridges that have come be brought in line; not for long, since one may never answer."""
-    until = time.monotonic() + BRIDGES_FIRST
-    while busy() and time.monotonic() < until:
-        time.sleep(0.01)
 
 
 def _housekeeping(

@@ -127,6 +127,7 @@ def handler(event: Any, states: Any) -> Callable[[MethodT], MethodT]:
 
 UP: Final = _handler.MAIN_DISPATCHER
 DOWN: Final = _handler.DEAD_DISPATCHER
+_CONFIG: Final = _handler.CONFIG_DISPATCHER
 
 StateChange: Any = _ofp_event.EventOFPStateChange
 """A switch is UP (handshake done) or DOWN; `event.datapath`, `event.state`."""
@@ -178,31 +179,9 @@ def error_name(message: Any) -> str:
     return f"{kind} {ofproto.ofp_error_code_to_str(message.type, message.code)}"
 
 
-def _register_passage() -> None:
-    """Let the list of ports that a switch tells at every connect through unread: the framework's parser makes objects
-    we do not want, 0.1 ms a port."""
-    original = _ofproto_parser._MSG_PARSERS[ofproto.OFP_VERSION]
-
-    def parse(datapath: Any, version: int, kind: int, length: int, xid: int, buf: bytes) -> Any:
-        if kind != ofproto.OFPT_MULTIPART_REPLY or length < 16 or _part(buf) != ofproto.OFPMP_PORT_DESC:
-            return original(datapath, version, kind, length, xid, buf)
-        message = parser.OFPPortDescStatsReply(datapath)
-        message.set_headers(version, kind, length, xid)
-        message.set_buf(bytes(buf[:length]))
-        message.body = []
-        # The framework ends its handshake with the last part of the list of ports.
-        message.flags = int.from_bytes(buf[10:12], "big")
-        return message
-
-    _ofproto_parser.register_msg_parser(ofproto.OFP_VERSION)(parse)
-
-
 def _part(message: bytes) -> int:
     """Which kind of multipart reply it is."""
     return int.from_bytes(message[8:10], "big")
-
-
-_register_passage()
 
 
 class _Outbox(_hub.Queue):  # type: ignore[misc,name-defined]  # the framework ships no types
@@ -371,7 +350,14 @@ class _Link(_controller.Datapath):  # type: ignore[misc,name-defined]
 
     def _take(self, version: int, kind: int, xid: int, message: bytes) -> None:
         hearer = _hearer
-        if self.state != UP or version != ofproto.OFP_VERSION or hearer is None:
+        if self.state == _CONFIG and version == ofproto.OFP_VERSION and kind == ofproto.OFPT_FEATURES_REPLY:
+            # The framework would ask for the list of ports before it says that the switch is UP. We ask for that
+            # ourselves, together with all else: one answer less to wait for, of each switch.
+            self.id = self._parse(version, kind, xid, message).datapath_id
+            self.set_state(UP)
+        elif self.state != UP and kind == ofproto.OFPT_MULTIPART_REPLY:
+            pass  # nobody has asked
+        elif self.state != UP or version != ofproto.OFP_VERSION or hearer is None:
             self._by_framework(version, kind, xid, message)
         elif kind == ofproto.OFPT_BARRIER_REPLY:
             hearer.heard_barrier(self, xid)

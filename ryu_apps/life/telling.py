@@ -284,9 +284,7 @@ class Telling:
         world = self._present.world
         attempt = world.attempts[id]
         return {
-            bridge: self.switches().change(bridge, self._rules(bridge, attempt), [])
-            if bridge in self.mine
-            else Elsewhere(bridge)
+            bridge: self.tell(bridge, [], self._rules(bridge, attempt))
             for bridge in compiler.bridges_of(world, attempt)
         }
 

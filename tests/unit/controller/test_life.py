@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -374,6 +376,22 @@ def test_nothing_is_said_to_a_bridge_before_its_ports_are_known(rig: Rig) -> Non
     rig.fabric.connect("br1")
     assert rig.fabric.flow_mods == sent
     rig.controller.tick()
+    rig.check()
+
+
+def test_a_put_again_waits_for_a_bridge_that_has_not_come_since_the_start(rig: Rig) -> None:
+    """It comes within a second. A refusal would have every agent ask again and again meanwhile."""
+    rig.controller.register(aid(), spec())
+    rig.fabric.disconnect("br1")
+    rig.clock.now, rig.deadline = time.monotonic(), 30
+    rig.restart()
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(rig.controller.register, aid(), spec())
+        with pytest.raises(TimeoutError):
+            again.result(0.1)
+        rig.fabric.connect("br1")
+        status, new = again.result(30)
+    assert (set(status.bridges), new) == ({"br1", "gate1"}, False)
     rig.check()
 
 
