@@ -212,9 +212,9 @@ class Controller:
         self._carried.save()
 
     def with_jobs(self) -> set[str]:
-        """Bridges that jobs have their ports on."""
+        """Bridges that hold flows of jobs."""
         with self._present.lock:
-            return {attempt.bridge for attempt in self._present.world.attempts.values()}
+            return self._telling.with_jobs()
 
     def problems(self) -> list[str]:
         """Why the controller is not ready to serve; empty when it is."""

@@ -25,11 +25,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as member
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from mininet_tests import frames as f
 from mininet_tests.chaos.churn import Agent, Churn, Http, Lane
+from mininet_tests.chaos.host_lanes import write
 from mininet_tests.chaos.inside import Inside
 from mininet_tests.chaos.probes import Pair, Prober, head
 from mininet_tests.chaos.proxy import Proxy
@@ -37,9 +39,9 @@ from mininet_tests.site.lark import compiled, python_command
 from mininet_tests.site.namespaces import Daemon, Machine, SiteError, wait_until
 from mininet_tests.site.openvswitch import RUN, OpenVSwitch
 from mininet_tests.site.users import private_etc
-from mininet_tests.switch_rig import LANE
 from ovs_agent import plan
 from ryu_apps.openflow.cookies import Feature
+from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, Goto, Match, Output, match
 from ryu_apps.rest.auth import TokenRole, new_token
 
 GATE, CORE = "lkch-gate", "lkch-core"
@@ -89,6 +91,19 @@ class Size:
 
 REDUCED = Size(workers=3, attempts=90, changes=20, faults=3, window=4, partition=20, flapping=5)
 FULL = Size(workers=15, attempts=1000, changes=100, faults=20, window=8, partition=60, flapping=30)
+
+
+HOST_LANE = Flow(0, 1, (), (Goto(1),), Cookie(plan.HOST_LANE_COOKIE))
+
+
+def _carries(priority: int, match: Match, port: int) -> Flow:
+    return Flow(0, priority, match, (Output(port),), Cookie(0))
+
+
+def _to(network: str, prefix: int) -> Match:
+    mask = (1 << 32) - (1 << (32 - prefix))
+    there = FieldMatch("nw_dst", int(IPv4Address(network)), None if prefix == 32 else mask)
+    return match(FieldMatch("dl_type", f.IPV4), there)
 
 
 @dataclass(slots=True)
@@ -255,6 +270,11 @@ class Rig:
 
         wait_until(f"all of {len(self.bridges)} bridges in line; {self._log(self.seats[0])}", all_told, seconds, 0.02)
         return time.monotonic()
+
+    def behind_the_api(self, seat: Seat | None = None) -> int:
+        """How many bridges were not in line yet when the API of a controller opened."""
+        before, opened, _ = self.log(seat).partition("lark-controller ready")
+        return len(set(self.bridges) - set(re.findall(r"bridge=(\S+): in line with", before))) if opened else 0
 
     def sent_at_start(self, seat: Seat | None = None) -> dict[str, int]:
         """Flow-mods that the controller says it sent to each bridge until that was in line for the first time."""
@@ -509,17 +529,13 @@ class Rig:
 
     def _table0(self) -> None:
         """What is not the controller's: the host lanes, and the core, which only carries."""
-        flows = {bridge: [LANE] for bridge in self.bridges}
-        flows[CORE] = [f"priority=2,ip,nw_dst={SERVER},actions=output:999", "priority=0,actions=output:1000"]
-        flows[CORE] += [f"priority=1,ip,nw_dst=10.20.{n}.0/24,actions=output:{n}" for n in self.workers]
-        # All at once, as the agents of so many nodes do: one after the other they would wait for each other's turn in
-        # the one switch that all of them share here.
-        script = "".join(
-            f"ovs-ofctl -OOpenFlow14 add-flows unix:{RUN}/{bridge}.mgmt - <<'.' &\n" + "\n".join(texts) + "\n.\n"
-            'all="$all $!"\n'
-            for bridge, texts in flows.items()
-        )
-        self.machine.run(["sh", "-e"], given=script + 'for one in $all; do wait "$one"; done\n').need()
+        flows: dict[str, list[Flow]] = {bridge: [HOST_LANE] for bridge in self.bridges}
+        flows[CORE] = [
+            _carries(2, _to(SERVER, 32), 999),
+            *(_carries(1, _to(f"10.20.{n}.0", 24), n) for n in self.workers),
+            _carries(0, (), 1000),
+        ]
+        write(Path(f"/proc/{self.machine.init_pid}/root{RUN}"), flows)
 
     def kill_switch(self) -> None:
         self.switch.kill_switch()
@@ -527,13 +543,7 @@ class Rig:
     def start_switch(self) -> float:
         """Open vSwitch again, and table 0, as the agents write it; gives the moment of the start."""
         began = time.monotonic()
-        self.switch.start_switch()
-
-        def reachable() -> bool:
-            show = ["ovs-ofctl", "-OOpenFlow14", "--timeout=1", "dump-tables", f"unix:{RUN}/{CORE}.mgmt"]
-            return self.machine.run(show).code == 0
-
-        wait_until("the bridges are there again", reachable, 10, 0.02)
+        self.switch.start_switch(wait=False)
         self._table0()
         return began
 

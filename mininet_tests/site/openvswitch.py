@@ -67,8 +67,8 @@ class OpenVSwitch:
         )
         self.start_switch()
 
-    def start_switch(self) -> None:
-        """ovs-vswitchd alone (again): also after `kill_switch`."""
+    def start_switch(self, *, wait: bool = True) -> None:
+        """ovs-vswitchd alone (again): also after `kill_switch`. `wait`: until it answers."""
         home = self.machine.root / "ovs"
         self.switch = self.machine.spawn(
             "ovs-vswitchd",
@@ -82,6 +82,8 @@ class OpenVSwitch:
                 "-vconsole:off",
             ],
         )
+        if not wait:
+            return
         wait_until(
             f"ovs-vswitchd answers on {self.machine.name}",
             lambda: self.machine.run(["ovs-appctl", "-T2", "-t", "ovs-vswitchd", "version"]).code == 0,

@@ -109,6 +109,10 @@ class Telling:
     def connected(self, bridge: str) -> bool:
         return self.switches().connected(bridge)
 
+    def with_jobs(self) -> set[str]:
+        """Bridges that hold flows of jobs."""
+        return {bridge for bridge, uses in self._uses.items() if uses}
+
     def ports(self, bridge: str, ports: Mapping[str, int]) -> None:
         """Standing flows follow the numbers of a bridge's declared ports."""
         # Ports of jobs come and go; only the declared ones mean something to the standing flows.

@@ -335,6 +335,7 @@ def test_a_restart_reads_everything_back_and_sends_nothing(rig: Rig) -> None:
     assert rig.fabric.flow_mods == sent
     assert rig.store.writes == writes
     assert rig.controller.attempts() == before
+    assert rig.controller.with_jobs() == {"br1", "br2", "gate1", "gate2"}
     rig.check()
     # Numbers go on where none was given yet.
     rig.controller.register(aid(12), spec(12))
@@ -370,6 +371,7 @@ def test_nothing_is_said_to_a_bridge_before_its_ports_are_known(rig: Rig) -> Non
     rig.controller.register(aid(), spec())
     rig.fabric.disconnect("br1")
     rig.restart()
+    assert rig.controller.with_jobs() == {"br1", "gate1"}
     assert rig.fabric.state["br1"].desired is None
     assert refusal(lambda: rig.controller.register(aid(3), spec(3))).slug is Slug.NOT_REALISED
     sent = rig.fabric.flow_mods
