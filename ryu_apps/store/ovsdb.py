@@ -78,7 +78,9 @@ SILENCE_SECONDS = 6.0
 ANSWER_SECONDS = 60.0
 """A transaction that is not answered by then is settled on a new connection."""
 _BACKOFF = (0.1, 0.2, 0.4, 0.8)
-_BATCH = 100
+_BATCH = 1000
+"""Writes of one transaction at most. The loop gets a turn as often as everybody else: with much to do turns are long,
+and a transaction that could not take up all that comes in one would be what everybody waits for."""
 _TRIES = 5
 QUEUE_LIMIT = 20_000
 _YIELD = 500
@@ -209,7 +211,7 @@ class OvsdbStore:
             first = 1 if known is None else known
             write = self._new({key: {"kind": kind.value, "next": first + count}}, {})
             write.before[key] = None if known is None else {"next": first}
-            self._put(write)
+            self._put(write, first=True)
             try:
                 write.wait(deadline)
             except StoreConflict:
@@ -248,14 +250,18 @@ class OvsdbStore:
     def _new(self, rows: dict[Key, Columns | None], before: dict[Key, Columns | Unchecked | None]) -> Write:
         return Write(rows, before, self._lock, self._trouble)
 
-    def _put(self, write: Write) -> None:
+    def _put(self, write: Write, *, first: bool = False) -> None:
+        """`first`: it does not build on any write before it, and others wait for it."""
         if self.name is None:
             raise StoreError("this program only reads the store")
         with self._lock:
             self._refuse_when_ended()
             if len(self._queue) >= QUEUE_LIMIT:
                 raise StoreError(f"{len(self._queue)} writes wait for the store already; try again")
-            self._queue.append(write)
+            if first:
+                self._queue.appendleft(write)
+            else:
+                self._queue.append(write)
         self._wake()
 
     def _read(self, *, follow: bool) -> ChangeFeed:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from policies.model import Bandwidth, Decision, Outcome, Place, Sharing
 from policies.wire import AttemptSpec, NodeSpec, Phase, PortSpec
 from ryu_apps.store import backup, downgrade
-from ryu_apps.store.blocks import NumberBlock
+from ryu_apps.store.blocks import BLOCK, LAST, LOW_WATER, NumberBlock
 from ryu_apps.store.jsonrpc import Framer, Lost, parse_remote
 from ryu_apps.store.memory import MemoryStore
 from ryu_apps.store.opening import OpenStore, StoreSettings
@@ -154,6 +154,76 @@ def test_reserved_numbers_are_never_given_twice(store: Store) -> None:
     assert min(seen) >= 1
     # Another kind counts for itself.
     assert NumberBlock(store, Kind.SERVICE).take() == 1
+
+
+class SlowReserve(MemoryStore):
+    """Reserves when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def reserve(self, kind: Kind, count: int) -> int:
+        self.asked.set()
+        assert self.let.wait(30)
+        return super().reserve(kind, count)
+
+
+def test_while_one_reserves_numbers_the_others_use_what_is_left_and_wait_only_for_the_last() -> None:
+    slow = SlowReserve()
+    block = NumberBlock(slow, Kind.ATTEMPT)
+    slow.let.set()
+    taken = []
+    while block._left != LOW_WATER - 1:
+        block.top_up()
+        taken.append(block.take())
+    slow.asked.clear()
+    slow.let.clear()
+    first = threading.Thread(target=block.top_up, daemon=True)
+    first.start()
+    assert slow.asked.wait(30)
+    while block._left >= LAST:
+        block.top_up()  # would hang, if it waited
+        taken.append(block.take())
+    # The control: one of the last waits.
+    late = threading.Thread(target=block.top_up, daemon=True)
+    late.start()
+    late.join(0.2)
+    assert late.is_alive()
+    slow.let.set()
+    for thread in (first, late):
+        thread.join(30)
+        assert not thread.is_alive()
+    taken += [block.take() for _ in range(BLOCK)]
+    assert len(set(taken)) == len(taken)
+
+
+def test_all_that_waits_for_a_slow_server_goes_at_once_and_a_reservation_before_it(
+    server: EmbeddedServer, ovsdb: OvsdbStore
+) -> None:
+    assert server.pid is not None
+    ovsdb.reserve(Kind.ATTEMPT, 10)
+    before = ovsdb.counts.transactions
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        pending = [ovsdb.write([PutAttempt(row(1))])]
+        deadline = time.monotonic() + 30
+        while ovsdb._queue and time.monotonic() < deadline:
+            time.sleep(0.01)  # it is under way
+        pending += [ovsdb.write([PutAttempt(row(n))]) for n in range(2, 900)]
+        thread = threading.Thread(target=ovsdb.reserve, args=(Kind.ATTEMPT, 10), daemon=True)
+        thread.start()
+        while len(ovsdb._queue) < 899 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list(ovsdb._queue[0].rows) == [("Counter", Kind.ATTEMPT.value)]
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    for one in pending:
+        one.wait(soon())
+    thread.join(30)
+    assert not thread.is_alive()
+    assert ovsdb.counts.transactions - before == 2
+    assert len(ovsdb.load().attempts) == 899
 
 
 def test_confirmed_writes_survive_kill_9_of_the_server(server: EmbeddedServer, ovsdb: OvsdbStore) -> None:
