@@ -45,6 +45,7 @@ from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Counted, FlowStats
 from ryu_apps.openflow.meters import Rule, RuleKey
 from ryu_apps.openflow.whole import Whole
+from ryu_apps.patience import wait_for
 from ryu_apps.reconcile import switch as machine
 from ryu_apps.reconcile.switch import Output, SwitchMachine, TicketId
 from ryu_apps.tls import SOON
@@ -86,10 +87,10 @@ class SwitchTicket:
                 self._event.set()
 
     def wait(self, deadline: float) -> TicketResult:
-        if self._result is None and (left := deadline - time.monotonic()) > 0:
+        if self._result is None and deadline > time.monotonic():
             # Most tickets nobody waits for, and an event costs more than all the rest of them.
             self._event = self._event or engine.Event()
-            self._event.wait(left)
+            wait_for(self._event, deadline)
         return self._result or TicketResult(Outcome.TIMED_OUT, f"bridge {self._bridge} has not confirmed in time")
 
     def result(self) -> TicketResult | None:

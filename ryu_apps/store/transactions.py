@@ -6,11 +6,11 @@ Invariants: pure but for the events that callers wait for; operations are RFC 70
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ryu_apps.patience import wait_for as wait_for_event
 from ryu_apps.store.feed import ChangeFeed
 from ryu_apps.store.rows import KEY_COLUMNS, Columns, Key
 from ryu_apps.store.store import StoreError, Unchecked
@@ -32,7 +32,7 @@ class Write:
     _event: threading.Event | None = None
 
     def wait(self, deadline: float) -> None:
-        if not self.done and not self._wait(max(0.0, deadline - time.monotonic())):
+        if not self.done and not self._wait(deadline):
             with self.lock:
                 if not self.done:
                     said = in_words(self.trouble)
@@ -44,12 +44,12 @@ class Write:
         if self.error is not None:
             raise self.error
 
-    def _wait(self, seconds: float) -> bool:
+    def _wait(self, deadline: float) -> bool:
         # Most writes are done before anybody waits, and an event costs more than all the rest of one.
         with self.lock:
             event = self._event = self._event or threading.Event()
         # In this order, as `end` has the other: one of the two sees what the other one did.
-        return self.done or event.wait(seconds)
+        return self.done or wait_for_event(event, deadline)
 
     def end(self, error: StoreError | None = None) -> None:
         self.error = error

@@ -64,6 +64,8 @@ class Day:
     seconds: float
     node: Callable[[int], str] = lambda number: f"wn{number % 40}"
     seed: int = 1
+    frozen: tuple[float, float] = (0.0, 0.0)
+    """From when to when the whole process stands still: what is asked meanwhile comes afterwards, all at once."""
     took: list[float] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0
@@ -78,11 +80,13 @@ class Day:
         step = 0.01
         while now - began < self.seconds:
             now += step
+            owed += self.asked(now - began) * step
+            if self.frozen[0] <= now - began < self.frozen[1]:
+                continue
             site.clock.now = now
             if now - beat >= BEAT:
                 site.admission.beat()
                 beat = now
-            owed += self.asked(now - began) * step
             while owed >= 1:
                 owed -= 1
                 number = next(serial)
@@ -145,6 +149,23 @@ def test_a_standstill_of_seconds_makes_nobody_late() -> None:
     day = Day(lambda t: 0 if 10 < t < 15 else 100, lambda _: 150, 30).run()
     assert day.late == 0
     assert day.done.total() >= 0.9 * 25 * 100
+
+
+def test_a_store_that_stands_still_nearly_as_long_as_anybody_has_makes_nobody_late() -> None:
+    day = Day(lambda t: 0 if 10 < t < 17 else 250, lambda _: 200, 40).run()
+    assert day.late == 0
+    assert day.turned_away > 500
+    assert day.done.total() >= 0.9 * 33 * 200
+
+
+@pytest.mark.parametrize("pace", [110, 250])
+def test_what_comes_all_at_once_after_a_standstill_of_the_process_is_done_in_time(pace: float) -> None:
+    """At 100 a second asked of it, eight seconds' worth."""
+    day = Day(lambda _: pace, lambda _: 100, 60, node=lambda n: f"wn{n}", frozen=(20.0, 28.0)).run()
+    # Those that were taken up before it have waited through it: a few.
+    assert max(day.took) < 8 + DEADLINE / 2
+    assert day.late <= 3
+    assert day.done.total() >= 0.95 * 58 * 100
 
 
 def test_one_that_keeps_up_turns_nobody_away() -> None:
