@@ -29,6 +29,9 @@ OLDEST_PROTOCOL = 1
 """What everybody understands, and what those speak who say nothing."""
 PROTOCOL_HEADER = "Lark-Protocol"
 ATTEMPT_ID_PATTERN = r"^[A-Za-z0-9._~@-]{1,200}$"
+MOST_PORT = 65279
+"""The largest number that Open vSwitch gives a port."""
+MOST_ZONE = 65535
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 MAX_BODY_BYTES = 256 * 1024
@@ -131,7 +134,7 @@ PhaseField = Annotated[Phase, Field(strict=False)]
 class PortSpec(Message):
     bridge: Name
     name: PortName
-    ofport: Annotated[int, Field(ge=1, le=65279)]
+    ofport: Annotated[int, Field(ge=1, le=MOST_PORT)]
 
 
 class AttemptSpec(Message):
@@ -142,7 +145,7 @@ class AttemptSpec(Message):
     mac: Mac
     ipv4: Ipv4
     ipv6: Ipv6 | None = None
-    zone: Annotated[int, Field(ge=1, le=65535)]
+    zone: Annotated[int, Field(ge=1, le=MOST_ZONE)]
     phase: PhaseField = Phase.STAGE_IN
     ad: Ad
     slot: Ad = Field(default_factory=dict)

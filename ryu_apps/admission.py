@@ -130,9 +130,10 @@ class Admission:
         return Load(self._under_way, behind, self._turned_away)
 
     @contextlib.contextmanager
-    def place(self, node: str) -> Iterator[Callable[[], None]]:
+    def place(self, node: str) -> Iterator[Callable[[bool], None]]:
         """A registration of a node is taken up. What it gives is to be called when the controller's own part of it is
-        done. Raises Refused."""
+        done (True), or as soon as it waits for what its own agent is to do (False): that tells nothing of the pace, and
+        is in nobody's way. Raises Refused."""
         now = self._clock()
         own, nodes = self._own, len(self._of) + (node not in self._of)
         if own.under_way >= FEW:
@@ -145,11 +146,11 @@ class Admission:
         self._of[node] += 1
         mine = True
 
-        def over() -> None:
+        def over(done: bool) -> None:
             nonlocal mine
             if mine:
                 mine = False
-                own.end(self._clock())
+                own.end(self._clock(), done=done)
                 self._of[node] -= 1
                 if not self._of[node]:
                     del self._of[node]
@@ -158,7 +159,7 @@ class Admission:
             yield over
         finally:
             self._under_way -= 1
-            over()
+            over(True)
 
     @contextlib.contextmanager
     def at(self, bridges: Iterable[str]) -> Iterator[None]:

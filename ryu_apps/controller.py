@@ -73,7 +73,7 @@ from ryu_apps.views import policy_status
 LOG = logging.getLogger("lark.controller")
 
 
-def _nobody_waits() -> None:
+def nobody_waits(done: bool) -> None:
     """Of a registration that did not come by `admission.place`."""
 
 
@@ -223,11 +223,11 @@ class Controller:
     # --- attempts -----------------------------------------------------------------------------------------------------
 
     def register(
-        self, id: str, spec: AttemptSpec, stored: Callable[[], None] = _nobody_waits
+        self, id: str, spec: AttemptSpec, stored: Callable[[bool], None] = nobody_waits
     ) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused.
 
-        `stored` is called once it waits for nothing but its bridges.
+        `stored` is called once it waits for nothing but its bridges (True), or for its own agent (False).
         """
         try:
             with self.metrics.registration() as new:

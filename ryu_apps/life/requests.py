@@ -65,7 +65,7 @@ class Confirmation:
         tickets: Mapping[str, Ticket],
         pending: Pending | None,
         deadline: float,
-        stored: Callable[[], None] | None = None,
+        stored: Callable[[bool], None] | None = None,
     ) -> Failure | None:
         """None: all confirmed. `stored` is called when only bridges are left. The caller does not have the lock."""
         failed: dict[str, str] = {}
@@ -81,7 +81,7 @@ class Confirmation:
                 # The other masters hear of it from the store: without the row there is nothing to wait for.
                 tickets = {bridge: ticket for bridge, ticket in tickets.items() if not isinstance(ticket, Elsewhere)}
         if stored is not None:
-            stored()
+            stored(True)
         for bridge, ticket in tickets.items():
             result = ticket.wait(deadline)
             if not result.realised:
@@ -130,10 +130,15 @@ class Requests:
         self._times = times
         self._counting = counting
 
-    def begin(self, id: str, spec: AttemptSpec, stored: Callable[[], None]) -> tuple[AttemptStatus, bool]:
+    def begin(self, id: str, spec: AttemptSpec, stored: Callable[[bool], None]) -> tuple[AttemptStatus, bool]:
         """Bring an attempt's policy into force. Returns its status and whether it is new. Raises Refused."""
         present = self._present
-        with self._turns.of(id):
+
+        def aside() -> None:
+            """It waits for its agent's earlier requests or port, as long as that likes: not in the others' way."""
+            stored(False)
+
+        with self._turns.of(id, aside):
             deadline = self._times.until()
             with present.lock:
                 known = present.rows.get(id)
@@ -146,7 +151,7 @@ class Requests:
                 check(present.world, present.nodes, id, spec)
             # A try that was taken back a moment ago may still be on its way out.
             self._departures.settle([id], deadline)
-            self._await_port(spec)
+            self._await_port(spec, aside)
             present.numbers.top_up()
             with present.lock:
                 held = self._departures.claimed(id, spec)
@@ -305,8 +310,9 @@ class Requests:
             with contextlib.suppress(StoreError):
                 write.wait(self._times.until(STORE_PATIENCE))
 
-    def _await_port(self, spec: AttemptSpec) -> None:
-        """The port must be on the switch, under this name and number. Raises Refused."""
+    def _await_port(self, spec: AttemptSpec, waits: Callable[[], None]) -> None:
+        """The port must be on the switch, under this name and number; `waits` is called if it is not yet. Raises
+        Refused."""
         bridge, port = spec.port.bridge, spec.port
         until = time.monotonic() + min(PORT_PATIENCE, self._times.deadline)
         while True:
@@ -318,6 +324,7 @@ class Requests:
             left = until - time.monotonic()
             if left <= 0:
                 break
+            waits()
             # A port plugged a moment ago is told of by a message that may still be under way.
             with self._present.lock:
                 self._present.lock.wait(min(left, 0.25))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ryu_apps.life.times import STORE_PATIENCE, Times
@@ -26,10 +26,14 @@ class Turns:
         self._turns: dict[str, _Turn] = {}
 
     @contextlib.contextmanager
-    def of(self, id: str) -> Iterator[None]:
-        """Wait for the turn of an attempt id. Raises Refused when another request takes too long."""
+    def of(self, id: str, waits: Callable[[], None] | None = None) -> Iterator[None]:
+        """Wait for the turn of an attempt id; `waits` is called if that is another's now. Raises Refused when another
+        request takes too long."""
         with self._queued(id) as turn:
-            if not turn.lock.acquire(timeout=self._times.deadline + STORE_PATIENCE):
+            mine = turn.lock.acquire(blocking=False)
+            if not mine and waits is not None:
+                waits()
+            if not mine and not turn.lock.acquire(timeout=self._times.deadline + STORE_PATIENCE):
                 raise Refused(
                     Slug.NOT_REALISED, f"another request for attempt {id} is under way; try again", {"bridges": []}
                 )

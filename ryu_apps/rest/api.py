@@ -46,7 +46,7 @@ from policies.wire import (
     SiteStats,
     WhyAnswer,
 )
-from ryu_apps.controller import Controller
+from ryu_apps.controller import Controller, nobody_waits
 from ryu_apps.doorway import WELCOME
 from ryu_apps.metrics import CONTENT_TYPE
 from ryu_apps.plain_http import Ask, Client, Reply
@@ -353,7 +353,7 @@ class Api:
         body = call.read(MAX_BODY_BYTES)
         # One that is here already is no more work than it was.
         known = self._controller.node_of(call.name) is not None
-        place = contextlib.nullcontext(_nobody_minds) if known else None
+        place = contextlib.nullcontext(nobody_waits) if known else None
         with place or self._controller.admission.place(call.principal.node or "") as stored:
             spec = _parse(AttemptSpec, body)
             _own(call.principal, spec.node)
@@ -429,7 +429,7 @@ def _unreadable(most: int) -> bytes:
 
 
 def _nobody_minds() -> None:
-    """Where connections or registrations are not limited."""
+    """Where connections are not limited."""
 
 
 def _own(principal: Principal, node: str) -> None:

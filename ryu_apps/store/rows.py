@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from policies.model import Decision, Outcome
 from policies.wire import AttemptSpec, NodeSpec
+from ryu_apps.openflow.cookies import OBJECT_MASK
+from ryu_apps.openflow.meters import MOST_SHARES
 from ryu_apps.store.schema import COLUMNS
 from ryu_apps.store.specs import spec_from_text
 from ryu_apps.store.store import (
@@ -54,6 +56,8 @@ KEY_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _SETS: Final = frozenset({("Attempt", "leaving"), ("Attempt", "awaits")})
 _EMPTY: Final = ["set", []]
+_MOST: Final = (("number", OBJECT_MASK), ("identity", OBJECT_MASK), ("slice", (1 << 32) - 1), ("share", MOST_SHARES))
+"""Of the numbers in an attempt's row, how large each may be: they become cookies, registers and meters."""
 _ORDER: Final = {table: tuple(columns) for table, columns in COLUMNS.items()}
 
 
@@ -141,6 +145,9 @@ def attempt_of_columns(columns: Mapping[str, Any], shared: Shared) -> AttemptRow
     """Raises StoreError."""
     try:
         leaving, awaits = columns["leaving"], columns["awaits"]
+        for name, most in _MOST:
+            if not 0 <= columns[name] <= most:
+                raise StoreError(f"its {name} {columns[name]} is no number that flows have room for")
         return AttemptRow(
             columns["id"],
             columns["number"],

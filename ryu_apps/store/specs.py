@@ -1,8 +1,9 @@
 """What an agent said of an attempt, as this program stored it, read back faster than a stranger's message.
 
 It was checked when it came (`policies.wire.AttemptSpec`), and the controller compares its addresses with the site's
-again. So only its form is looked at here: every key, every type, addresses that are addresses. Invariant: whatever is
-not exactly as this program writes it is left to the full check, which says what is wrong with it.
+again. So only its form is looked at here: every key, every type, addresses that are addresses, numbers that a switch
+has. Invariant: whatever is not exactly as this program writes it is left to the full check, which says what is wrong
+with it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from policies.wire import AttemptSpec, Phase, PortSpec
+from policies.wire import MOST_PORT, MOST_ZONE, AttemptSpec, Phase, PortSpec
 
 _PHASES = {phase.value: phase for phase in Phase}
 _NEEDED = frozenset({"node", "port", "mac", "ipv4", "zone", "ad"})
@@ -57,6 +58,8 @@ def spec_from_text(text: str) -> AttemptSpec | None:
             tuple(port) != _PORT
             or not type(node) is type(bridge) is type(name) is str
             or not type(number) is type(zone) is int
+            or not 1 <= number <= MOST_PORT
+            or not 1 <= zone <= MOST_ZONE
             or _MAC(mac) is None
             or not (job is None or type(job) is str)
         ):

@@ -33,7 +33,7 @@ class Site:
         self.admission = Admission(self.clock, DEADLINE)
         self.inside = contextlib.ExitStack()
 
-    def come(self, count: int, node: str = "wn1") -> list[Callable[[], None]]:
+    def come(self, count: int, node: str = "wn1") -> list[Callable[[bool], None]]:
         return [self.inside.enter_context(self.admission.place(node)) for _ in range(count)]
 
     def refused(self, node: str = "wn1") -> Refused | None:
@@ -206,7 +206,7 @@ def test_a_few_are_taken_up_whatever_the_pace(site: Site) -> None:
 def test_what_waits_for_its_bridges_only_is_in_nobodys_way(site: Site) -> None:
     for _ in range(20 * FEW):
         (stored,) = site.come(1)
-        stored()
+        stored(True)
         site.clock.now += 0.01
     site.clock.now += 60
     assert site.refused() is None
@@ -215,6 +215,17 @@ def test_what_waits_for_its_bridges_only_is_in_nobodys_way(site: Site) -> None:
     site.come(FEW)
     site.clock.now += 60
     assert site.refused() is not None
+
+
+def test_what_waits_for_its_own_agent_is_in_nobodys_way_and_tells_nothing_of_the_pace(site: Site) -> None:
+    waiting = site.come(FEW)
+    site.clock.now += 60
+    assert site.refused() is not None
+    before = site.admission._own._done
+    for over in waiting:
+        over(False)
+    assert site.admission._own._done == before, "nothing got done"
+    site.come(FEW)
 
 
 def _wait_for(site: Site, bridge: str, count: int) -> list[contextlib.ExitStack]:
@@ -281,8 +292,8 @@ def test_how_late_the_clock_is_called_is_told(site: Site) -> None:
 def test_a_registration_that_fails_leaves_its_place(site: Site, early: bool) -> None:
     with pytest.raises(RuntimeError), site.admission.place("wn1") as stored, site.admission.at(["gate"]):
         if early:
-            stored()
-            stored()
+            stored(True)
+            stored(True)
         raise RuntimeError
     assert site.admission.load.registrations == 0
     assert site.admission._own.under_way == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -112,6 +114,24 @@ def test_a_controller_that_is_behind_turns_new_registrations_away_and_nothing_el
         assert call("POST", "/v1/nodes/wn1/heartbeat", beat).json["agree"] is True
         assert call("DELETE", f"/v1/attempts/{aid()}").status_code == 200
     assert call("PUT", f"/v1/attempts/{aid(3)}", put(3)).status_code == 201
+
+
+@pytest.mark.parametrize("id", [aid(3), None])
+def test_registrations_that_wait_for_their_agent_turn_nobody_away(call: Caller, id: str | None) -> None:
+    """An agent asks again and again for a port that is not there: for one attempt, or for one each."""
+    call.rig.controller.times.deadline = 1.0
+    late = put(3)
+    late["port"]["name"] = "lj99"
+    admission = call.rig.controller.admission
+    with ThreadPoolExecutor(2 * FEW) as agents:
+        asked = [agents.submit(call, "PUT", f"/v1/attempts/{id or aid(100 + n)}", late) for n in range(2 * FEW)]
+        until = time.monotonic() + 10
+        while admission.load.registrations < 2 * FEW and time.monotonic() < until:
+            time.sleep(0.01)
+        assert admission.load.registrations == 2 * FEW
+        call.rig.clock.now += 30  # nothing gets done meanwhile
+        assert call("PUT", f"/v1/attempts/{aid()}", put()).status_code == 201
+        assert {one.result().status_code for one in asked} <= {400, 503}
 
 
 def test_a_held_job_carries_subcode_and_reason(call: Caller) -> None:

@@ -59,6 +59,8 @@ def test_what_was_stored_is_read_as_the_full_check_reads_it(one: AttemptSpec) ->
         {"ipv6": "::g"},
         {"zone": "1002"},
         {"zone": True},
+        {"zone": 0},
+        {"zone": 65536},
         {"phase": "later"},
         {"ad": {"A": {"nested": 1}}},
         {"ad": {"A": None}},
@@ -66,6 +68,8 @@ def test_what_was_stored_is_read_as_the_full_check_reads_it(one: AttemptSpec) ->
         {"job": 1.0},
         {"port": {"bridge": "br1", "name": "lj2"}},
         {"port": {"bridge": "br1", "name": "lj2", "ofport": "102"}},
+        {"port": {"bridge": "br1", "name": "lj2", "ofport": 0}},
+        {"port": {"bridge": "br1", "name": "lj2", "ofport": 0xFFFFFFFD}},
         {"port": None},
     ],
 )

@@ -30,7 +30,7 @@ from ryu_apps.store.jsonrpc import Framer, Lost, parse_remote
 from ryu_apps.store.memory import MemoryStore
 from ryu_apps.store.opening import OpenStore, StoreSettings
 from ryu_apps.store.ovsdb import OvsdbStore
-from ryu_apps.store.rows import fingerprint, planned
+from ryu_apps.store.rows import Shared, attempt_of_columns, fingerprint, planned
 from ryu_apps.store.schema import SCHEMA, VERSION, is_older
 from ryu_apps.store.server import EmbeddedServer, _is_ours, find_tool, prepare_file, run_tool
 from ryu_apps.store.store import (
@@ -121,6 +121,15 @@ def test_rows_come_back_equal(store: Store) -> None:
     assert sorted(snapshot.attempts, key=lambda r: r.number) == [row(1), gone, one_left]
     assert snapshot.nodes == (node,)
     assert dict(snapshot.numbers) == {(Kind.SERVICE, "fileserver"): 3}
+
+
+@pytest.mark.parametrize("wrong", [{"number": 1 << 48}, {"identity": -1}, {"slice": 1 << 32}, {"share": 1 << 22}])
+def test_a_row_with_a_number_that_no_flow_has_room_for_is_refused_by_name(wrong: dict[str, int]) -> None:
+    _, columns, _ = planned(PutAttempt(row(1)))
+    assert columns is not None
+    assert attempt_of_columns(columns, Shared()) == row(1)
+    with pytest.raises(StoreError, match=rf"stored attempt {row(1).id} cannot be read: its {next(iter(wrong))} "):
+        attempt_of_columns({**columns, **wrong}, Shared())
 
 
 def test_put_replaces_and_drop_is_idempotent(store: Store) -> None:
