@@ -868,7 +868,9 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         except decode.DecodeError as error:
             self._unreadable(one, datapath, error)
             return
-        question.tell_meters(MeterCounts(one.bridge, one.machine.counts.emptied, part.entries))
+        question.tell_meters(
+            MeterCounts(one.bridge, one.machine.counts.emptied, one.machine.counts.settings, part.entries)
+        )
         question.part(more=part.more)
 
     def heard_meters(self, datapath: Any, message: bytes) -> None:

@@ -94,6 +94,8 @@ class MeterCounts:
 
     bridge: str
     emptied: int
+    settings: Mapping[int, int]
+    """How often a meter was set before it was asked: an altered one counts from 0, as a new one does."""
     entries: Sequence[MeterCounted]
 
 
@@ -230,6 +232,8 @@ class FakeBridge:
     """Packets and bytes that `flow_stats` shall report; (0, 0) where nothing is said."""
     metered: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     """The same for meters: packets and bytes that came, and that were dropped."""
+    settings: dict[int, int] = field(default_factory=dict)
+    """How often each meter was set."""
     waiting: list[FakeTicket] = field(default_factory=list)
     standby: bool = False
     """Another controller is the bridge's master."""
@@ -375,7 +379,9 @@ class FakeFabric:
         for number in state.meters if numbers is None else numbers:
             if number not in state.meters:
                 return FakeCounting(f"{bridge}: unknown meter")
-            tell(MeterCounts(bridge, state.emptied, [(number, *state.metered.get(number, (0, 0, 0, 0)))]))
+            tell(
+                MeterCounts(bridge, state.emptied, state.settings, [(number, *state.metered.get(number, (0, 0, 0, 0)))])
+            )
         return FakeCounting()
 
     def _entries(self, state: FakeBridge, cookie: int, mask: int) -> list[Counted]:
@@ -475,6 +481,9 @@ class FakeFabric:
             return
         state.flow_mods += sum(1 for key, flow in state.desired.items() if state.actual.get(key) != flow)
         state.flow_mods += sum(1 for key in state.actual if key not in state.desired)
+        for key, one in state.desired.items():
+            if isinstance(one, MeterRule) and state.actual.get(key) != one:
+                state.settings[one.number] = state.settings.get(one.number, 0) + 1
         wanted = dict(state.desired)
         state.actual.clear()
         state.actual.update(wanted)

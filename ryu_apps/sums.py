@@ -48,9 +48,12 @@ class Sums:
         at = 2 * source
         return self._last[at] == packets and self._last[at + 1] == octets and self._seen >> source & 1 == 1
 
-    def restarted(self) -> None:
-        """All sources count from 0 again, whatever they show next."""
-        self._keep(0, len(self._last))
+    def restarted(self, source: int | None = None) -> None:
+        """All sources, or this one, count from 0 again, whatever they show next."""
+        if source is None:
+            self._keep(0, len(self._last))
+        else:
+            self._keep(source * self._width, (source + 1) * self._width)
 
     def unheard(self) -> None:
         """Others may have told what the sources have counted since they were heard here: that is no growth."""

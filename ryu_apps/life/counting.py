@@ -240,7 +240,9 @@ class Counting:
         with self._lock:
             self._look_for_restart(counts.bridge, counts.emptied)
             mine = counts.bridge in self._telling.mine
-            self.limits.heard(counts.bridge, counts.entries, self._clock(), meters, total=mine)
+            self.limits.heard(
+                counts.bridge, counts.entries, self._clock(), meters, settings=counts.settings, total=mine
+            )
             self.cost.meters += len(counts.entries)
             self.cost.seconds += time.thread_time() - began
 

@@ -31,7 +31,7 @@ _NONE: Amount = (0, 0)
 class Limit:
     """A rate of one job, or a share of several: both directions."""
 
-    __slots__ = ("before", "heard", "meters", "sums", "told", "unsure")
+    __slots__ = ("before", "heard", "meters", "set", "sums", "told", "unsure")
 
     def __init__(self, sums: Sums, *, unsure: bool) -> None:
         """`unsure`: the job's flows have counted before it had this limit, and it is not known how much."""
@@ -43,6 +43,8 @@ class Limit:
         self.heard: set[Way] = set()
         """Of the unsure ones those whose meter was heard, so that the flows now say what was before it."""
         self.told: dict[Way, Amount] = {}
+        self.set = dict.fromkeys(Way, 0)
+        """How often its meters had been set when they were heard last: each time they count from 0."""
 
     def dropped(self, way: Way) -> Amount:
         _, _, packets, octets = self.sums.of(way)
@@ -219,10 +221,17 @@ class Limits:
             shared.limit.sums.unheard()
 
     def heard(
-        self, bridge: str, entries: Iterable[MeterCounted], now: float, meters: Meters | None = None, *, total: bool
+        self,
+        bridge: str,
+        entries: Iterable[MeterCounted],
+        now: float,
+        meters: Meters | None = None,
+        *,
+        settings: Mapping[int, int],
+        total: bool,
     ) -> None:
-        """`meters`: whose they are, if that is not as it is for the bridge at present. `total`: they are this
-        controller's to add up."""
+        """`meters`: whose they are, if that is not as it is for the bridge at present. `settings`: how often each was
+        set. `total`: they are this controller's to add up."""
         if meters is None:
             meters = self._meters.get(bridge, {})
         for number, *counters in entries:
@@ -233,6 +242,10 @@ class Limits:
             if way in limit.unsure:
                 limit.heard.add(way)
             resets = limit.sums.resets
+            if (times := settings.get(number, 0)) != limit.set[way]:
+                # It may show more than before already.
+                limit.set[way] = times
+                limit.sums.restarted(way)
             _, _, packets, octets = limit.sums.hear(way, counters)
             self.changed = self.changed or limit.sums.resets != resets
             if total:

@@ -333,6 +333,8 @@ class Counts:
     bundles: int = 0
     flow_mods: int = 0
     meter_mods: int = 0
+    settings: dict[int, int] = field(default_factory=dict)
+    """How often each meter that there is was made or altered, as confirmed: what it has counted is of since then."""
     commits: int = 0
     refused: int = 0
 
@@ -940,6 +942,7 @@ class SwitchMachine:
         return [SetMeters(flight.first_xid, items, flight.barrier)]
 
     def _metered(self, flight: _Flight, now: float) -> list[Output]:
+        self._have_set((key, value) for key, value, _ in flight.meters)
         return self._refused(flight, now) if flight.refusal is not None else self._stage(flight, now)
 
     def _stage(self, flight: _Flight, now: float) -> list[Output]:
@@ -1014,7 +1017,17 @@ class SwitchMachine:
         if not items:
             return []
         self.counts.meter_mods += len(items)
+        self._have_set((key, value) for key, value, _ in items)
         return [SetMeters(self._next_xid(len(items)), tuple(items), self._next_xid())]
+
+    def _have_set(self, meters: Iterable[tuple[EntryKey, EntryValue | None]]) -> None:
+        settings = self.counts.settings
+        for key, value in meters:
+            number = encode.key_meter(key)
+            if value is None:
+                settings.pop(number, None)
+            else:
+                settings[number] = settings.get(number, 0) + 1
 
     def _adopt(self, flight: _Flight) -> list[Output]:
         """What the flight says is true now."""

@@ -143,6 +143,7 @@ class Rig:
             # A new process has said nothing yet; the switches keep what they have.
             state.desired = None
             state.waiting = []
+            state.settings = {}
         self.begin()
 
     def specification(self) -> dict[str, dict[RuleKey, Rule]]:

@@ -128,6 +128,28 @@ def test_a_switch_that_restarts_and_a_rate_that_is_altered_take_nothing_away(rig
     assert passed(counters(rig, job)) == (660 + 400 + 90, 540 + 10, 0)
 
 
+def test_an_altered_meter_that_shows_more_than_before_at_once_takes_nothing_away(rig: Rig) -> None:
+    job = begin(rig, User="a@site", Mbps=5)
+    send(rig, job, 100, 10)
+    meter(rig, job, Way.OUT, (90, 9000), (0, 0), share=True)
+    round_of(rig)
+    assert (passed(counters(rig, job)), share(rig).sent_packets) == ((90, 10, 0), 90)
+    rig.controller.reload(rig.load(FASTER.replace("16 Mbit/s", "8 Mbit/s")))
+    # In the seconds until the next question, both count more than they ever had.
+    count(rig, job, Slot.OWN, 1100, 110_000)
+    meter(rig, job, Way.OUT, (1000, 100_000), (200, 20_000))
+    meter(rig, job, Way.OUT, (800, 80_000), (700, 70_000), share=True)
+    round_of(rig)
+    assert passed(counters(rig, job)) == (90 + 800, 10 + 200, 0)
+    assert (share(rig).sent_packets, share(rig).dropped.sent_packets) == (90 + 100, 700)
+    jobs = stats(rig).jobs
+    assert (jobs.sent_packets, jobs.rate_dropped.sent_packets) == (190, 210)
+    # The control: another policy that alters no rate begins nothing anew.
+    rig.controller.reload(rig.load(FASTER.replace("16 Mbit/s", "8 Mbit/s") + "# the same\n"))
+    round_of(rig)
+    assert passed(counters(rig, job)) == (890, 210, 0)
+
+
 def test_a_job_that_comes_to_have_a_rate_keeps_what_it_had_sent_before_and_loses_it_again(rig: Rig) -> None:
     plain = rig.load(LIMITED.replace("rates: [{rate: Mbps, unit: Mbit/s}]\n", ""))
     rig.controller.reload(plain)

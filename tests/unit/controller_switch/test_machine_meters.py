@@ -79,6 +79,24 @@ def test_another_rate_is_set_in_place_without_a_bundle() -> None:
     assert rig.machine.counts.bundles == bundles
 
 
+def test_how_often_a_meter_was_set_is_known_once_that_is_confirmed() -> None:
+    """An altered meter counts from 0: what was asked before is answered before the confirmation, and is of before."""
+    rig = in_line(meter(1), named(1))
+    settings = rig.machine.counts.settings
+    assert settings == {OURS + 1: 1}
+    rig.desire(meter(1, 2000), named(1))
+    assert rig.machine.state is State.METERING
+    assert settings == {OURS + 1: 1}
+    rig.deliver()
+    assert settings == {OURS + 1: 2}
+    rig.desire(meter(1, 2000), named(1), attempt(2))
+    rig.deliver()
+    assert settings == {OURS + 1: 2}
+    rig.desire(attempt(2))
+    rig.deliver()
+    assert settings == {}
+
+
 def test_of_a_refused_change_no_meter_stays_and_an_altered_one_is_put_back() -> None:
     rig = in_line(meter(1), named(1))
     bad = rig.change([meter(1, 9), meter(2), named(2), impossible()])
