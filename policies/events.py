@@ -97,8 +97,8 @@ ABOUT: Mapping[Kind, About] = {
     ),
     Kind.TABLE_FOREIGN: About(
         "bridge", _WARNING,
-        "find who writes flows there (ovs-ofctl dump-flows, other controllers in ovs-vsctl show) and remove them: Lark "
-        "leaves what is not its own",
+        "find who writes flows there (ovs-ofctl -O OpenFlow14 dump-flows BRIDGE, other controllers in ovs-vsctl "
+        "show) and remove them: Lark leaves what is not its own",
     ),
     Kind.TABLE_EMPTY: About(
         "bridge", _WARNING,

@@ -296,3 +296,11 @@ def test_every_kind_is_told_somewhere() -> None:
     sources = [path for package in ("ryu_apps", "ovs_agent") for path in (ROOT / package).rglob("*.py")]
     text = "\n".join(path.read_text() for path in sources)
     assert [kind for kind in Kind if f"Kind.{kind.name}" not in text] == []
+
+
+def test_a_command_that_mends_is_in_a_language_that_our_bridges_speak() -> None:
+    """`prepare-bridge` leaves OpenFlow 1.3 and 1.4; ovs-ofctl speaks 1.0 unless it is told otherwise."""
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    for text in (*(about.mend for about in ABOUT.values()), PAGE, operations):
+        for command in re.findall(r"ovs-ofctl\b.{0,40}(?:dump|del|add)-flows|ovs-ofctl\b.{0,20}ct-flush-zone", text):
+            assert command.startswith("ovs-ofctl -O OpenFlow14 "), command
