@@ -64,8 +64,9 @@ FAULTS = {
     "prepared": Kind.FAIL_MODE_WRONG,
 }
 """What is wrong with a bridge itself, and the event that it is."""
-FAMILIAR_MOST = 64
-"""Parts of a bundle that can be sent with its commit: a job's, and not a resync's."""
+FAMILIAR_MOST = 512
+"""Parts of a bundle that can be sent with its commit: those of the jobs that come and go together under load (a gate is
+told of them all, and every round more is a round in which more come), and not a resync's."""
 KINDS = 1024
 CHECK_SHARE = 20
 """A check is followed by a pause of this many times its duration: at most 5 % of the time goes into checks."""

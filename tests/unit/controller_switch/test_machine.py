@@ -17,6 +17,7 @@ from ryu_apps.openflow.encode import EntryKey, EntryValue
 from ryu_apps.openflow.flows import Cookie, FieldMatch, Flow, FlowKey, Goto, Meter, Normal, match
 from ryu_apps.openflow.meters import Rule
 from ryu_apps.reconcile.switch import (
+    FAMILIAR_MOST,
     PREPARED,
     Commit,
     Discard,
@@ -337,6 +338,18 @@ def test_what_looks_like_what_the_switch_has_taken_goes_with_its_commit_at_once(
     rig.change([], [C, D])
     rig.change([attempt(5), attempt(6)], [])
     assert rig.machine.state is State.STAGING, "another connection may be another switch"
+
+
+def test_what_many_jobs_change_together_goes_at_once_and_a_resync_does_not() -> None:
+    for count, state in ((FAMILIAR_MOST, State.COMMITTING), (FAMILIAR_MOST + 1, State.STAGING)):
+        rig = in_line()
+        rig.change([A, B])
+        rig.deliver()
+        ticket = rig.change([attempt(n) for n in range(10, 10 + count)])
+        assert rig.machine.state is state
+        rig.deliver()
+        assert rig.settled[ticket] is None
+        assert len(rig.held) == count + 2
 
 
 def test_a_commit_at_once_that_fails_changes_nothing() -> None:
