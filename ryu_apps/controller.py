@@ -47,6 +47,7 @@ from ryu_apps.border_news import BorderNews
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.events import Events
 from ryu_apps.fabric import Fabric, Ticket
+from ryu_apps.life.agreeing import Agreeing
 from ryu_apps.life.carried import Carried
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.departures import Departures
@@ -125,7 +126,7 @@ class Controller:
         )  # fmt: skip
         self._hearing = Hearing(
             present, telling, records, self._departures, self.node_leases, self._counts, self.counting,
-            turns, self.times,
+            turns, self.times, Agreeing(present, records, self.times),
         )  # fmt: skip
         records.read_again = self._hearing.read_again
 

@@ -75,6 +75,12 @@ def awaiting(row: AttemptRow, asked: Iterable[str]) -> AttemptRow:
     return replace(row, awaits=tuple(sorted((*asked, *(one for one in row.awaits if one.startswith(FORGET))))))
 
 
+def asking_as(row: AttemptRow, other: AttemptRow | None) -> AttemptRow:
+    """The row asking what another one asks, with what has been said to that."""
+    words = () if other is None else (one for one in other.awaits if not one.startswith(FORGET))
+    return awaiting(row, words)
+
+
 def outdating(row: AttemptRow, bridges: Iterable[str]) -> AttemptRow:
     """The row saying that these bridges, and no others, may know it by an earlier policy only."""
     asks = [one for one in row.awaits if not one.startswith(FORGET)]

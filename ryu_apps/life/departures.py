@@ -114,10 +114,22 @@ class Departures:
         told = self._telling.shift(self._present.world.attempts[id], None)
         # Its peers' bridges would let its address pass: that is not given to another before they know.
         tickets = {**told.peers, **told.concerned}
-        for bridge in outdated(row):
+        for bridge in {*outdated(row), *self._mates_by_others(row)}:
             if bridge not in tickets and bridge in self._present.world.site.bridges:
                 tickets[bridge] = self._telling.tell(bridge, [], [])
         self.known[id] = Departure(row, tickets, frozenset(told.peers))
+
+    def _mates_by_others(self, row: AttemptRow) -> set[str]:
+        """Bridges of slice mates that only another controller, which decides by another policy, knows of."""
+        stored = self._records.stored.get(row.id)
+        if stored is None or stored.digest == self._present.world.policy.digest or stored.decision.slice is None:
+            return set()
+        name, digest = stored.decision.slice, stored.digest
+        return {
+            one.spec.port.bridge
+            for one in self._records.stored.values()
+            if one.decision.slice == name and one.digest == digest and not one.decision.outcome.sealed
+        }
 
     def add(self, row: AttemptRow, tickets: dict[str, Ticket]) -> None:
         """One that ended before this controller heard of it. Claims of living attempts are theirs."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from ryu_apps.fabric import REALISED, Ticket
 from ryu_apps.fabric import Outcome as Settled
+from ryu_apps.life.agreeing import Agreeing
 from ryu_apps.life.checks import attempt_of, check, claims
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.deciding import decide_anew, outdated_by
@@ -46,7 +47,9 @@ class Hearing:
         counting: Counting,
         turns: Turns,
         times: Times,
+        agreeing: Agreeing,
     ) -> None:
+        self._agreeing = agreeing
         self._present = present
         self._telling = telling
         self._records = records
@@ -74,6 +77,8 @@ class Hearing:
             case NumberRow(kind, name, number):
                 if self._present.set_number(kind, name, number):
                     self._telling.say(self._telling.mine)
+                if number > self._present.least_numbers[kind, name]:
+                    self._agreeing.number(kind, name)
 
     def read_again(self, id: str, row: AttemptRow | None) -> None:
         """The store was found to hold this row of an attempt, or none."""
@@ -84,6 +89,8 @@ class Hearing:
 
     def _attempt(self, row: AttemptRow) -> None:
         present, id = self._present, row.id
+        if self._records.dropped(row):
+            return
         self._records.stored[id] = row
         self._records.settle(row)
         if row.leaving:
@@ -100,12 +107,15 @@ class Hearing:
             LOG.error("attempt=%s, which another controller registered, does not fit: %s", id, refused.detail)
             return
         policy = present.world.policy
+        heard: AttemptRow | None = row
         if row.digest != policy.digest:
+            heard = None
             self._say_that_policies_differ(row.digest)
             row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
         elif present.lower(row):
             # Bridges that have the other number are told.
             self._telling.say(self._telling.mine)
+            self._agreeing.lowered()
         self._note_collisions(row)
         old, new = present.world.attempts.get(id), attempt_of(row)
         tickets: Mapping[str, Ticket] = {}
@@ -115,7 +125,9 @@ class Hearing:
                 self._counting.begin(new)
             self._telling.follow_up(told.peers)
             tickets = told.concerned
-        present.keep(awaiting(row, ()))
+        kept = present.keep(awaiting(row, ()))
+        if heard is not None:
+            self._agreeing.look(heard, kept)
         for bridge, reason in asked(row).items():
             if bridge in self._telling.mine and not reason:
                 ticket = tickets.get(bridge)
@@ -214,11 +226,12 @@ class Hearing:
     @property
     def owing(self) -> bool:
         """Do other controllers wait for what bridges of this one confirm?"""
-        return bool(self._owed or self._departures.to_confirm)
+        return bool(self._owed or self._departures.to_confirm) or self._agreeing.owing
 
     def pay(self) -> None:
         """Write what bridges of this controller have confirmed to others. Never waits for a switch; takes the lock."""
         departures, records = self._departures, self._records
+        self._agreeing.pay()
         with self._present.lock:
             begun = self._confirmed()
             now = self._times.clock()

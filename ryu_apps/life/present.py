@@ -81,6 +81,8 @@ class Present:
         self._leaving_shares: dict[str, int] = {}
         """The numbers of the shares that leaving attempts had."""
         self._on_bridge: dict[str, dict[str, Attempt]] = {}
+        self.least_numbers: dict[tuple[Kind, str], int] = {}
+        """The lowest number known of each service and node, also of such as the policy in force does not name."""
         self.replace(World(site=site, policy=policy))
 
     @property
@@ -167,8 +169,10 @@ class Present:
         return True
 
     def set_number(self, kind: Kind, name: str, number: int) -> bool:
-        """Another controller's number of a service or node that has one here; tells whether it is another one."""
+        """Another controller's number of a service or node. If two gave one each at the same moment, the lower counts;
+        tells whether it replaces one that bridges have."""
         world = self._world
+        self.least_numbers[kind, name] = number = min(number, self.least_numbers.get((kind, name), number))
         if kind is Kind.SERVICE and world.service_numbers.get(name, number) != number:
             self._world = replace(world, service_numbers={**world.service_numbers, name: number})
             return True

@@ -35,6 +35,11 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
     changes: list[Change] = []
     service_numbers = numbers.of(Kind.SERVICE, world.policy.services, known, changes)
     node_numbers = numbers.of(Kind.NODE, world.site.nodes, known, changes)
+    present.least_numbers = {
+        **{key: number for key, number in known.items() if key[0] in (Kind.SERVICE, Kind.NODE)},
+        **{(Kind.SERVICE, name): number for name, number in service_numbers.items()},
+        **{(Kind.NODE, name): number for name, number in node_numbers.items()},
+    }
     present.nodes = {row.name: row for row in snapshot.nodes if row.name in world.site.nodes}
     changed: dict[str, AttemptRow] = {}
     living, leaving = _sorted_out(snapshot, present, changed)

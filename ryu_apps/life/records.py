@@ -16,7 +16,7 @@ from ryu_apps.fabric import REALISED, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.life.times import Times
-from ryu_apps.shared import Elsewhere, asked, awaiting
+from ryu_apps.shared import Elsewhere, asked, asking_as, awaiting
 from ryu_apps.store.store import (
     AttemptRow,
     Change,
@@ -28,6 +28,8 @@ from ryu_apps.store.store import (
     StoreError,
 )
 
+DROPPED_KEPT = 10_000
+"""More than end in the seconds that what others wrote may take to be heard."""
 _ENDED = TicketResult(Settled.REFUSED, "the attempt has ended meanwhile")
 
 
@@ -49,6 +51,10 @@ class Records:
         self.name = name
         self.stored: dict[str, AttemptRow] = {}
         self._awaited: dict[str, dict[str, Elsewhere]] = {}
+        self._dropped: dict[str, int] = {}
+        """Attempts whose rows we have removed of late, and their numbers."""
+        self.lost: set[str] = set()
+        """Attempts whose rows by the policy in force did not get into the store: others were quicker, or it failed."""
         self.catch_up: Callable[[], None] = _nothing_to_catch_up
         """Returns when everything that others wrote before the call is known here. Raises StoreError."""
         self.read_again: Callable[[str, AttemptRow | None], None] = _nobody_to_tell
@@ -83,11 +89,15 @@ class Records:
         return self.put(self.stored.get(row.id, row), tickets)
 
     def put_all(self) -> Pending:
-        """Every living attempt's row, after another policy came into force."""
+        """Every living attempt's row, after another policy came into force.
+
+        What a request has asked other masters stays asked: else it would be answered before they confirm, or never.
+        """
         rows = self._present.rows.values()
         if not self.shared:
             return self.write([PutAttempt(row) for row in rows])
-        return _AllOf([self.put_stored(awaiting(row, ())) for row in rows])
+        asking = [asking_as(row, self.stored.get(row.id)) for row in rows]
+        return _AllOf(self, [(row.id, self.put_stored(row)) for row in asking if row != self.stored.get(row.id)])
 
     def put_stored(self, row: AttemptRow) -> Pending:
         """Begin to replace the row that is stored."""
@@ -98,7 +108,15 @@ class Records:
     def drop_stored(self, id: str) -> Pending:
         """Begin to remove the row that is stored."""
         before = self.stored.pop(id)
+        self._dropped[id] = before.number
+        if len(self._dropped) > DROPPED_KEPT:
+            del self._dropped[next(iter(self._dropped))]
         return _Conditional(self, id, before, None, self.write([DropAttempt(id, before)]))
+
+    def dropped(self, row: AttemptRow) -> bool:
+        """Is this heard only after we have removed it? Two policies to and fro leave a row as it was, so a removal can
+        take place before what others wrote until then was heard; that must not bring the attempt back to life."""
+        return row.id not in self.stored and self._dropped.get(row.id) == row.number
 
     # --- what other masters are asked ---------------------------------------------------------------------------------
 
@@ -129,8 +147,16 @@ class Records:
 
     # --- without the lock ---------------------------------------------------------------------------------------------
 
+    def not_stored(self, id: str) -> None:
+        """Another policy's row of an attempt did not get into the store."""
+        with self._present.lock:
+            self.lost.add(id)
+
     def undone(self, id: str, before: AttemptRow | None, after: AttemptRow | None, error: StoreError) -> None:
         """A write of a row did not take place, or is not known to have: what does the store hold?"""
+        if after is None:
+            with self._present.lock:
+                self._dropped.pop(id, None)
         if not isinstance(error, StoreConflict):
             with self._present.lock:
                 if self.stored.get(id) is after:
@@ -195,14 +221,22 @@ class _Conditional:
 
 @dataclass(frozen=True, slots=True)
 class _AllOf:
-    """Writes of many rows; one that another controller was quicker with is that one's affair."""
+    """Writes of many rows; those that do not take place are in `lost` afterwards."""
 
-    writes: Sequence[Pending]
+    records: Records
+    writes: Sequence[tuple[str, Pending]]
 
     def wait(self, deadline: float) -> None:
-        for pending in self.writes:
-            with contextlib.suppress(StoreConflict):
+        problem: StoreError | None = None
+        for id, pending in self.writes:
+            try:
                 pending.wait(deadline)
+            except StoreError as error:
+                self.records.not_stored(id)
+                if not isinstance(error, StoreConflict):
+                    problem = error
+        if problem is not None:
+            raise problem
 
 
 def _nothing_to_catch_up() -> None:

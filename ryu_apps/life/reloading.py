@@ -16,8 +16,10 @@ from ryu_apps.life.refused import LastCounts
 from ryu_apps.life.requests import Confirmation
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import Times
+from ryu_apps.openflow import compiler
 from ryu_apps.openflow.tracked import outlived
-from ryu_apps.store.store import Change, Kind
+from ryu_apps.shared import outdated, outdating
+from ryu_apps.store.store import Change, Kind, PutNumber
 
 LOG = logging.getLogger("lark.controller")
 T = TypeVar("T")
@@ -33,12 +35,8 @@ def reload(
     times: Times,
 ) -> None:
     """Raises StoreError; then the old policy stays in force."""
-    numbers = {(Kind.SERVICE, name): number for name, number in present.world.service_numbers.items()}
-    fresh: list[Change] = []
     present.numbers.top_up()
-    service_numbers = present.numbers.of(Kind.SERVICE, policy.services, numbers, fresh)
-    if fresh:
-        records.store.write(fresh).wait(times.until())
+    _number_services(policy, present, records, times)
     with present.lock:
         world, was = present.world, dict(present.world.attempts)
         before = world.policy.digest
@@ -68,18 +66,30 @@ def reload(
             replace(
                 world,
                 policy=policy,
-                service_numbers={**world.service_numbers, **service_numbers},
+                service_numbers={
+                    **world.service_numbers,
+                    **{name: present.least_numbers[Kind.SERVICE, name] for name in policy.services},
+                },
                 identities=identities,
                 slice_numbers=slices,
                 share_numbers=shares,
                 attempts={id: attempt_of(row) for id, row in rows.items()},
             )
         )
-        held = holders(present.rows.values())
+        others = [row for row in records.stored.values() if row.digest != before]
+        held = holders([*present.rows.values(), *others])
         present.rows = {
             id: present.numbered(outdated_by(world, present.rows[id], present.world, row, held))
             for id, row in rows.items()
         }
+        for row in others:
+            if row.id in rows and row.decision.slice is not None:
+                # By another controller's policy it was in a slice, of which we knew nothing.
+                mine = present.rows[row.id]
+                knew = held.get(row.decision.slice, set()).difference(
+                    compiler.bridges_of(present.world, present.world.attempts[row.id])
+                )
+                present.rows[row.id] = outdating(mine, knew.union(outdated(mine)))
         tickets = telling.say_everything()
         less = _outlived(world, was, present.world)
         for bridge, zones in less.items():
@@ -95,6 +105,19 @@ def reload(
     if failure is not None:
         late = failure.answer.detail.removesuffix("; try again")
         LOG.warning("the new policy is not in force everywhere yet: %s; these follow as soon as they can", late)
+
+
+def _number_services(policy: Policy, present: Present, records: Records, times: Times) -> None:
+    """Durable numbers for the services of a policy. Raises StoreError."""
+    fresh: list[Change] = []
+    present.numbers.of(Kind.SERVICE, policy.services, dict(present.least_numbers), fresh)
+    with present.lock:
+        # Known before it is stored: another controller's that is stored after it is then seen to be a higher one.
+        for change in fresh:
+            if isinstance(change, PutNumber):
+                present.set_number(change.kind, change.name, change.number)
+    if fresh:
+        records.store.write(fresh).wait(times.until())
 
 
 def _outlived(then: World, was: Mapping[str, Attempt], now: World) -> dict[str, list[int]]:

@@ -40,6 +40,8 @@ from ryu_apps.store.store import AttemptRow, Kind, Pending, StoreConflict, Store
 
 LOG = logging.getLogger("lark.controller")
 _PHASES = list(Phase)
+TRIES = 3
+"""How often a request writes a row that another controller has written meanwhile, without a word to who asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +194,12 @@ class Requests:
             present.numbers.top_up()
             if id not in present.rows:
                 self._records.catch_up()
-            with present.lock:
-                row = present.rows.get(id)
-                if row is None:
-                    raise no_such_attempt(id)
-                if _PHASES.index(phase) < _PHASES.index(row.spec.phase):
-                    raise Refused(
-                        Slug.PHASE,
-                        f"attempt {id} is in phase {row.spec.phase} already; phases only advance, not to {phase}",
-                    )
-                if phase is not row.spec.phase:
-                    policy = present.world.policy
-                    spec = compact(row.spec.model_copy(update={"phase": phase}))
-                    new = replace(row, spec=spec, decision=decide(policy, spec, phase), digest=policy.digest)
-                    new, tickets = self._change(new)
-                    pending: Pending | None = self._records.put(new, tickets)
-                else:
-                    new, tickets = row, self._telling.repeat(id)
-                    pending = self._records.ask_again(row, tickets)
-            failure = self._confirmation.wait(id, tickets, pending, deadline)
+            for left in reversed(range(TRIES)):
+                with present.lock:
+                    row, new, tickets, pending = self._advanced(id, phase)
+                failure = self._confirmation.wait(id, tickets, pending, deadline)
+                if failure is None or not failure.overtaken or not left:
+                    break
             if failure is not None:
                 self._back_to(row, new, failure)
                 raise failure.answer
@@ -265,6 +254,25 @@ class Requests:
             registered=self._times.wall_clock(),
         )
 
+    def _advanced(self, id: str, phase: Phase) -> tuple[AttemptRow, AttemptRow, dict[str, Ticket], Pending | None]:
+        """Begin what a phase needs: the row before and after, and who is to confirm. The caller has the lock."""
+        row = self._present.rows.get(id)
+        if row is None:
+            raise no_such_attempt(id)
+        if _PHASES.index(phase) < _PHASES.index(row.spec.phase):
+            raise Refused(
+                Slug.PHASE,
+                f"attempt {id} is in phase {row.spec.phase} already; phases only advance, not to {phase}",
+            )
+        if phase is row.spec.phase:
+            tickets = self._telling.repeat(id)
+            return row, row, tickets, self._records.ask_again(row, tickets)
+        policy = self._present.world.policy
+        spec = compact(row.spec.model_copy(update={"phase": phase}))
+        new = replace(row, spec=spec, decision=decide(policy, spec, phase), digest=policy.digest)
+        new, tickets = self._change(new)
+        return row, new, tickets, self._records.put(new, tickets)
+
     def _change(self, new: AttemptRow) -> tuple[AttemptRow, dict[str, Ticket]]:
         """Put a row in the place of the one there is, and tell the bridges; the caller has the lock."""
         told = self._telling.shift(self._present.world.attempts[new.id], attempt_of(new))
@@ -278,10 +286,16 @@ class Requests:
             raise Refused(
                 Slug.CONFLICT, f"attempt {row.id} is registered with other content: {', '.join(differ)} differ"
             )
-        with self._present.lock:
-            tickets = self._telling.repeat(row.id)
-            pending = self._records.ask_again(row, tickets)
-        failure = self._confirmation.wait(row.id, tickets, pending, deadline)
+        for left in reversed(range(TRIES)):
+            with self._present.lock:
+                if row.id not in self._present.rows:
+                    text = f"attempt {row.id} has ended meanwhile; try again"
+                    raise Refused(Slug.NOT_REALISED, text, {"bridges": []})
+                tickets = self._telling.repeat(row.id)
+                pending = self._records.ask_again(row, tickets)
+            failure = self._confirmation.wait(row.id, tickets, pending, deadline)
+            if failure is None or not failure.overtaken or not left:
+                break
         if failure is not None:
             with self._present.lock:
                 self._telling.say(failure.refused_by)

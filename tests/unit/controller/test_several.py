@@ -557,3 +557,32 @@ def test_an_attempt_first_heard_of_when_it_already_leaves_keeps_its_address_unti
     pair.b.controller.hear(replace(stored, id=aid(9), spec=spec(9), number=99, leaving=("br1",)))
     assert refused(lambda: pair.b.controller.register(aid(10), spec(9))).slug is Slug.NOT_REALISED
     assert pair.b.controller.register(aid(11), spec(11))[1], "control: an address that nobody has"
+
+
+def test_policies_put_in_force_on_both_at_once_and_in_short_order_leave_the_last_one_everywhere(
+    pair: Pair, load: Callable[[str], Policy]
+) -> None:
+    """Two administrators' SIGHUPs, several within a moment: what one wrote of an older policy never wins."""
+    for n in range(2, 8):
+        one, node = (pair.a, "wn1") if n % 2 else (pair.b, "wn2")
+        one.controller.register(aid(n, node), spec(n, node, LarkGroup="physics", User="u@x"))
+    pair.check()
+    old, new = load(POLICY), load(POLICY.replace("during: [stage-in, run]", "during: [run]"))
+    for last in (new, old, new):
+        policies = (old, new, old, new) if last is new else (new, old, new, old)
+
+        def reloads(one: One, policies: tuple[Policy, ...] = policies) -> None:
+            for policy in policies:
+                one.controller.reload(policy)
+
+        threads = [threading.Thread(target=reloads, args=(one,)) for one in pair.both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for one in pair.both:
+            one.peers.catch_up()
+        pair.check()
+        until(lambda last=last: {row.digest for row in pair.a.store.attempts.values()} == {last.digest})  # type: ignore[misc]
+        granted = frozenset() if last is new else frozenset({"files"})
+        assert {a.outcome.services for a in pair.a.controller.world.attempts.values()} == {granted}
