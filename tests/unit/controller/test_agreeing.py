@@ -298,3 +298,21 @@ def test_a_registration_that_waits_for_anothers_gate_while_a_policy_comes_is_ans
         time.sleep(0.005)
     asking.join(5)
     assert len(answers) == 1
+
+
+def test_bridges_of_mates_that_only_the_others_policy_knows_of_prolong_the_quarantine() -> None:
+    a, b = new_pair()
+    Act("reload", 3).do(a)  # no slices here any more
+    settle(a, b)
+    Act("reload", 1).do(b)
+    b.controller.register(aid(5, "wn2"), spec(5, "wn2", User="u@x", LarkSlice="s0"))
+    b.controller.register(aid(6, "wn2"), spec(6, "wn2", User="u@x"))
+    settle(a, b)
+    for side in (a, b):
+        side.fabric.disconnect("br1")
+    for n in (5, 6):
+        with contextlib.suppress(Refused):
+            a.controller.delete(aid(n, "wn2"))
+        leaving = a.controller._departures.known[aid(n, "wn2")].tickets
+        # The control: who is in no slice has its own bridge alone.
+        assert leaving.keys() == ({"br1", "br2"} if n == 5 else {"br2"})
