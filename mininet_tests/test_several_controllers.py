@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from mininet_tests.older import older_version
-from mininet_tests.store_rig import StoreCluster
+from mininet_tests.store_rig import StoreCluster, command
 from mininet_tests.switch_rig import ROOT, DummySwitch, wait_until
 from mininet_tests.test_controller_life import (
     ATTEMPT,
@@ -30,6 +31,7 @@ from mininet_tests.test_controller_life import (
     node_spec,
 )
 from mininet_tests.test_store_cluster import remove
+from ryu_apps.store.schema import VERSION
 
 pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.alone]
 
@@ -322,16 +324,27 @@ def test_a_store_that_is_lost_leaves_no_bridge_without_a_master(site: Site, stor
 
 
 def test_a_controller_of_an_older_version_and_one_of_this_share_the_bridges(site: Site) -> None:
-    """As during an upgrade: one after the other is replaced, jobs come and go meanwhile."""
+    """As during an upgrade: the store first, then one controller after the other; jobs come and go meanwhile."""
     a, b = NAMES
     with older_version() as older:
+        schema = json.loads((older / "ryu_apps/store/lark.ovsschema").read_text())["version"]
         for number, (name, other) in enumerate(((a, b), (b, a))):
-            site.controllers[name].stop()
+            config = ("--config", str(site.controllers[name].home / "controller.yaml"))
+            for daemon in site.controllers.values():
+                daemon.stop()
+                daemon.source = older
+            if schema != VERSION:
+                done = command("store", "downgrade", *config, schema)
+                assert done.returncode == 0, done.stderr
+            for daemon in site.controllers.values():
+                daemon.start()
             site.until_in_line()
-            site.controllers[name].source = older
-            site.controllers[name].start()
+            if schema != VERSION:
+                done = command("store", "upgrade", *config)
+                assert f"from schema {schema} to {VERSION}" in done.stdout, done.stderr
             site.controllers[other].stop()
             assert set(site.until_in_line().values()) == {name}
+            site.controllers[other].source = ROOT
             site.controllers[other].start()
             assert site.controllers[name].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
             for n in range(2 + 10 * number, 8 + 10 * number):
