@@ -1,6 +1,7 @@
 """`lark-controller`: run the controller, check its files, make tokens and certificates.
 
-Invariants: nothing is started before every file is known to be right. The engine is imported before anything else of
+Invariants: nothing is started before every file is known to be right; only the port for switches is open before, and
+nothing said on it. The engine is imported before anything else of
 the daemon: it makes the process green, and can do so cleanly only while little is loaded; hence imports in functions.
 Exit codes: 0 a clean end, 1 something failed while running, 2 a file or an option is wrong.
 """
@@ -21,6 +22,7 @@ import click
 
 from ryu_apps.stop import Stop, faults_in_files
 from ryu_apps.store_cli import store
+from ryu_apps.switch_port import open_early
 from ryu_apps.version import version_option
 
 ENGINES = ["os-ken", "ryu"]
@@ -64,7 +66,9 @@ def run(path: Path, engine: str | None, log_level: str) -> None:
     # Hundreds of thousands of objects come and none goes: looking for garbage would take a quarter of the start.
     gc.disable()
     start_log(log_level)
-    os.environ["LARK_ENGINE"] = name = engine or configured_engine(path)
+    data = _unchecked(path)
+    listener = open_early(data)
+    os.environ["LARK_ENGINE"] = name = engine or configured_engine(data)
     with engine_faults(name):
         from ryu_apps.engine import EngineError  # isort: skip
     from ryu_apps.files import read_files
@@ -75,7 +79,7 @@ def run(path: Path, engine: str | None, log_level: str) -> None:
     from ryu_apps.store.store import StoreError
 
     try:
-        serve(files)
+        serve(files, listener)
     except (EngineError, StoreError) as problem:
         raise Stop(str(problem), 1) from problem
 
@@ -154,16 +158,20 @@ def token(path: Path, role: str, node: str | None, bridge: str | None) -> None:
         raise Stop(f"{path}: {problem.strerror}", 1) from problem
 
 
-def configured_engine(path: Path) -> str:
-    """`engine` of controller.yaml, read alone: the engine comes before the modules that check the file as a whole."""
+def _unchecked(path: Path) -> object:
+    """What controller.yaml holds, read alone: engine and port come before the modules that check it as a whole."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        found = data.get("engine") if isinstance(data, dict) else None
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError, RecursionError):
-        found = None  # what is wrong is said with its line when the file is read as a whole
+        return None  # what is wrong is said with its line when the file is read as a whole
+
+
+def configured_engine(data: object) -> str:
+    """`engine` of controller.yaml."""
+    found = data.get("engine") if isinstance(data, dict) else None
     return found if found in ENGINES else ENGINES[0]
 
 

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lark")
 
 
-def serve(files: Files) -> None:
-    """Everything, from the store up, until a signal. Raises EngineError or StoreError.
+def serve(files: Files, listener: socket.socket | None = None) -> None:
+    """Everything, from the store up, until a signal. Raises EngineError or StoreError. `listener`: of the switches'
+    port, if that is open already.
 
     The collector of garbage may be off until all is read (`cli.run`); from then on it runs.
     """
@@ -55,7 +56,7 @@ def serve(files: Files) -> None:
         from ryu_apps.app import SwitchApp
 
         doors = Doors(files)
-        framework = engine.Framework(config.openflow, tls=doors.openflow)
+        framework = engine.Framework(config.openflow, tls=doors.openflow, listener=listener)
         several = None if config.store.embedded else config.store.name
         events = Events(several or "")
         ready = threading.Event()

@@ -66,6 +66,7 @@ import eventlet.wsgi  # noqa: E402
 
 from ryu_apps import plain_http  # noqa: E402
 from ryu_apps.secure_socket import HandshakeError, SecureSocket, take  # noqa: E402
+from ryu_apps.switch_port import open_port  # noqa: E402
 from ryu_apps.tls import PEER, Peer, TlsDoor, explained  # noqa: E402
 
 if NAME == "ryu" and not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
@@ -592,27 +593,30 @@ Address = tuple[str, int]
 AppT = TypeVar("AppT")
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+def _listener(address: Address) -> socket.socket:
+    """Raises EngineError."""
+    try:
+        return open_port(*address)
+    except OSError as error:
+        raise EngineError(f"cannot listen for switches on {address[0]} port {address[1]}: {error.strerror}") from error
 
 
-def _free_address(address: Address) -> Address:
-    """The address with its port filled in. Raises EngineError if it cannot be listened on.
+class _Server:
+    """In the place of the framework's server, which would open a port of its own, with SO_REUSEPORT: two controllers
+    would silently share the switches of one port."""
 
-    The framework listens in a greenlet, with SO_REUSEPORT: it would log a failure and go on, and two controllers would
-    silently share the switches of one port. Hence this look beforehand.
-    """
-    with contextlib.closing(socket.socket(_family(address[0]), socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-            probe.listen(1)
-        except OSError as error:
-            raise EngineError(
-                f"cannot listen for switches on {address[0]} port {address[1]}: {error.strerror}"
-            ) from error
-        host, port = probe.getsockname()[:2]
-        return str(host), int(port)
+    listener: Any = None
+
+    def __init__(self, address: Address, handle: Callable[[Any, Any], None]) -> None:
+        self._handle = handle
+
+    def serve_forever(self) -> None:
+        while True:
+            connection, address = self.listener.accept()
+            spawn(self._handle, connection, address)
+
+
+_controller.StreamServer = _Server
 
 
 class Framework:
@@ -623,12 +627,15 @@ class Framework:
         openflow_listen: Address,
         *,
         tls: TlsDoor | None = None,
+        listener: socket.socket | None = None,
         echo_interval: float = 5.0,
         echo_lost: int = 2,
     ) -> None:
-        """`tls`: switches must show a certificate of its CA. None: OpenFlow in the clear."""
+        """`tls`: switches must show a certificate of its CA. None: OpenFlow in the clear. `listener`: on this very
+        address, open already."""
         self._wanted = openflow_listen
         self._tls = tls
+        self._listener = listener
         self._echo = (echo_interval, echo_lost)
         self._manager: Any = _app_manager.AppManager.get_instance()
         self._apps: list[Any] = []
@@ -648,7 +655,11 @@ class Framework:
         """Listen for switches. Raises EngineError."""
         global _switch_tls
         _switch_tls = self._tls
-        self.address = _free_address(self._wanted)
+        if self._listener is None:
+            self._listener = _listener(self._wanted)
+        green = isinstance(self._listener, eventlet.greenio.GreenSocket)
+        _Server.listener = self._listener if green else eventlet.greenio.GreenSocket(self._listener)
+        self.address = self._listener.getsockname()[:2]
         configuration = _cfg.CONF
         configuration(args=[], project="lark", default_config_files=[], default_config_dirs=[])
         configuration.set_override("ofp_listen_host", self.address[0])
@@ -684,6 +695,8 @@ class Framework:
         self._manager.close()
         self._apps.clear()
         self._services.clear()
+        if self._listener is not None:
+            self._listener.close()
 
 
 @contextlib.contextmanager
@@ -1138,7 +1151,7 @@ def serve_wsgi(
     `limits`: who may hold how many connections; `tls`: HTTPS, where a client may show a certificate of its CA
     (`environ[PEER]`), with a handshake within `deadline` too. No tracebacks go to clients.
     """
-    listener = socket.socket(_family(host), socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
