@@ -46,7 +46,7 @@ server = engine.serve_wsgi(site, "127.0.0.1", 0, socket_timeout=2.0, idle_timeou
 engine.spawn(lambda: print(framework.address[1], server.address[1], flush=True))
 engine.wait_for_signal(framework)
 start = time.monotonic()
-server.stop(grace=1.5)
+server.stop(grace=3.0)
 framework.stop()
 print("stopped", server.alive, round(time.monotonic() - start, 1), flush=True)
 """
@@ -235,7 +235,7 @@ def test_a_request_that_never_ends_is_cut_off_after_the_grace(server: Server) ->
     client.join()
     assert out.startswith("stopped False")
     assert cut_off == [True]
-    assert 1.4 < took < 4.0
+    assert 2.9 < took < 8.0
 
 
 def test_an_idle_connection_does_not_delay_the_end(server: Server) -> None:
@@ -244,7 +244,7 @@ def test_an_idle_connection_does_not_delay_the_end(server: Server) -> None:
     assert idle.getresponse().read() == b"hello"
     out, _, took = server.end()
     assert out.startswith("stopped False")
-    assert took < 1.4  # which is what a request that is under way is waited for
+    assert took < 2.9  # a request that is under way is waited for 3 s
 
 
 def test_a_client_that_dawdles_is_dropped(server: Server) -> None:
