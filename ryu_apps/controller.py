@@ -172,6 +172,10 @@ class Controller:
         """
         self._started.wait()
         with self._present.lock:
+            for id in self._present.on_declared(bridge, ports):
+                LOG.error("attempt=%s has the number of a declared port of bridge %s: torn down", id, bridge)
+                self._counts.of_attempt(id)
+                self._departures.leave(id)
             self._telling.ports(bridge, ports)
             self._present.lock.notify_all()
 

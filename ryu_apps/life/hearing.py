@@ -112,10 +112,15 @@ class Hearing:
             heard = None
             self._say_that_policies_differ(row.digest)
             row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
-        elif present.lower(row):
-            # Bridges that have the other number are told.
-            self._telling.say(self._telling.mine)
-            self._agreeing.lowered()
+        else:
+            row = present.believable(row)
+            if row is not heard:
+                # What we have instead is not written there: the writer may see it the other way round, for ever.
+                heard = None
+            if present.lower(row):
+                # Bridges that have the other number are told.
+                self._telling.say(self._telling.mine)
+                self._agreeing.lowered()
         self._note_collisions(row)
         old, new = present.world.attempts.get(id), attempt_of(row)
         tickets: Mapping[str, Ticket] = {}

@@ -1,7 +1,8 @@
 """What is there now: the world, the rows of the living attempts, the nodes, and who holds which address and port.
 
 Invariants: the world's attempts are those of `rows`; an outcome, slice or share has a number exactly while an attempt
-has it; a claim belongs to one attempt, living or leaving, at a time. Whoever changes anything here has `lock`.
+has it, and no number stands for two of them; a claim belongs to one attempt, living or leaving, at a time. Whoever
+changes anything here has `lock`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeVar
 
 from policies.model import Address, Attempt, Outcome, Policy, Role, ShareKey, Site, World
 from policies.wire import DIGEST_MASK, attempt_summand
@@ -21,6 +23,7 @@ from ryu_apps.openflow.meters import MOST_SHARES
 from ryu_apps.store.store import AttemptRow, Kind, NodeRow
 
 LOG = logging.getLogger("lark.controller")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -62,6 +65,17 @@ def counted(outcomes: Iterable[Outcome]) -> Counter[Outcome]:
     for same in found.values():
         total[same[0]] += len(same)
     return total
+
+
+def _stands_for_another(numbers: Mapping[T, int], thing: T | None, number: int) -> T | None:
+    """What else has this number; None: nothing."""
+    if thing is None or not number or numbers.get(thing) == number:
+        return None
+    return next((one for one, held in numbers.items() if held == number), None)
+
+
+def _has(row: AttemptRow, thing: object) -> bool:
+    return thing in (row.decision.outcome, row.decision.slice, share_key(row))
 
 
 class Present:
@@ -222,15 +236,35 @@ class Present:
         if old.share_key is not None and not self.sharers[old.share_key]:
             del self.sharers[old.share_key], self._share_numbers[old.share_key]
 
+    def believable(self, row: AttemptRow) -> AttemptRow:
+        """Another controller's row; 0 instead of each number that stands for something else here: that job would be
+        taken for one of the others."""
+        found = {
+            "identity": _stands_for_another(self._identities, row.decision.outcome, row.identity),
+            "slice_number": _stands_for_another(self._slices, row.decision.slice, row.slice_number),
+            "share_number": _stands_for_another(self._share_numbers, share_key(row), row.share_number),
+        }
+        taken: dict[str, int] = {}
+        for what, other in found.items():
+            if other is not None:
+                taken[what] = 0
+                holder = next((id for id, one in self.rows.items() if _has(one, other)), "?")
+                LOG.error(
+                    "attempt=%s is stored with the %s %d, which attempt=%s has for what is not the same: it gets "
+                    "another number",
+                    row.id, what.replace("_", " "), getattr(row, what), holder,
+                )  # fmt: skip
+        return replace(row, **taken) if taken else row  # type: ignore[arg-type]
+
     def lower(self, row: AttemptRow) -> bool:
         """Equal outcomes, slices and shares have equal numbers. If two controllers gave one each at the same moment,
         the lower counts; tells whether it replaces one that bridges have."""
         lower = False
         outcome, name = row.decision.outcome, row.decision.slice
-        if row.identity < self._identities.get(outcome, row.identity + 1):
+        if 0 < row.identity < self._identities.get(outcome, row.identity + 1):
             lower = outcome in self._identities
             self._identities[outcome] = row.identity
-        if name is not None and row.slice_number < self._slices.get(name, row.slice_number + 1):
+        if name is not None and 0 < row.slice_number < self._slices.get(name, row.slice_number + 1):
             lower = lower or name in self._slices
             self._slices[name] = row.slice_number
         share = share_key(row)
@@ -240,6 +274,11 @@ class Present:
         if lower:
             self.rows = {id: self.numbered(one) for id, one in self.rows.items()}
         return lower
+
+    def on_declared(self, bridge: str, ports: Mapping[str, int]) -> list[str]:
+        """Attempts that have the number of a declared port of their bridge: none of theirs can."""
+        declared = {ports[name] for name in self._world.site.bridges[bridge].ports if name in ports}
+        return [id for id, one in self._on_bridge.get(bridge, {}).items() if one.ofport in declared]
 
     def numbered(self, row: AttemptRow) -> AttemptRow:
         """The row with the numbers that the world has for its identity, slice and share."""

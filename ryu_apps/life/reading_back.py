@@ -2,17 +2,19 @@
 
 Invariants: nothing is decided anew unless the policy is another one; a number never comes to mean anything else: it
 stays with the outcome, slice or share that it was given for, and what another policy makes of an attempt has one of its
-own.
+own. Where the store contradicts itself (two rows with one number for two things, or two jobs on one port), the row that
+was registered first counts, and the other gets a number of its own or ends: never one job's grants for another.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from policies.model import Decision, Outcome, ShareKey
-from ryu_apps.life.checks import Fitting, attempt_of, check, claims, share_key
+from ryu_apps.life.checks import Claim, Fitting, attempt_of, check, claims, share_key
 from ryu_apps.life.deciding import Holders, decide_anew, holders, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -20,6 +22,7 @@ from ryu_apps.refusals import Refused
 from ryu_apps.store.store import AttemptRow, Change, Kind, PutAttempt, Snapshot
 
 LOG = logging.getLogger("lark.controller")
+T = TypeVar("T")
 
 
 def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[AttemptRow]:
@@ -79,8 +82,6 @@ def read_back(snapshot: Snapshot, present: Present, records: Records) -> list[At
         kept = present.keep(row)
         if kept.id in changed or kept is not row:
             changed[kept.id] = kept
-    for row in leaving:
-        present.claims.update(dict.fromkeys(claims(row.spec), row.id))
     # One write a row: among several controllers each names what it replaces.
     records.write_at_start([*changes, *map(PutAttempt, changed.values())])
     numbers.reserve()
@@ -97,8 +98,13 @@ def _sorted_out(
     """Rows of living attempts, each with the decision that is stored, and of those that leave."""
     world = present.world
     fits = Fitting(world, present.nodes)
-    living: list[tuple[AttemptRow, Decision]] = []
+    fitting: list[AttemptRow] = []
     leaving: list[AttemptRow] = []
+
+    def torn_down(row: AttemptRow) -> None:
+        leaving.append(replace(row, leaving=tuple(world.site.bridges)))
+        changed[row.id] = leaving[-1]
+
     for row in sorted(snapshot.attempts, key=lambda row: row.number):
         if row.leaving:
             leaving.append(row)
@@ -108,8 +114,18 @@ def _sorted_out(
                 check(world, present.nodes, row.id, row.spec)
         except Refused as refused:
             LOG.error("attempt=%s does not fit site.yaml any more (%s): torn down", row.id, refused.detail)
-            leaving.append(replace(row, leaving=tuple(world.site.bridges)))
-            changed[row.id] = leaving[-1]
+            torn_down(row)
+            continue
+        fitting.append(row)
+    for row, (where, what, which), holder in _second_holders(fitting):
+        LOG.error(
+            "attempt=%s is stored with the same %s %s (%s) as attempt=%s, which was before it: torn down",
+            row.id, what, which, where, holder,
+        )  # fmt: skip
+        torn_down(row)
+    living: list[tuple[AttemptRow, Decision]] = []
+    for row in fitting:
+        if row.id in changed:
             continue
         decided = row.decision
         if row.digest != world.policy.digest:
@@ -119,12 +135,37 @@ def _sorted_out(
     return living, leaving
 
 
+def _second_holders(rows: Sequence[AttemptRow]) -> list[tuple[AttemptRow, Claim, str]]:
+    """Those that claim what a row before them has, what that is, and whose it is."""
+    ports = [row.spec.port for row in rows]
+    # Of thousands of sound rows this is all that is looked at; MAC, IPv6 address and zone follow from the IPv4 address.
+    if (
+        len({row.number for row in rows})
+        == len({row.spec.ipv4 for row in rows})
+        == len({(port.bridge, port.name) for port in ports})
+        == len({(port.bridge, port.ofport) for port in ports})
+        == len(rows)
+    ):
+        return []
+    holders: dict[Claim, str] = {}
+    found = []
+    for row in rows:
+        claimed: tuple[Claim, ...] = (("the controller", "number", row.number), *claims(row.spec))
+        taken = next((claim for claim in claimed if claim in holders), None)
+        if taken is not None:
+            found.append((row, taken, holders[taken]))
+        else:
+            holders.update(dict.fromkeys(claimed, row.id))
+    return found
+
+
 def _numbers_kept(
     living: Sequence[tuple[AttemptRow, Decision]],
 ) -> tuple[dict[Outcome, int], dict[str, int], dict[ShareKey, int]]:
     """Numbers of the outcomes, slices and shares that are what they were.
 
-    Two controllers may have given a number each to the same thing at the same moment: the lower counts.
+    Two controllers may have given a number each to the same thing at the same moment: the lower counts. A number that
+    two things have stays with the first.
     """
     identities: dict[Outcome, int] = {}
     slices: dict[str, int] = {}
@@ -143,4 +184,27 @@ def _numbers_kept(
         # Versions before 1.4 of the store had no numbers of shares.
         if share is not None and row.share_number and share == share_key(replace(row, decision=decided)):
             shares[share] = min(row.share_number, shares.get(share, row.share_number))
+    rows = [row for row, _ in living]
+    _each_its_own("identity", identities, rows, lambda row: (row.decision.outcome, row.identity))
+    _each_its_own("slice", slices, rows, lambda row: (row.decision.slice, row.slice_number))
+    _each_its_own("share", shares, rows, lambda row: (share_key(row), row.share_number))
     return identities, slices, shares
+
+
+def _each_its_own(
+    what: str, numbers: dict[T, int], rows: Sequence[AttemptRow], said: Callable[[AttemptRow], tuple[T | None, int]]
+) -> None:
+    """Whoever has a number that stands for another is taken out. `said`: what a row says of this kind."""
+    if len(set(numbers.values())) == len(numbers):
+        return
+    holders: dict[int, T] = {}
+    for thing, number in list(numbers.items()):
+        holder = holders.setdefault(number, thing)
+        if holder != thing:
+            del numbers[thing]
+            first, second = (next(row.id for row in rows if said(row) == (one, number)) for one in (holder, thing))
+            LOG.error(
+                "attempt=%s and attempt=%s are stored with one %s number, %d, for what is not the same: the latter's "
+                "gets another number",
+                first, second, what, number,
+            )  # fmt: skip
