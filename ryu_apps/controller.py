@@ -46,11 +46,12 @@ from ryu_apps.asked_why import asked_why
 from ryu_apps.border_news import BorderNews
 from ryu_apps.borders import Borders, queue_wish
 from ryu_apps.events import Events
-from ryu_apps.fabric import Fabric, Ticket
+from ryu_apps.fabric import Fabric
 from ryu_apps.life.agreeing import Agreeing
 from ryu_apps.life.carried import Carried
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.departures import Departures
+from ryu_apps.life.emptying import Emptying
 from ryu_apps.life.hearing import Hearing
 from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.numbers import Numbers
@@ -120,13 +121,14 @@ class Controller:
         self._statuses = Statuses(present, telling, records, self._borders, self.counting)
         self._confirmation = Confirmation(present, records)
         self.node_leases = Nodes(present, telling, records, self._departures, self.times)
+        self._emptying = Emptying(present, telling, records, self.times)
         self._requests = Requests(
             present, telling, records, self._departures, self.node_leases, self._counts, self._statuses,
-            self._confirmation, turns, self.times, self.counting, self.admission,
+            self._confirmation, turns, self.times, self.counting, self.admission, self._emptying,
         )  # fmt: skip
         self._hearing = Hearing(
             present, telling, records, self._departures, self.node_leases, self._counts, self.counting,
-            turns, self.times, Agreeing(present, records, self.times),
+            turns, self.times, Agreeing(present, records, self.times), self._emptying,
         )  # fmt: skip
         records.read_again = self._hearing.read_again
 
@@ -142,23 +144,13 @@ class Controller:
         self.node_leases.begin({row.name for row in snapshot.controllers} - {self._records.name})
         with self._present.lock:
             tickets = self._telling.begin(fabric)
-            self._forget_by_other_policies(snapshot, tickets)
+            self._emptying.resume(tickets)
             for row in leaving:
                 waits = {bridge: tickets[bridge] for bridge in row.leaving if bridge in tickets}
                 self._departures.add(row, waits)
         self._started.set()
         # Nobody counts before this returns, and the switches need not wait for it.
         self._carried.load(self._present.world.attempts.values())
-
-    def _forget_by_other_policies(self, snapshot: Snapshot, tickets: Mapping[str, Ticket]) -> None:
-        """What was allowed by a policy that nobody has any more is not known: no connection of then is relied on."""
-        digest, attempts = self._present.world.policy.digest, self._present.world.attempts
-        zones: dict[str, list[int]] = {}
-        for row in snapshot.attempts:
-            if row.digest != digest and row.id in attempts:
-                zones.setdefault(row.spec.port.bridge, []).append(row.spec.zone)
-        for bridge, found in zones.items():
-            self._telling.outlive(bridge, tickets[bridge], found)
 
     @property
     def world(self) -> World:
@@ -192,7 +184,7 @@ class Controller:
             orphans += sorted(self._hearing.collided)
             self._hearing.collided.clear()
             self._telling.insist()
-            self._telling.forget()
+            self._emptying.tick()
         for name in over:
             self.events.tell(Kind.LEASE_ENDED, "its lease is over; its attempts are torn down", node=name)
         self._departures.end_quietly(orphans)

@@ -6,6 +6,10 @@
 `forget:BRIDGE` in the same column: by an earlier policy the attempt needed that bridge, and by the one in force it does
 not. A bridge that was away has not heard of that: the attempt's end waits for it too.
 
+`forget:zone:BRIDGE`: what the attempt may do has become less, and its bridge may still remember connections that were
+let through before: its zone is to be emptied by whoever is, or becomes, the bridge's master. A version that does not
+know these words takes the rest for a bridge that no site has (a name has no colon), and leaves it where it is.
+
 Invariants: a bridge is in `awaits` until its master has said, in the store, that the row is in force there, or why not;
 a ticket of another's bridge is settled by nothing else, as long as the bridge is another's.
 """
@@ -23,6 +27,7 @@ from ryu_apps.store.store import AttemptRow
 REASON_LENGTH = 300
 """Characters of a refusal that go into the row."""
 FORGET = "forget:"
+ZONE = "forget:zone:"
 
 
 class Elsewhere:
@@ -67,7 +72,7 @@ def asked(row: AttemptRow) -> dict[str, str]:
 
 def outdated(row: AttemptRow) -> list[str]:
     """The bridges that may know an attempt by an earlier policy only."""
-    return [one.removeprefix(FORGET) for one in row.awaits if one.startswith(FORGET)]
+    return [one.removeprefix(FORGET) for one in row.awaits if one.startswith(FORGET) and not one.startswith(ZONE)]
 
 
 def awaiting(row: AttemptRow, asked: Iterable[str]) -> AttemptRow:
@@ -83,8 +88,21 @@ def asking_as(row: AttemptRow, other: AttemptRow | None) -> AttemptRow:
 
 def outdating(row: AttemptRow, bridges: Iterable[str]) -> AttemptRow:
     """The row saying that these bridges, and no others, may know it by an earlier policy only."""
-    asks = [one for one in row.awaits if not one.startswith(FORGET)]
-    return replace(row, awaits=tuple(sorted((*asks, *(FORGET + bridge for bridge in bridges)))))
+    others = [one for one in row.awaits if one.startswith(ZONE) or not one.startswith(FORGET)]
+    return replace(row, awaits=tuple(sorted((*others, *(FORGET + bridge for bridge in bridges)))))
+
+
+def to_empty(row: AttemptRow) -> bool:
+    """Whether the attempt's zone may remember what is not allowed any more."""
+    return bool(row.awaits) and any(one.startswith(ZONE) for one in row.awaits)
+
+
+def emptying(row: AttemptRow, due: bool = True) -> AttemptRow:
+    """The row saying that the attempt's zone is to be emptied, or that it need not be."""
+    if to_empty(row) is due:
+        return row
+    words = {one for one in row.awaits if not one.startswith(ZONE)}
+    return replace(row, awaits=tuple(sorted(words | {ZONE + row.spec.port.bridge} if due else words)))
 
 
 def without(row: AttemptRow, said: Mapping[str, str | None]) -> AttemptRow:

@@ -18,7 +18,7 @@ import logging
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.times import STORE_PATIENCE, Times
-from ryu_apps.shared import asking_as, outdated, outdating
+from ryu_apps.shared import asking_as, emptying, outdated, outdating
 from ryu_apps.store.store import AttemptRow, Change, Kind, Pending, PutNumber, StoreConflict, StoreError
 
 LOG = logging.getLogger("lark.controller")
@@ -112,6 +112,9 @@ class Agreeing:
             row, stored = self._present.rows.get(id), records.stored.get(id)
             if row is None or stored is None or stored.leaving or (stored.digest != digest and id not in lost):
                 continue
+            if stored.digest != digest:
+                # Its bridge may let pass what the other controller's policy allows, whatever ours allowed before.
+                row = self._present.rows[id] = emptying(row)
             right = asking_as(outdating(row, {*outdated(row), *outdated(stored)}), stored)
             if right != stored:
                 begun.append((id, id in lost, records.put_stored(right)))

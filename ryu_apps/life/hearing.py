@@ -17,6 +17,7 @@ from ryu_apps.life.checks import attempt_of, check, claims
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.deciding import decide_anew, outdated_by
 from ryu_apps.life.departures import Departures, gone
+from ryu_apps.life.emptying import Emptying
 from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -48,7 +49,9 @@ class Hearing:
         turns: Turns,
         times: Times,
         agreeing: Agreeing,
+        emptying: Emptying,
     ) -> None:
+        self._emptying = emptying
         self._agreeing = agreeing
         self._present = present
         self._telling = telling
@@ -124,8 +127,10 @@ class Hearing:
         self._note_collisions(row)
         old, new = present.world.attempts.get(id), attempt_of(row)
         tickets: Mapping[str, Ticket] = {}
+        changed = False
         if old != new:
             told = self._telling.shift(old, new)
+            changed = not told.less
             if old is None and new.bridge in self._telling.mine:
                 self._counting.begin(new)
             self._telling.follow_up(told.peers)
@@ -133,6 +138,7 @@ class Hearing:
         kept = present.keep(awaiting(row, ()))
         if heard is not None:
             self._agreeing.look(heard, kept)
+            self._emptying.heard(kept, changed)
         for bridge, reason in asked(row).items():
             if bridge in self._telling.mine and not reason:
                 ticket = tickets.get(bridge)
@@ -214,6 +220,7 @@ class Hearing:
                 if isinstance(before, Elsewhere):
                     before.follow(ticket)
                 self._departures.to_confirm[id] = self._times.until()
+        self._emptying.resume({bridge: ticket})
         for id, row in self._records.stored.items():
             if asked(row).get(bridge) == "" and id in self._present.rows:
                 self._owed[id, bridge] = ticket
@@ -231,12 +238,13 @@ class Hearing:
     @property
     def owing(self) -> bool:
         """Do other controllers wait for what bridges of this one confirm?"""
-        return bool(self._owed or self._departures.to_confirm) or self._agreeing.owing
+        return bool(self._owed or self._departures.to_confirm) or self._agreeing.owing or self._emptying.owing
 
     def pay(self) -> None:
         """Write what bridges of this controller have confirmed to others. Never waits for a switch; takes the lock."""
         departures, records = self._departures, self._records
         self._agreeing.pay()
+        self._emptying.pay()
         with self._present.lock:
             begun = self._confirmed()
             now = self._times.clock()

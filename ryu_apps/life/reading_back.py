@@ -19,6 +19,7 @@ from ryu_apps.life.deciding import Holders, decide_anew, holders, outdated_by
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.refusals import Refused
+from ryu_apps.shared import emptying
 from ryu_apps.store.store import AttemptRow, Change, Kind, PutAttempt, Snapshot
 
 LOG = logging.getLogger("lark.controller")
@@ -129,7 +130,8 @@ def _sorted_out(
             continue
         decided = row.decision
         if row.digest != world.policy.digest:
-            row = decide_anew(row, world.policy)
+            # What was allowed by a policy that nobody has any more is not known: no connection of then is relied on.
+            row = emptying(decide_anew(row, world.policy))
             changed[row.id] = row
         living.append((row, decided))
     return living, leaving

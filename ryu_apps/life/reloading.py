@@ -18,7 +18,7 @@ from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import Times
 from ryu_apps.openflow import compiler
 from ryu_apps.openflow.tracked import outlived
-from ryu_apps.shared import outdated, outdating
+from ryu_apps.shared import emptying, outdated, outdating, to_empty
 from ryu_apps.store.store import Change, Kind, PutNumber
 
 LOG = logging.getLogger("lark.controller")
@@ -92,15 +92,28 @@ def reload(
                 present.rows[row.id] = outdating(mine, knew.union(outdated(mine)))
         tickets = telling.say_everything()
         less = _outlived(world, was, present.world)
-        for bridge, zones in less.items():
-            telling.outlive(bridge, tickets[bridge], zones)
+        for id in less:
+            stored = records.stored.get(id)
+            # Another controller that has this policy already has marked what may do less, and has perhaps emptied it.
+            if stored is None or stored.digest != policy.digest or stored.spec.port.bridge in telling.mine:
+                present.rows[id] = emptying(present.rows[id])
+        for row in others:
+            if row.id in rows and row.digest != policy.digest:
+                # What yet another policy allowed is not known here.
+                present.rows[row.id] = emptying(present.rows[row.id])
+        zones: dict[str, list[int]] = {}
+        for row in present.rows.values():
+            if to_empty(row):
+                zones.setdefault(row.spec.port.bridge, []).append(row.spec.zone)
+        for bridge, found in zones.items():
+            telling.outlive(bridge, tickets[bridge], found)
         pending = records.put_all()
         if records.shared:
             tickets = {bridge: ticket for bridge, ticket in tickets.items() if bridge in telling.mine}
     failure = confirmation.wait("(all)", tickets, pending, times.until())
     LOG.info(
         "policy %s replaces %s; %d attempts decided anew, %d of them may do less than before",
-        policy.digest[:12], before[:12], len(rows), sum(map(len, less.values())),
+        policy.digest[:12], before[:12], len(rows), len(less),
     )  # fmt: skip
     if failure is not None:
         late = failure.answer.detail.removesuffix("; try again")
@@ -120,16 +133,16 @@ def _number_services(policy: Policy, present: Present, records: Records, times: 
         records.store.write(fresh).wait(times.until())
 
 
-def _outlived(then: World, was: Mapping[str, Attempt], now: World) -> dict[str, list[int]]:
-    """The zones, by bridge, of jobs that may do less than before."""
+def _outlived(then: World, was: Mapping[str, Attempt], now: World) -> list[str]:
+    """The attempts that may do less than before."""
     less: dict[tuple[Outcome, Outcome, str], bool] = {}
-    found: dict[str, list[int]] = {}
+    found: list[str] = []
     for id, new in now.attempts.items():
         kind = (was[id].outcome, new.outcome, new.node)
         if kind not in less:
             less[kind] = outlived(then, was[id], now, new)
         if less[kind]:
-            found.setdefault(new.bridge, []).append(new.zone)
+            found.append(id)
     return found
 
 

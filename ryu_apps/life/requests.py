@@ -24,6 +24,7 @@ from ryu_apps.life.checks import attempt_of, check
 from ryu_apps.life.counting import Counting
 from ryu_apps.life.deciding import decide, decide_anew
 from ryu_apps.life.departures import Departures, gone
+from ryu_apps.life.emptying import Emptying
 from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
@@ -34,7 +35,7 @@ from ryu_apps.life.times import PORT_PATIENCE, STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
 from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused, Slug
-from ryu_apps.shared import Elsewhere
+from ryu_apps.shared import Elsewhere, emptying, to_empty
 from ryu_apps.store.specs import compact
 from ryu_apps.store.store import AttemptRow, Kind, Pending, StoreConflict, StoreError
 
@@ -118,7 +119,9 @@ class Requests:
         times: Times,
         counting: Counting,
         admission: Admission,
+        emptying: Emptying,
     ) -> None:
+        self._emptying = emptying
         self._admission = admission
         self._present = present
         self._telling = telling
@@ -275,9 +278,11 @@ class Requests:
 
     def _change(self, new: AttemptRow) -> tuple[AttemptRow, dict[str, Ticket]]:
         """Put a row in the place of the one there is, and tell the bridges; the caller has the lock."""
+        before = self._present.rows[new.id]
         told = self._telling.shift(self._present.world.attempts[new.id], attempt_of(new))
         self._telling.follow_up(told.peers)
-        return self._present.keep(new), told.concerned
+        less = told.less or self._emptying.by_another_policy(before)
+        return self._present.keep(emptying(new, less or to_empty(before))), told.concerned
 
     def _again(self, row: AttemptRow, spec: AttemptSpec, deadline: float) -> AttemptStatus:
         """The same PUT once more: confirm it, change nothing. Raises Refused."""

@@ -36,10 +36,14 @@ LOG = logging.getLogger("lark.controller")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Tickets of a change: of the bridges that must confirm it, and of those that only follow (slice peers')."""
+    """Tickets of a change: of the bridges that must confirm it, and of those that only follow (slice peers').
+
+    `less`: the attempt may do less than before, so that its zone is to be emptied.
+    """
 
     concerned: dict[str, Ticket]
     peers: dict[str, Ticket]
+    less: bool = False
 
 
 class _Later:
@@ -186,11 +190,13 @@ class Telling:
                     del uses[outcome]
             tickets[bridge] = self.tell(bridge, gone, come)
         peers = {bridge: self.tell(bridge, gone, come) for bridge, (gone, come) in memberships.items()}
+        less = False
         if old is not None and new is not None and old.outcome != new.outcome and outlived(world, old, world, new):
-            self.outlive(worker, tickets[worker], [new.zone])  # by a later phase, or a row of another controller
+            less = True  # by a later phase, or a row of another controller
+            self.outlive(worker, tickets[worker], [new.zone])
         if old is not None:
             self._present.release(old)
-        return Told(tickets, peers)
+        return Told(tickets, peers, less)
 
     def _share_meters(self, *attempts: Attempt | None) -> list[MeterRule]:
         """The meters that the shares of these have, if anybody has them now."""
@@ -352,17 +358,26 @@ class Telling:
     # --- connections that were allowed ------------------------------------------------------------------------------
 
     def outlive(self, bridge: str, ticket: Ticket, zones: Iterable[int]) -> None:
-        """What these zones remember may not be allowed any more by what the ticket stands for."""
+        """What these zones remember may not be allowed any more by what the ticket stands for.
+
+        A bridge of another's is left to its master, who finds the mark in the row (`life.emptying`).
+        """
         found = frozenset(zones)
         if found and bridge in self.mine:
             self._outlived.setdefault(bridge, []).append((ticket, found))
 
-    def forget(self) -> None:
+    def outlives(self, bridge: str, zone: int) -> bool:
+        """Whether a zone is still to be emptied here."""
+        return any(zone in zones for _, zones in self._outlived.get(bridge, ()))
+
+    def forget(self) -> dict[str, set[int]]:
         """Have connections forgotten where the flows are in force that allow less; before, they would come again.
+        Gives the zones, by bridge, of which nothing is left to forget.
 
         Call about once a second: what a switch has confirmed reaches its cache of decisions up to half a second later,
         so connections go with the call after.
         """
+        done: dict[str, set[int]] = {}
         for bridge in list(self._outlived):
             left: list[tuple[Ticket | None, frozenset[int]]] = []
             due: set[int] = set()
@@ -379,11 +394,13 @@ class Telling:
             if due:
                 try:
                     self.switches().forget_connections(bridge, sorted(due))
+                    done[bridge] = due.difference(*(zones for _, zones in left))
                     LOG.info("bridge=%s forgets the connections of %d jobs that may do less now", bridge, len(due))
                 except FabricError:
                     left.append((self.say([bridge])[bridge], frozenset(due)))
             if left:
                 self._outlived[bridge] = left
+        return done
 
     def unconfirmed(self) -> list[str]:
         """Bridges of this controller that have not confirmed their standing flows, or are not heard of yet."""

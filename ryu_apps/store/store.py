@@ -48,7 +48,8 @@ class AttemptRow:
 
     `slice_number`, `share_number`: of the decision's slice and share; 0 for none. `awaits`: bridges whose masters are
     asked to say that the row is in force there; `BRIDGE REASON` where the switch refused it; `forget:BRIDGE`: the
-    attempt needed the bridge by an earlier policy only (`ryu_apps.shared`).
+    attempt needed the bridge by an earlier policy only; `forget:zone:BRIDGE`: its zone is to be emptied there
+    (`ryu_apps.shared`).
     """
 
     id: str
