@@ -25,6 +25,7 @@ from ryu_apps.fabric import FakeFabric
 from ryu_apps.life.agreeing import Agreeing
 from ryu_apps.openflow import compiler
 from ryu_apps.refusals import Refused
+from ryu_apps.shared import asked
 from ryu_apps.store.memory import MemoryStore
 from ryu_apps.store.store import AttemptRow, Change, Gone, NodeRow, NumberRow, Pending, Put
 from tests.cases import policy_of, site_of
@@ -288,7 +289,7 @@ def test_a_registration_that_waits_for_anothers_gate_while_a_policy_comes_is_ans
     a.hear()
     b.hear()
     b.controller.pay()
-    assert a.store.attempts[id].awaits == ("gate1",)
+    assert asked(a.store.attempts[id]) == {"gate1": ""}
     assert not answers
     b.fabric.speak("gate1")
     while asking.is_alive() and time.monotonic() < end:
