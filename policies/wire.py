@@ -33,11 +33,14 @@ MOST_PORT = 65279
 """The largest number that Open vSwitch gives a port."""
 MOST_ZONE = 65535
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+PORT_NAME_PATTERN = r"^[A-Za-z0-9._-]{1,15}$"
+JOB_PATTERN = r"^[0-9]{1,10}\.[0-9]{1,10}$"
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 MAX_BODY_BYTES = 256 * 1024
 """The largest request body the controller reads."""
 MAX_STRING = 16 * 1024
 MAX_ATTRIBUTES = 256
+MAX_LIST = 1024
 
 
 def _ipv4(text: str) -> str:
@@ -64,7 +67,7 @@ def _mac(text: str) -> str:
 
 AttemptId = Annotated[str, StringConstraints(pattern=ATTEMPT_ID_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-PortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,15}$")]
+PortName = Annotated[str, StringConstraints(pattern=PORT_NAME_PATTERN)]
 Ipv4 = Annotated[str, AfterValidator(_ipv4)]
 Ipv6 = Annotated[str, AfterValidator(_ipv6)]
 Address = Annotated[str, AfterValidator(_address)]
@@ -74,7 +77,7 @@ Text = Annotated[str, StringConstraints(max_length=MAX_STRING)]
 Integer = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 """ClassAd integers have 64 bits."""
 Scalar = bool | Integer | Annotated[float, Field(allow_inf_nan=False)] | Text
-AdValue = Scalar | Annotated[list[Scalar], Field(max_length=1024)]
+AdValue = Scalar | Annotated[list[Scalar], Field(max_length=MAX_LIST)]
 """A literal ClassAd value. UNDEFINED is an attribute that is not there; expressions are refused by the agent."""
 Ad = Annotated[dict[AttributeName, AdValue], Field(max_length=MAX_ATTRIBUTES)]
 
@@ -149,7 +152,7 @@ class AttemptSpec(Message):
     phase: PhaseField = Phase.STAGE_IN
     ad: Ad
     slot: Ad = Field(default_factory=dict)
-    job: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}\.[0-9]{1,10}$")] | None = None
+    job: Annotated[str, StringConstraints(pattern=JOB_PATTERN)] | None = None
     """HTCondor's cluster.proc: a label for people, never a key."""
 
 

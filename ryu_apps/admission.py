@@ -11,8 +11,9 @@ but a fault, which the deadline tells of. Ends and heartbeats are never turned a
 there.
 
 Invariants: up to `FEW` are always taken up, whatever the pace; twice as many as otherwise for nodes that have less than
-their part of them: one node that asks for everything does not take the places of the others. Nothing here waits. Pure
-but for the clock that it is given.
+their part of them, here as in each bridge's queue: one node that asks for everything does not take the places of the
+others. What is refused as wrong is no work that got done: it does not make the controller look faster. Nothing here
+waits. Pure but for the clock that it is given.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ AT_FIRST = 100.0
 _BRIDGE_AT_FIRST = 1000.0
 _BACKLOG = FEW // 2
 """Only with so many under way does what gets done tell how fast it can be done."""
+_LEAST = AT_FIRST / 4
+"""A second: the pace does not fall below it while registrations are refused as wrong. They are over soon, and tell
+nothing of how fast the others are."""
+_AFTER_WORK = frozenset({Slug.NOT_REALISED, Slug.INTERNAL})
+"""Refusals that say nothing against what was asked for."""
 _FORGETS = 0.8
 """What is left of an earlier lateness after each beat: a tenth after a second."""
 
@@ -60,26 +66,43 @@ class Load:
 class Queue:
     """How many are under way somewhere, and how fast they get done when there is enough to do."""
 
-    __slots__ = ("_at", "_busy", "_done", "last", "under_way")
+    __slots__ = ("_at", "_busy", "_done", "last", "of", "under_way")
 
     def __init__(self, now: float, at_first: float) -> None:
         self.under_way = 0
+        self.of: Counter[str] = Counter()
+        """How many of each node; none with 0."""
         self._at = self.last = now
         self._busy = 1.0
         self._done = at_first
 
-    def begin(self, now: float) -> None:
+    def begin(self, now: float, node: str) -> None:
         self._roll(now)
         self.under_way += 1
+        self.of[node] += 1
 
-    def end(self, now: float, *, done: bool = True) -> None:
-        """`done`: not given up."""
+    def end(self, now: float, node: str, *, done: bool = True, wrong: bool = False) -> None:
+        """`done`: not given up; `wrong`: refused for what it is."""
         self._roll(now)
-        if done:
+        if wrong:
+            self.last = now
+            self._done = max(self._done, _LEAST * self._busy)
+        elif done:
             self.last = now
             # What little gets done while little comes says nothing of how fast it can be.
             self._done += self.under_way >= _BACKLOG
         self.under_way -= 1
+        self.of[node] -= 1
+        if not self.of[node]:
+            del self.of[node]
+
+    def longer_than(self, now: float, soon: float, node: str) -> float:
+        """Seconds until what is under way will be done, if that is more than another of this node should wait, `soon`
+        or, of one that has less than its part, twice that; else 0."""
+        seconds = self.seconds(now)
+        nodes = len(self.of) + (node not in self.of)
+        part = self.of[node] * nodes >= self.under_way
+        return seconds if seconds > (soon if part else 2 * soon) else 0.0
 
     def seconds(self, now: float) -> float:
         """Until what is under way will be done."""
@@ -107,8 +130,6 @@ class Admission:
         self._behind = 0.0
         self._under_way = 0
         self._own = Queue(self._beat, AT_FIRST)
-        self._of: Counter[str] = Counter()
-        """Of the own part, by node; none with 0."""
         self._bridges: dict[str, Queue] = {}
         self._turned_away = 0
         self._told = 0
@@ -135,48 +156,46 @@ class Admission:
         done (True), or as soon as it waits for what its own agent is to do (False): that tells nothing of the pace, and
         is in nobody's way. Raises Refused."""
         now = self._clock()
-        own, nodes = self._own, len(self._of) + (node not in self._of)
-        if own.under_way >= FEW:
-            seconds = own.seconds(now)
-            part = self._of[node] * nodes >= own.under_way
-            if seconds > (self._soon if part else 2 * self._soon):
-                raise self._refused(f"{own.under_way} registrations are before this one", seconds)
+        own = self._own
+        if own.under_way >= FEW and (seconds := own.longer_than(now, self._soon, node)):
+            raise self._refused(f"{own.under_way} registrations are before this one", seconds)
         self._under_way += 1
-        own.begin(now)
-        self._of[node] += 1
+        own.begin(now, node)
         mine = True
 
-        def over(done: bool) -> None:
+        def over(done: bool, wrong: bool = False) -> None:
             nonlocal mine
             if mine:
                 mine = False
-                own.end(self._clock(), done=done)
-                self._of[node] -= 1
-                if not self._of[node]:
-                    del self._of[node]
+                own.end(self._clock(), node, done=done, wrong=wrong)
 
         try:
             yield over
+        except Refused as refused:
+            over(True, wrong=refused.slug not in _AFTER_WORK)
+            raise
         finally:
             self._under_way -= 1
             over(True)
 
     @contextlib.contextmanager
-    def at(self, bridges: Iterable[str]) -> Iterator[None]:
-        """A registration that these bridges must confirm. Raises Refused."""
+    def at(self, bridges: Iterable[str], node: str) -> Iterator[None]:
+        """A registration of a node that these bridges must confirm. Raises Refused."""
         now = self._clock()
         queues = []
         for name in bridges:
             queue = self._bridges.get(name)
             if queue is None:
                 queue = self._bridges[name] = Queue(now, _BRIDGE_AT_FIRST)
-            elif queue.under_way >= FEW and now - queue.last < LATELY:
-                seconds = queue.seconds(now)
-                if seconds > self._soon:
-                    raise self._refused(f"{queue.under_way} registrations wait for bridge {name}", seconds)
+            elif (
+                queue.under_way >= FEW
+                and now - queue.last < LATELY
+                and (seconds := queue.longer_than(now, self._soon, node))
+            ):
+                raise self._refused(f"{queue.under_way} registrations wait for bridge {name}", seconds)
             queues.append(queue)
         for queue in queues:
-            queue.begin(now)
+            queue.begin(now, node)
         done = False
         try:
             yield
@@ -184,7 +203,7 @@ class Admission:
         finally:
             now = self._clock()
             for queue in queues:
-                queue.end(now, done=done)
+                queue.end(now, node, done=done)
 
     def report(self) -> str:
         """Who was turned away since the last report, in words; empty if nobody."""

@@ -169,7 +169,7 @@ class Requests:
                     self._departures.check_claims(id, spec)
                     row = self._decided(id, spec)
                     attempt = attempt_of(row)
-                    queues.enter_context(self._admission.at(compiler.bridges_of(present.world, attempt)))
+                    queues.enter_context(self._admission.at(compiler.bridges_of(present.world, attempt), spec.node))
                     self._counting.begin(attempt)
                     told = self._telling.shift(None, attempt)
                     tickets = told.concerned

@@ -1,9 +1,9 @@
 """What an agent said of an attempt, as this program stored it, read back faster than a stranger's message.
 
 It was checked when it came (`policies.wire.AttemptSpec`), and the controller compares its addresses with the site's
-again. So only its form is looked at here: every key, every type, addresses that are addresses, numbers that a switch
-has. Invariant: whatever is not exactly as this program writes it is left to the full check, which says what is wrong
-with it.
+again. So only its form is looked at here: every key, every type, names and labels that may stand in a line of the log,
+addresses that are addresses, numbers that a switch has. Invariant: whatever is not exactly as this program writes it is
+left to the full check, which says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from policies.wire import MOST_PORT, MOST_ZONE, AttemptSpec, Phase, PortSpec
+from policies.wire import (
+    ATTRIBUTE_PATTERN,
+    JOB_PATTERN,
+    MAX_ATTRIBUTES,
+    MAX_LIST,
+    MAX_STRING,
+    MOST_PORT,
+    MOST_ZONE,
+    NAME_PATTERN,
+    PORT_NAME_PATTERN,
+    AttemptSpec,
+    Phase,
+    PortSpec,
+)
 
 _PHASES = {phase.value: phase for phase in Phase}
 _NEEDED = frozenset({"node", "port", "mac", "ipv4", "zone", "ad"})
@@ -29,9 +42,28 @@ _FIELDS: dict[tuple[str, ...], set[str]] = {}
 _GIVEN: dict[frozenset[str], set[str]] = {}
 """The same of messages."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}").fullmatch
-_SCALARS = frozenset({str, int, float, bool})
+_JOB = re.compile(JOB_PATTERN[1:-1]).fullmatch
+_LARGEST = 1 << 63
+_KEPT = 16384
 _NOTHING: dict[str, Any] = {}
 """What most say of their slot. One for all: see above."""
+
+
+class _Fitting(dict[str, bool]):
+    """Does a name fit a pattern? Thousands of rows have the same few, so each is compared with it once."""
+
+    def __init__(self, pattern: str) -> None:
+        # Without the anchors: `$` would allow a line's end after it.
+        self._fits = re.compile(pattern[1:-1]).fullmatch
+
+    def __missing__(self, name: str) -> bool:
+        fits = self._fits(name) is not None
+        if fits and len(self) < _KEPT:
+            self[name] = True
+        return fits
+
+
+_NAMES, _PORT_NAMES, _ATTRIBUTES = _Fitting(NAME_PATTERN), _Fitting(PORT_NAME_PATTERN), _Fitting(ATTRIBUTE_PATTERN)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _set, _intern = object.__setattr__, sys.intern
 
@@ -61,7 +93,8 @@ def spec_from_text(text: str) -> AttemptSpec | None:
             or not 1 <= number <= MOST_PORT
             or not 1 <= zone <= MOST_ZONE
             or _MAC(mac) is None
-            or not (job is None or type(job) is str)
+            or not (job is None or _JOB(job))
+            or not (_NAMES[node] and _NAMES[bridge] and _PORT_NAMES[name])
         ):
             return None
         phase = _PHASES[value.get("phase", Phase.STAGE_IN.value)]
@@ -111,12 +144,26 @@ def _made(model: type[ModelT], given: set[str], content: dict[str, Any]) -> Mode
 
 def _literals(ad: Any) -> dict[str, Any] | None:
     """Attributes that are literals; what thousands of jobs have in common is kept once. None: they are not."""
-    if type(ad) is not dict:
+    if type(ad) is not dict or len(ad) > MAX_ATTRIBUTES:
         return None
     for name, one in ad.items():
+        if not _ATTRIBUTES[name]:
+            return None
         kind = type(one)
         if kind is str:
+            if len(one) > MAX_STRING:
+                return None
             ad[name] = _intern(one)
-        elif kind not in _SCALARS and not (kind is list and all(type(part) in _SCALARS for part in one)):
+        elif kind is list:
+            if len(one) > MAX_LIST or not all(map(_scalar, one)):
+                return None
+        elif not _scalar(one):
             return None
     return ad
+
+
+def _scalar(one: Any) -> bool:
+    kind = type(one)
+    if kind is str:
+        return len(one) <= MAX_STRING
+    return kind is bool or kind is float or (kind is int and -_LARGEST <= one < _LARGEST)

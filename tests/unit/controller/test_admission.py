@@ -228,11 +228,11 @@ def test_what_waits_for_its_own_agent_is_in_nobodys_way_and_tells_nothing_of_the
     site.come(FEW)
 
 
-def _wait_for(site: Site, bridge: str, count: int) -> list[contextlib.ExitStack]:
+def _wait_for(site: Site, bridge: str, count: int, node: str = "") -> list[contextlib.ExitStack]:
     found = []
-    for _ in range(count):
+    for n in range(count):
         found.append(contextlib.ExitStack())
-        found[-1].enter_context(site.admission.at([bridge, "another"]))
+        found[-1].enter_context(site.admission.at([bridge, "another"], node or f"wn{n}"))
         site.inside.push(found[-1])
     return found
 
@@ -246,8 +246,49 @@ def test_a_slow_bridge_turns_away_those_who_need_it_and_nobody_else(site: Site) 
         _wait_for(site, "gate", 1)
     assert refused.value.slug is Slug.TOO_MANY
     assert SHARE * DEADLINE < refused.value.retry_after <= LONGEST
-    with site.admission.at(["wn1"]):
+    with site.admission.at(["wn1"], "wn1"):
         assert site.refused() is None
+
+
+def test_one_nodes_many_at_a_gate_do_not_take_the_places_of_another(site: Site) -> None:
+    waiting = _wait_for(site, "gate", 220, "greedy")
+    for one in waiting[:200]:  # ten a second: 20 are left, which takes 2 s
+        site.clock.now += 0.1
+        one.close()
+    with pytest.raises(Refused, match="wait for bridge gate"):
+        _wait_for(site, "gate", 1, "greedy")
+    _wait_for(site, "gate", 1, "modest")
+    with pytest.raises(Refused, match="wait for bridge gate"):  # not for ever
+        _wait_for(site, "gate", 60, "modest")
+
+
+def _refuse(site: Site, slug: Slug) -> None:
+    with contextlib.suppress(Refused), site.admission.place("wn2"):
+        raise Refused(slug, "no")
+
+
+@pytest.mark.parametrize("slug", [Slug.HELD, Slug.MALFORMED, Slug.CONFLICT])
+def test_what_is_refused_as_wrong_does_not_make_the_controller_look_faster(site: Site, slug: Slug) -> None:
+    site.come(12)
+    before = site.admission._own.seconds(site.clock.now)
+    for _ in range(2000):
+        _refuse(site, slug)
+    assert site.admission._own.seconds(site.clock.now) == before
+    # The control: what was done, if in vain, tells of the pace.
+    for _ in range(2000):
+        _refuse(site, Slug.NOT_REALISED)
+    assert site.admission._own.seconds(site.clock.now) < before / 2
+
+
+def test_where_all_are_refused_there_is_room_for_the_next(site: Site) -> None:
+    site.come(FEW - 1)
+    for _ in range(6000):
+        site.clock.now += 0.01
+        _refuse(site, Slug.HELD)
+    site.come(FEW)
+    # The control: nothing gets done for a minute.
+    site.clock.now += 60
+    assert site.refused() is not None
 
 
 def test_a_bridge_that_confirms_nothing_is_no_queue_and_the_deadline_tells_of_it(site: Site) -> None:
@@ -290,12 +331,12 @@ def test_how_late_the_clock_is_called_is_told(site: Site) -> None:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_registration_that_fails_leaves_its_place(site: Site, early: bool) -> None:
-    with pytest.raises(RuntimeError), site.admission.place("wn1") as stored, site.admission.at(["gate"]):
+    with pytest.raises(RuntimeError), site.admission.place("wn1") as stored, site.admission.at(["gate"], "wn1"):
         if early:
             stored(True)
             stored(True)
         raise RuntimeError
     assert site.admission.load.registrations == 0
     assert site.admission._own.under_way == 0
-    assert not site.admission._of
+    assert not site.admission._own.of
     assert site.admission._bridges["gate"].under_way == 0
