@@ -79,7 +79,7 @@ def test_flows_deleted_by_hand_are_told_with_how_many_and_which(site: BorderSite
     site.rig.border.need("ovs-ofctl", "-OOpenFlow14", "del-flows", socket, f"table={table}")
     told = reader.waits_for("flows-repaired")
     assert (told.bridge, told.level) == (BRIDGE, "warning")
-    assert f"{tables.count(table)} gone, 0 altered, 0 added; for example gone: table={table}," in told.text
+    assert f"flows {tables.count(table)} gone, 0 altered, 0 added; for example gone: table={table}," in told.text
     assert "find who changes flows" in told.mend
 
 
@@ -90,7 +90,7 @@ def test_a_bridge_that_would_not_stay_closed_is_told(site: BorderSite, reader: R
     assert "lacks fail_mode=secure" in told.text
     assert "lark-agent prepare-bridge" in told.mend
     site.rig.switch.vsctl("set-fail-mode", BRIDGE, "secure")
-    assert reader.waits_for("bridge-mended").text == f"no longer: {told.text}"
+    assert reader.waits_for("bridge-mended").text == "without a controller it would stay closed again"
 
 
 def test_a_wan_port_that_is_down_or_away_is_told_and_so_is_that_it_is_back(site: BorderSite, reader: Reader) -> None:
@@ -121,6 +121,34 @@ def test_who_shapes_the_port_instead_of_lark_is_told(site: BorderSite, reader: R
     assert "tc qdisc del dev PORT root" in told.mend
     machine.need("tc", "qdisc", "del", "dev", "wan0", "root")
     assert reader.waits_for("border-mended").port == "wan0"
+
+
+def test_queues_deleted_by_hand_are_put_back_and_told(site: BorderSite, reader: Reader) -> None:
+    site.rig.border.need("tc", "qdisc", "del", "dev", "wan0", "root")
+    told = reader.waits_for("queues-repaired")
+    assert (told.bridge, told.port, told.level) == (BRIDGE, "wan0", "warning")
+    assert "find who runs tc" in told.mend
+    site.wait_in_force()
+    assert "htb" in site.rig.border.need("tc", "qdisc", "show", "dev", "wan0", "root")
+
+
+def test_a_flow_past_the_policy_is_an_error_and_the_bridge_is_not_said_to_be_in_line(
+    site: BorderSite, reader: Reader
+) -> None:
+    def line() -> str:
+        return next(one for one in site.larkctl.text("bridges").splitlines() if BRIDGE in one)
+
+    assert "in line" in line()
+    socket = f"unix:/run/openvswitch/{BRIDGE}.mgmt"
+    stranger = "table=0,priority=65535"
+    site.rig.border.need("ovs-ofctl", "-OOpenFlow14", "add-flow", socket, f"{stranger},actions=NORMAL")
+    told = reader.waits_for("table-bypassed")
+    assert (told.bridge, told.level) == (BRIDGE, "error")
+    assert "table=0,priority=65535 cookie=0x0 actions=NORMAL" in told.text
+    assert "meddled" in line()
+    site.rig.border.need("ovs-ofctl", "-OOpenFlow14", "--strict", "del-flows", socket, stranger)
+    assert reader.waits_for("bridge-mended").text == "all flows in table 0 are the agent's again"
+    wait_until("in line again", lambda: "in line" in line(), 40, 0.5)
 
 
 def test_people_read_the_same_in_the_log_and_on_the_screen(site: BorderSite, reader: Reader) -> None:

@@ -107,7 +107,7 @@ def test_a_meter_that_somebody_deletes_or_alters_comes_back_with_its_flows(
     switch.ofctl("del-meter", BRIDGE, f"meter={OURS + 1}")
     good = {7: 5000, OURS + 1: 10_000, OURS + 2: 50_000}
     wait_until("all as it was", lambda: meters(switch) == good and switch.flows(BRIDGE) == flows, 60)
-    assert "somebody else changed flows of Lark's" in app.log()
+    assert "somebody else changed" in app.log()
     assert app.call("counts", BRIDGE).repaired >= 3, "a meter, its flow that went with it, and a meter's rate"
 
 

@@ -69,6 +69,9 @@ class Border:
         self._state = State()
         self._samples: dict[str, _Sample] = {}
         self._shielded: set[str] = set()
+        self._made: dict[str, qos.PortPlan] = {}
+        """What this process has made of each port that is there: what lacks of it later was somebody else's doing."""
+        self._repaired: dict[str, int] = {}
         self._refused = ""
         """Why the newest wish is not followed; empty: it is."""
         self._seen: str | None = None
@@ -199,10 +202,13 @@ class Border:
             plans = qos.plan(wish, there, memory)
             faults += map(_fault, plans.remarks)
             faults += map(_fault, self._lost(before, there))
+            for name in self._made.keys() - plans.ports.keys():
+                del self._made[name]  # a port that comes back comes without queues, and nobody took them
             for name, plan in plans.ports.items():
                 try:
                     ports[name] = await self._settle_port(name, plan, faults)
                 except queues.ForeignQdisc as e:
+                    self._made.pop(name, None)  # who took them is told of already
                     faults.append(_fault(str(e), Kind.BORDER_QDISC_FOREIGN, name))
                 except AgentError as e:
                     faults.append(_fault(str(e), port=name))
@@ -213,6 +219,7 @@ class Border:
             faults=[fault.text for fault in faults[:MAX_FAULTS]],
             ports=ports,
             findings=faults[:MAX_FAULTS],
+            repaired=dict(self._repaired),
         )
         self._tell(faults)
 
@@ -231,7 +238,8 @@ class Border:
             try:
                 mtu = await in_thread(functools.partial(queues.mtu, name))
             except queues.PortMissing:
-                faults.append(_fault(f"port {name} of bridge {bridge} is missing: there is no such device", port=name))
+                text = f"port {name} of bridge {bridge} is missing: there is no such device"
+                faults.append(_fault(text, Kind.WAN_PORT_MISSING, name))
                 continue
             except AgentError as e:
                 faults.append(_fault(str(e), port=name))
@@ -239,7 +247,8 @@ class Border:
             if name in plugged:
                 found[name] = mtu
             else:
-                faults.append(_fault(f"port {name} is not plugged into bridge {bridge}: it has no queues", port=name))
+                text = f"port {name} is not plugged into bridge {bridge}: it has no queues"
+                faults.append(_fault(text, Kind.WAN_PORT_MISSING, name))
         return found, faults
 
     async def _settle_port(self, name: str, plan: qos.PortPlan, faults: list[Finding]) -> PortReport:
@@ -251,7 +260,12 @@ class Border:
                 self._shielded.add(name)
             except AgentError as e:
                 faults.append(_fault(f"a restart of ovs-vswitchd would remove the queues of {name}: {e}", port=name))
-        for line in await in_thread(functools.partial(queues.apply, name, plan)):
+        done = await in_thread(functools.partial(queues.apply, name, plan))
+        if done and self._made.get(name) == plan:
+            self._repaired[name] = self._repaired.get(name, 0) + len(done)
+            log.warning("port=%s somebody else removed or altered its queues; put back:", name)
+        self._made[name] = plan
+        for line in done:
             log.info("port=%s %s", name, line)
             if line == queues.MADE:
                 self._shielded.discard(name)  # perhaps somebody took the shield away: look again

@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     BRIDGE_MENDED = "bridge-mended"
     BRIDGE_METERLESS = "bridge-meterless"
     FAIL_MODE_WRONG = "fail-mode-wrong"
+    TABLE_BYPASSED = "table-bypassed"
     TABLE_FOREIGN = "table-foreign"
     TABLE_EMPTY = "table-empty"
     FLOWS_REPAIRED = "flows-repaired"
@@ -43,6 +44,7 @@ class Kind(enum.StrEnum):
     WAN_PORT_BACK = "wan-port-back"
     WAN_PORT_SPEED_CHANGED = "wan-port-speed-changed"
     BORDER_QDISC_FOREIGN = "border-qdisc-foreign"
+    QUEUES_REPAIRED = "queues-repaired"
     BORDER_FAULT = "border-fault"
     BORDER_MENDED = "border-mended"
     LEASE_ENDED = "lease-ended"
@@ -95,6 +97,11 @@ ABOUT: Mapping[Kind, About] = {
     Kind.FAIL_MODE_WRONG: About(
         "bridge", _WARNING, "on its host: lark-agent prepare-bridge, with the role and the ports it has"
     ),
+    Kind.TABLE_BYPASSED: About(
+        "bridge", _ERROR,
+        "what such a flow takes goes past the whole policy: remove it (ovs-ofctl -O OpenFlow14 --strict del-flows "
+        "BRIDGE with the example up to its cookie) and find who writes it",
+    ),
     Kind.TABLE_FOREIGN: About(
         "bridge", _WARNING,
         "find who writes flows there (ovs-ofctl -O OpenFlow14 dump-flows BRIDGE, other controllers in ovs-vsctl "
@@ -125,6 +132,9 @@ ABOUT: Mapping[Kind, About] = {
     ),
     Kind.BORDER_QDISC_FOREIGN: About(
         "queues", _ERROR, "stop what shapes that port, then on the border: tc qdisc del dev PORT root"
+    ),
+    Kind.QUEUES_REPAIRED: About(
+        "queues", _WARNING, "nothing is left to mend; find who runs tc on the border, and stop it"
     ),
     Kind.BORDER_FAULT: About("queues", _WARNING, "the sentence says what is wrong; larkctl bridges shows all of them"),
     Kind.BORDER_MENDED: About("queues", _INFO),

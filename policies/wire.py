@@ -462,6 +462,9 @@ class QueueReport(Message):
     ports: Annotated[dict[PortName, PortReport], Field(max_length=64)]
     findings: Annotated[list[Finding], Field(max_length=64), Since(2)] = []
     """The same faults, each with its kind; empty: from an agent that does not say kinds, or no faults."""
+    repaired: Annotated[dict[PortName, Count], Field(max_length=64), Since(2)] = {}
+    """How many parts of each port's queues this agent has put back since it started, because somebody else had removed
+    or altered them; without those never touched."""
 
 
 QUEUES_STALE = 15.0
@@ -490,6 +493,10 @@ class BridgeStatus(Answer):
     detail: str = ""
     missing: list[str] = Field(default_factory=list)
     """Declared ports that the connected bridge does not have: it is closed until they are there."""
+    foreign_flows: int = 0
+    """Flows of others on it, in table 0 and in the controller's tables, as last seen."""
+    bypassed: bool = False
+    """Some of them are in table 0: what they take goes past the policy."""
     queues: QueueStatus | None = None
     """Of a border: what its agent reported last. None: no border, or nothing reported since this controller started."""
 
@@ -591,6 +598,8 @@ class Event(Answer):
     bridge: str | None = None
     node: str | None = None
     attempt: str | None = None
+    job: str | None = None
+    """HTCondor's cluster.proc, where the news is of one job: a label for people."""
     port: str | None = None
     text: str
     mend: str

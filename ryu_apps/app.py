@@ -637,6 +637,8 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
             detail=one.detail,
             outranked=one.machine.outranked,
             meters=one.meters,
+            foreign=one.machine.foreign,
+            bypassed=one.machine.bypassed,
         )
 
     def connected(self, bridge: str) -> bool:

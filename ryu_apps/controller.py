@@ -234,7 +234,9 @@ class Controller:
             why = refused.slug.value
             # By node and reason: what is refused again and again is told with its count.
             text = f"registration refused ({why}): {refused.detail}"
-            self.events.tell(Kind.REGISTRATION_REFUSED, text, node=spec.node, attempt=id, subject=why)
+            self.events.tell(
+                Kind.REGISTRATION_REFUSED, text, node=spec.node, attempt=id, job=spec.job or "", subject=why
+            )
             raise
         return status, is_new
 

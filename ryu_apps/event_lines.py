@@ -10,8 +10,8 @@ from policies.wire import Event, EventList
 
 def in_lines(event: Event) -> Iterator[str]:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-    where = [("bridge", event.bridge), ("node", event.node), ("attempt", event.attempt), ("port", event.port)]
-    words = "".join(f" {name} {value}" for name, value in where if value)
+    where = {"bridge": event.bridge, "node": event.node, "attempt": event.attempt, "job": event.job, "port": event.port}
+    words = "".join(f" {name} {value}" for name, value in where.items() if value)
     whose = f" [{event.controller}]" if event.controller else ""
     often = f" ({event.times} times)" if event.times > 1 else ""
     yield f"{at} {event.level} {event.kind}{whose}{words}: {event.text}{often}"

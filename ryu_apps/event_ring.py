@@ -48,6 +48,7 @@ class News:
     bridge: str = ""
     node: str = ""
     attempt: str = ""
+    job: str = ""
     port: str = ""
     subject: str = ""
 

@@ -46,11 +46,11 @@ class Events:
         self._closed = False
 
     def tell(
-        self, kind: Kind, text: str, *, bridge: str = "", node: str = "", attempt: str = "", port: str = "",
-        subject: str = "",
+        self, kind: Kind, text: str, *, bridge: str = "", node: str = "", attempt: str = "", job: str = "",
+        port: str = "", subject: str = "",
     ) -> None:  # fmt: skip
         """Something has happened. Never waits."""
-        news = News(kind, text, bridge, node, attempt, port, subject)
+        news = News(kind, text, bridge, node, attempt, job, port, subject)
         with self._news:
             told = self._ring.tell(news, self._clock(), self._wall_clock())
             if told:
@@ -112,6 +112,7 @@ class Events:
             bridge=news.bridge or None,
             node=news.node or None,
             attempt=news.attempt or None,
+            job=news.job or None,
             port=news.port or None,
             text=news.text,
             mend=about.mend,
@@ -121,7 +122,7 @@ class Events:
 
 def _log(news: News) -> None:
     about = ABOUT[news.kind]
-    where = [("bridge", news.bridge), ("node", news.node), ("attempt", news.attempt), ("port", news.port)]
-    words = "".join(f" {name}={value}" for name, value in where if value)
+    where = {"bridge": news.bridge, "node": news.node, "attempt": news.attempt, "job": news.job, "port": news.port}
+    words = "".join(f" {name}={value}" for name, value in where.items() if value)
     mend = f"; {about.mend}" if about.mend else ""
     LOG.log(_LEVELS[about.level], "event=%s%s: %s%s", news.kind.value, words, news.text, mend)

@@ -76,6 +76,10 @@ class BridgeState:
     """The switch refuses this controller as its master: it knows one of a higher generation."""
     meters: bool = True
     """The switch has meters, as far as known."""
+    foreign: int = 0
+    """Flows of others, in table 0 and in the controller's tables, as last seen."""
+    bypassed: bool = False
+    """Some of them are in table 0: what they take goes past the policy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -425,6 +425,8 @@ def bridges(client: Client, as_json: bool) -> None:
         table = _table("BRIDGE", "DATAPATH", "ROLES", "STATE", "FLOWS", "PORTS", "DETAIL")
         for one in found.bridges:
             state = "in line" if one.converged else "connected" if one.connected else "not connected"
+            if one.connected and one.bypassed:
+                state = "meddled"
             if one.missing:
                 state = "closed"
             _row(table, one.bridge, one.datapath_id, ", ".join(one.roles), state, one.flows, len(one.ports), one.detail)

@@ -215,11 +215,16 @@ def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
     missing = GaugeMetricFamily(
         "lark_bridge_ports_missing", "Declared ports that a connected bridge lacks: it is closed.", labels=("bridge",)
     )
+    foreign = GaugeMetricFamily(
+        "lark_bridge_foreign_flows", "Flows on the bridge that are not Lark's, as last seen.", labels=("bridge",)
+    )
     for one in bridges:
+        foreign.add_metric((one.bridge,), one.foreign_flows)
         missing.add_metric((one.bridge,), len(one.missing))
         connected.add_metric((one.bridge,), float(one.connected))
         converged.add_metric((one.bridge,), float(one.converged))
         flows.add_metric((one.bridge,), one.flows)
+    yield foreign
     yield missing
     yield connected
     yield converged

@@ -85,6 +85,8 @@ class Statuses:
                 connected=state.connected,
                 converged=state.converged,
                 flows=state.flows,
+                foreign_flows=state.foreign,
+                bypassed=state.bypassed,
                 ports=dict(state.ports),
                 missing=(missing := _missing(site.bridges[state.bridge], state)),
                 detail="; ".join(filter(None, (state.detail, _lacks(missing)))),

@@ -49,6 +49,7 @@ from typing import NewType
 from policies.events import Kind
 from ryu_apps.openflow import cookies, decode, encode
 from ryu_apps.openflow.encode import EntryKey, EntryValue
+from ryu_apps.openflow.text import action_text
 
 TicketId = NewType("TicketId", int)
 
@@ -59,11 +60,17 @@ PREPARED = "Lark: fail_mode=secure, disable-in-band=true"
 """What `lark-agent prepare-bridge` writes into a bridge's `other_config:dp-desc`. OpenFlow tells neither setting."""
 FAULTS = {
     "foreign": Kind.TABLE_FOREIGN,
-    "strangers": Kind.TABLE_FOREIGN,
+    "strangers": Kind.TABLE_BYPASSED,
     "lane": Kind.TABLE_EMPTY,
     "prepared": Kind.FAIL_MODE_WRONG,
 }
 """What is wrong with a bridge itself, and the event that it is."""
+MENDED = {
+    "foreign": "all flows in the controller's tables are Lark's again",
+    "strangers": "all flows in table 0 are the agent's again",
+    "lane": "table 0 holds the agent's flows",
+    "prepared": "it is prepared for Lark",
+}
 FAMILIAR_MOST = 512
 """Parts of a bundle that can be sent with its commit: those of the jobs that come and go together under load (a gate is
 told of them all, and every round more is a round in which more come), and not a resync's."""
@@ -346,7 +353,7 @@ def is_larks(value: EntryValue) -> bool:
 
 
 def describe(key: EntryKey, value: EntryValue | None) -> str:
-    """An entry with its cookie, or only its key, in one line for a message."""
+    """An entry with its cookie and what it does, or only its key, in one line for a message."""
     if encode.is_meter(key):
         return f"meter={encode.key_meter(key):#x}" + ("" if value is None else f" {encode.meter_text(value)}")
     matches = decode.key_match(key)
@@ -355,7 +362,16 @@ def describe(key: EntryKey, value: EntryValue | None) -> str:
         parts.append(f"match={encode.key_match(key).hex()}")
     else:
         parts += [f"{m.field}={m.value:#x}" + ("" if m.mask is None else f"/{m.mask:#x}") for m in matches]
-    return ",".join(parts) + ("" if value is None else f" cookie={encode.value_cookie(value):#x}")
+    if value is None:
+        return ",".join(parts)
+    return ",".join(parts) + f" cookie={encode.value_cookie(value):#x} actions={_does(value)}"
+
+
+def _does(value: EntryValue) -> str:
+    actions = decode.value_actions(value)
+    if actions is None:
+        return f"instructions {encode.value_instructions(value)[:40].hex()}, which Lark never writes"
+    return ",".join(action_text(one, numeric=True) for one in actions) or "drop"
 
 
 def _item(key: EntryKey, value: EntryValue | None) -> str:
@@ -374,10 +390,12 @@ class SwitchMachine:
         check_watched: float = 60.0,
         check_blind: float = 5.0,
         check_soon: float = 0.05,
+        lane_patience: float = 5.0,
     ) -> None:
         """`patience`: seconds without any progress before the connection is given up; `retry`: pause before a state
         that the switch refused is tried again, doubled each time up to `retry_most`; `check_…`: seconds between checks
-        of a switch that tells of others' changes, of one that cannot, and from such a change to the check."""
+        of a switch that tells of others' changes, of one that cannot, and from such a change to the check;
+        `lane_patience`: seconds for which a bridge whose table 0 was never there may lack it before that is told."""
         self.state = State.AWAY
         self.counts = Counts()
         self.activity = ""
@@ -387,6 +405,7 @@ class SwitchMachine:
         self._check_watched = check_watched
         self._check_blind = check_blind
         self._check_soon = check_soon
+        self._lane_patience = lane_patience
         self._pause = retry
         self._base: dict[EntryKey, EntryValue] | None = None
         self._queue: list[_Request] = []
@@ -404,6 +423,10 @@ class SwitchMachine:
         self._suspicious = False
         self._watched = True
         self._faults: dict[str, str] = {}
+        self._foreign = 0
+        # Whether table 0 ever held the agent's flows, and since when it is known not to; that fault is not told yet.
+        self._lane_seen = False
+        self._lane_since: float | None = None
         self._dump_xid = 0
         self._ports_xid = 0
         self._description_xid = 0
@@ -450,6 +473,16 @@ class SwitchMachine:
     def faults(self) -> Collection[str]:
         """What is wrong with the bridge itself, as it was last seen."""
         return self._faults.values()
+
+    @property
+    def foreign(self) -> int:
+        """Flows of others, in table 0 and in the controller's tables, as last seen."""
+        return self._foreign
+
+    @property
+    def bypassed(self) -> bool:
+        """Somebody else's flows are in table 0: what they take goes past the policy."""
+        return "strangers" in self._faults
 
     @property
     def ports(self) -> Mapping[str, int]:
@@ -513,6 +546,11 @@ class SwitchMachine:
             out += [Settle(request.ticket, State.STANDBY.value) for request in self._queue]
             self._queue = []
             self._base = None
+            # Whoever reads its flows from now on says what is wrong with them.
+            for name in ("foreign", "strangers", "lane"):
+                self._faults.pop(name, None)
+            self._foreign = 0
+            self._lane_since = None
         if self.state is State.AWAY:
             return out
         self._forget()
@@ -631,7 +669,7 @@ class SwitchMachine:
         if self._base and not self._actual:
             self.counts.emptied += 1
         self._next_check(now, 0.0)
-        return self._judge(self._seen) + self._advance(now)
+        return self._judge(self._seen, now) + self._advance(now)
 
     def barrier(self, xid: int, now: float) -> list[Output]:
         """A barrier was answered."""
@@ -758,7 +796,7 @@ class SwitchMachine:
         check.differs.update((key, None) for key in check.missing if key in base and key not in check.differs)
         for key in check.touched:
             check.differs.pop(key, None)
-        out = self._judge(check.seen)
+        out = self._judge(check.seen, now)
         if not check.differs:
             return out
         self._drift |= check.differs
@@ -767,17 +805,26 @@ class SwitchMachine:
 
     def _damage(self, differs: Mapping[EntryKey, EntryValue | None]) -> str:
         base = self._base or {}
-        gone = sum(value is None for value in differs.values())
-        added = sum(key not in base for key in differs)
-        key, value = next(iter(differs.items()))
-        what = "gone" if value is None else "added" if key not in base else "altered"
+
+        def how(key: EntryKey) -> str:
+            return "gone" if differs[key] is None else "added" if key not in base else "altered"
+
+        counts = {"meters": Counter[str](), "flows": Counter[str]()}
+        for key in differs:
+            counts["meters" if encode.is_meter(key) else "flows"][how(key)] += 1
+        hit = {name: count for name, count in counts.items() if count}
+        told = "; ".join(
+            f"{name} {count['gone']} gone, {count['altered']} altered, {count['added']} added"
+            for name, count in hit.items()
+        )
+        # With the meters go the flows that use them: the meter is what was deleted.
+        key = next((key for key in differs if encode.is_meter(key)), next(iter(differs)))
         return (
-            f"somebody else changed flows of Lark's, which are put right: {gone} gone, "
-            f"{len(differs) - gone - added} altered, {added} added; for example {what}: "
-            f"{describe(key, base.get(key, value))}"
+            f"somebody else changed {' and '.join(hit)} of Lark's, which are put right: {told}; "
+            f"for example {how(key)}: {describe(key, base.get(key, differs[key]))}"
         )
 
-    def _judge(self, seen: _Seen) -> list[Output]:
+    def _judge(self, seen: _Seen, now: float) -> list[Output]:
         """What a complete reading says about the bridge itself."""
         foreign = strangers = lane = None
         if seen.foreign:
@@ -794,7 +841,27 @@ class SwitchMachine:
             )
         if not seen.lane:
             lane = "table 0 holds no flow of the agent's: nothing leads to the policy"
-        return self._fault("foreign", foreign) + self._fault("strangers", strangers) + self._fault("lane", lane)
+        self._foreign = len(seen.foreign) + len(seen.strangers)
+        return self._fault("foreign", foreign) + self._fault("strangers", strangers) + self._lane(lane, now)
+
+    def _lane(self, wrong: str | None, now: float) -> list[Output]:
+        """A bridge that is only being set up has no table 0 for a moment: shown at once, told if it stays so."""
+        if wrong is None:
+            waited, self._lane_since, self._lane_seen = self._lane_since is not None, None, True
+            if waited:
+                self._faults.pop("lane", None)
+            return self._fault("lane", None)
+        if self._lane_seen or ("lane" in self._faults and self._lane_since is None):
+            return self._fault("lane", wrong)
+        if self._lane_since is None:
+            self._lane_since = now
+        due = self._lane_since + self._lane_patience
+        self._faults["lane"] = wrong
+        if now < due:
+            self._check_at = due if self._check_at is None else min(self._check_at, due)
+            return []
+        self._lane_since = None
+        return [Notice(wrong, True, FAULTS["lane"])]
 
     def _fault(self, name: str, text: str | None) -> list[Output]:
         before = self._faults.get(name)
@@ -802,7 +869,7 @@ class SwitchMachine:
             return []
         if text is None:
             del self._faults[name]
-            return [Notice(f"no longer: {before}", kind=Kind.BRIDGE_MENDED)]
+            return [Notice(MENDED[name], kind=Kind.BRIDGE_MENDED)]
         self._faults[name] = text
         return [Notice(text, True, FAULTS[name])]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovs_agent import qos, queues
 from ovs_agent.border import Border, State
 from ovs_agent.config import BorderConfig
 from ovs_agent.errors import AgentError
@@ -86,6 +87,38 @@ def test_a_bridge_that_would_not_stay_closed_is_found(tmp_path: Path) -> None:
     assert (found.kind, "lacks fail_mode=secure" in found.text) == ("fail-mode-wrong", True)
     made._db = _Switch("edge-br")  # type: ignore[assignment]
     assert asyncio.run(made._look_at_bridge()) == []
+
+
+def test_what_somebody_took_of_its_queues_is_counted_and_what_is_new_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[list[str]] = []
+
+    class Database:
+        async def shield(self, name: str) -> None:
+            pass
+
+    monkeypatch.setattr(queues, "apply", lambda port, plan: done.pop(0))
+    monkeypatch.setattr(queues, "split_frames", lambda port: {})
+    monkeypatch.setattr(queues, "no_link", lambda port: "")
+    monkeypatch.setattr(queues, "speed", lambda port: None)
+    monkeypatch.setattr(queues, "traffic", lambda port: {})
+    made = border(tmp_path, 50 * MBIT)
+    made._db = Database()  # type: ignore[assignment]
+    wish = made._state.wish
+    assert wish is not None
+
+    def settle(mtu: int, *changes: str) -> dict[str, int]:
+        done.append(list(changes))
+        plan = qos.plan(wish, {"wan0": mtu}, None).ports["wan0"]
+        asyncio.run(made._settle_port("wan0", plan, []))
+        return dict(made._repaired)
+
+    assert settle(1500, queues.MADE, "class osg") == {}, "made for the first time"
+    assert settle(1500) == {}
+    assert settle(9000, "class osg") == {}, "another plan"
+    assert settle(9000, queues.MADE, "class osg") == {"wan0": 2}
+    assert settle(9000, "class osg") == {"wan0": 3}
 
 
 def test_without_a_controller_it_says_what_holds_and_what_to_mend(tmp_path: Path) -> None:

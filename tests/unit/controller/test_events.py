@@ -18,6 +18,7 @@ from policies.wire import Event, EventList, Finding, PortReport, QueueReport
 from ryu_apps import events as module
 from ryu_apps import larkctl, reread
 from ryu_apps.config import ConfigError
+from ryu_apps.event_lines import in_lines
 from ryu_apps.events import Events
 from ryu_apps.files import Files
 from ryu_apps.refusals import Refused
@@ -158,7 +159,7 @@ def test_what_a_borders_agent_finds_is_told_once_and_so_is_its_end(call: Caller)
     report(call, ("wan-port-down", "wan0", "port wan0 has no link"), speed=10**8)
     seen = [(one.kind, one.port, one.text) for one in told(call).events[2:]]
     assert seen == [
-        ("border-mended", "wan0", "no longer: wan0: has a root qdisc tbf"),
+        ("border-mended", "wan0", "nobody else shapes it any more"),
         ("border-mended", None, "no longer: words of a newer agent"),
         ("wan-port-down", "wan0", "port wan0 has no link"),
         ("wan-port-speed-changed", "wan0", "the link of port wan0 runs at 100 Mbit/s now, not at 1 Gbit/s"),
@@ -168,6 +169,45 @@ def test_what_a_borders_agent_finds_is_told_once_and_so_is_its_end(call: Caller)
     report(call, ("fail-mode-wrong", None, "fail_mode is standalone"))
     report(call)
     assert kinds(call)[7:] == ["fail-mode-wrong", "bridge-mended"]
+
+
+def test_what_an_agent_has_put_back_is_told_as_it_grows(call: Caller) -> None:
+    def repaired(**counts: int) -> list[tuple[str, str | None, str]]:
+        said = QueueReport(digest=wish_of(call).digest, faults=[], ports={}, repaired=counts)
+        since = told(call).cursor
+        assert call("PUT", REPORT, said.model_dump(mode="json"), who="edge").status_code == 200
+        return [(one.kind, one.port, one.text.rpartition(": ")[2]) for one in told(call, since).events]
+
+    assert repaired(wan0=7) == [], "what was before this controller is no news"
+    assert repaired(wan0=7) == []
+    assert repaired(wan0=18) == [("queues-repaired", "wan0", "11 parts of them")]
+    assert repaired() == [], "an agent that has started anew"
+    assert repaired(wan0=2, lan0=1) == [
+        ("queues-repaired", "wan0", "2 parts of them"),
+        ("queues-repaired", "lan0", "1 parts of them"),
+    ]
+
+
+def test_a_port_that_is_away_is_told_by_the_bridge_and_not_twice(call: Caller) -> None:
+    report(call, ("wan-port-missing", "wan0", "port wan0 is not plugged into bridge edge-br: it has no queues"))
+    assert kinds(call) == []
+    report(call, ("border-fault", "wan0", "port wan0: its link is slow; mend the link, or site.yaml"))
+    report(call)
+    assert [one.text for one in told(call).events][1:] == ["no longer: port wan0: its link is slow"]
+
+
+def test_a_refused_job_is_named_and_its_repeats_are_one_event_all_the_same(call: Caller) -> None:
+    for number in (3, 4):
+        body = put(number, LarkNetwork=5) | {"job": f"{number}.0"}
+        assert slug(call("PUT", f"/v1/attempts/{aid(number)}", body)) == "held"
+    (first,) = told(call).events
+    assert (first.job, "3.0" in first.text) == ("3.0", False)
+    for _ in range(61):
+        call.rig.clock.now += 1
+        call.rig.controller.tick()
+    again = [one for one in told(call).events if one.kind == "registration-refused"]
+    assert [(one.job, one.times) for one in again] == [("3.0", 1), ("4.0", 1)]
+    assert " job 3.0: registration refused" in next(in_lines(first))
 
 
 def test_an_agent_that_says_no_kinds_is_told_as_faults(call: Caller) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mininet_tests.switch_flows import attempt, impossible
+from policies.events import ABOUT, Kind, Level
 from ryu_apps.openflow import decode, encode
 from ryu_apps.openflow.cookies import Feature, cookie
 from ryu_apps.openflow.encode import EntryKey, EntryValue
@@ -167,8 +168,9 @@ class PretendSwitch:
 class Rig:
     """A machine, its pretend switch, and what the world above has heard."""
 
-    def __init__(self, *flows: Rule) -> None:
-        self.machine = SwitchMachine()
+    def __init__(self, *flows: Rule, lane_patience: float = 0.0) -> None:
+        # Most tests are not about table 0, and leave it empty.
+        self.machine = SwitchMachine(lane_patience=lane_patience)
         self.switch = PretendSwitch(entries(flows))
         self.now = 100.0
         self.settled: dict[int, str | None] = {}
@@ -312,7 +314,8 @@ def test_nothing_is_committed_before_the_switch_took_every_part() -> None:
     rig.deliver()
     assert rig.machine.counts.commits == 0
     assert rig.settled[ticket] == (
-        "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385"  # the entry, not the bundle
+        "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385 "
+        "actions=goto_table:4"  # the entry, not the bundle
     )
     assert rig.held == set()
     assert rig.machine.converged
@@ -407,7 +410,9 @@ def test_one_entry_goes_without_a_bundle_and_is_taken_or_refused_as_a_whole() ->
     refused = rig.change([WORSE])
     assert refused not in rig.settled
     rig.deliver()
-    assert rig.settled[refused] == "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385"
+    assert str(rig.settled[refused]).startswith(
+        "BAD: add table=5,priority=300,in_port=0x1 cookie=0x4c07000000000385 actions="
+    )
     assert (rig.held, rig.machine.converged) == ({A}, True)
     for added, removed, held in ([B], [], {A, B}), ([], [A], {B}):
         taken = rig.change(added, removed)
@@ -775,8 +780,9 @@ def test_what_others_change_is_found_soon_after_they_were_seen_put_right_and_sai
     assert rig.flow_mods - sent == 3
     assert rig.switch.applied[-1] == take(D)
     assert [notice.text for notice in rig.notices if "somebody else" in notice.text and notice.serious] == [
-        "somebody else changed flows of Lark's, which are put right: 1 gone, 1 altered, 1 added; for example altered: "
-        "table=5,priority=200,in_port=0x2 cookie=0x4c07000000000002"
+        "somebody else changed flows of Lark's, which are put right: flows 1 gone, 1 altered, 1 added; "
+        "for example altered: table=5,priority=200,in_port=0x2 cookie=0x4c07000000000002 "
+        "actions=load:0x2->reg0[0..31],goto_table:6"
     ]
     assert (rig.machine.counts.repaired, rig.machine.counts.checks, rig.machine.counts.dumps) == (3, 1, 1)
     assert rig.machine.converged
@@ -904,6 +910,7 @@ def test_what_others_do_while_the_switch_is_read_is_looked_at_afterwards() -> No
 
 
 LANE = Flow(0, 1, (), (Goto(1),), cookie(Feature.HOST_LANE, 0))
+STRANGER = Flow(0, 7, A.match, (Normal(),), Cookie(7))
 
 
 def test_a_bridge_as_it_must_be_has_no_faults() -> None:
@@ -918,7 +925,7 @@ def test_a_bridge_as_it_must_be_has_no_faults() -> None:
     ("flows", "description", "wrong"),
     [
         ([], PREPARED, "table 0 holds no flow of the agent's"),
-        ([LANE, Flow(0, 7, A.match, (Normal(),), Cookie(7))], PREPARED, "1 flows in table 0 are not the agent's"),
+        ([LANE, STRANGER], PREPARED, "1 flows in table 0 are not the agent's"),
         ([LANE, Flow(9, 7, A.match, (Normal(),), Cookie(7))], PREPARED, "1 flows in the controller's tables are not"),
         ([LANE], "", "was not prepared for Lark"),
         ([LANE], "my bridge", "was not prepared for Lark"),
@@ -945,7 +952,65 @@ def test_what_is_wrong_is_said_once_shown_while_it_lasts_and_stops_nothing(
     rig.connect()
     rig.deliver()
     assert rig.machine.detail == ""
-    assert rig.notices[-1].text.startswith("no longer: ")
+    mended = rig.notices[-1]
+    assert mended.kind is Kind.BRIDGE_MENDED
+    assert "prepare-bridge" not in mended.text, "what was to be done about it is not said again"
+
+
+def test_a_flow_that_goes_past_the_policy_is_an_error_that_names_what_it_does_and_is_counted() -> None:
+    rig = Rig(LANE)
+    rig.connect()
+    rig.desire(A)
+    rig.deliver()
+    assert (rig.machine.bypassed, rig.machine.foreign) == (False, 0)
+    rig.switch.flows |= entries([Flow(9, 7, A.match, (), Cookie(7))])
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    rig.deliver()
+    assert (rig.machine.bypassed, rig.machine.foreign) == (False, 1)
+    (elsewhere,) = [one for one in rig.notices if one.kind is not None]
+    assert ABOUT[elsewhere.kind].level is Level.WARNING
+    assert elsewhere.text.endswith("cookie=0x7 actions=drop")
+    rig.switch.flows |= entries([STRANGER])
+    rig.carry(rig.machine.others_changed(rig.now))
+    tick(rig)
+    rig.deliver()
+    assert (rig.machine.bypassed, rig.machine.foreign) == (True, 2)
+    past = rig.notices[-1]
+    assert past.kind is not None
+    assert ABOUT[past.kind].level is Level.ERROR
+    assert past.text.endswith("for example table=0,priority=7,in_port=0x1 cookie=0x7 actions=NORMAL")
+    assert rig.held == {LANE, A, STRANGER, Flow(9, 7, A.match, (), Cookie(7))}, "it stays as it is"
+    rig.carry(rig.machine.set_role(master=False, generation=1, now=rig.now))
+    assert (rig.machine.bypassed, rig.machine.foreign) == (False, 0), "who does not read it cannot know"
+
+
+def test_a_bridge_that_is_being_set_up_may_lack_table_0_for_a_moment() -> None:
+    def lane_told(rig: Rig) -> list[Kind | None]:
+        return [one.kind for one in rig.notices if "table 0" in one.text]
+
+    quick, slow = Rig(lane_patience=5), Rig(lane_patience=5)
+    for rig in (quick, slow):
+        rig.connect()
+        rig.desire(A)
+        rig.deliver()
+        assert "table 0 holds no flow" in rig.machine.detail, "it is shown at once"
+        assert lane_told(rig) == []
+    quick.switch.flows |= entries([LANE])
+    quick.now += 0.7
+    quick.carry(quick.machine.others_changed(quick.now))
+    for rig in (quick, slow):
+        tick(rig)
+        rig.deliver()
+    assert (lane_told(quick), quick.machine.detail) == ([], "")
+    assert lane_told(slow) == [Kind.TABLE_EMPTY]
+    assert slow.now == 105.0
+    for rig in (quick, slow):
+        rig.switch.flows.pop(encode.entry_key(LANE), None)
+        rig.carry(rig.machine.others_changed(rig.now))
+        tick(rig)
+        rig.deliver()
+        assert lane_told(rig) == [Kind.TABLE_EMPTY], "told once; at once of a bridge that had it"
 
 
 STEPS = st.lists(

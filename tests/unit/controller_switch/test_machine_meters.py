@@ -145,4 +145,6 @@ def test_a_check_puts_a_deleted_meter_and_its_flows_back() -> None:
     rig.deliver()
     assert holds(rig, meter(1), named(1), meter(2), named(2))
     assert rig.machine.converged
-    assert any("somebody else changed" in notice.text for notice in rig.notices)
+    (said,) = [notice.text for notice in rig.notices if "somebody else changed" in notice.text]
+    assert "changed meters and flows of Lark's" in said
+    assert "meters 1 gone, 1 altered, 0 added; flows 1 gone, 0 altered, 0 added; for example altered: meter=" in said
