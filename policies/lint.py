@@ -72,6 +72,7 @@ def lint(
         *_exposures(policy, site),
         *_classes(policy),
         *_node_modes(policy, site),
+        *_rates(policy, site),
         *_shares(policy, site),
         *_borders(policy, site),
         *_unused(policy),
@@ -318,17 +319,29 @@ def _node_modes(policy: Policy, site: Site | None) -> Iterator[Problem]:
             yield Problem(rule.place, message, f"nodes: {', '.join(sorted(site.nodes))}")
 
 
-def _shares(policy: Policy, site: Site | None) -> Iterator[Problem]:
-    links = {} if site is None else {name: node.link for name, node in site.nodes.items()}
-    for rule in policy.shares:
-        amount = rule.part.bits
-        if amount is None:
+def _rates(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    for rule in policy.rates:
+        if rule.expression.references:
             continue
-        above = sorted(name for name, link in links.items() if link is not None and amount > link)
-        if above:
-            shown = ", ".join(above[:3]) + (f" and {len(above) - 3} others" if len(above) > 3 else "")
-            message = f"a share of {in_words(amount)} is more than the link of {shown} carries: it limits nothing there"
-            yield Problem(rule.place, message, "write less, or a part of the link such as 50%")
+        value = expressions.Scope({}, {}).evaluate(rule.expression.text)
+        if isinstance(value, int | float) and (above := _above(site, int(value * rule.unit))):
+            yield Problem(rule.place, f"a rate of {above}", "write less")
+
+
+def _above(site: Site | None, amount: int) -> str:
+    """In words, where an amount is more than the link carries; empty: nowhere."""
+    links = {} if site is None else {name: node.link for name, node in site.nodes.items()}
+    above = sorted(name for name, link in links.items() if link is not None and amount > link)
+    if not above:
+        return ""
+    shown = ", ".join(above[:3]) + (f" and {len(above) - 3} others" if len(above) > 3 else "")
+    return f"{in_words(amount)} is more than the link of {shown} carries: it limits nothing there"
+
+
+def _shares(policy: Policy, site: Site | None) -> Iterator[Problem]:
+    for rule in policy.shares:
+        if rule.part.bits is not None and (above := _above(site, rule.part.bits)):
+            yield Problem(rule.place, f"a share of {above}", "write less, or a part of the link such as 50%")
     for rule, earlier in shadow.shadowed(policy.shares, lambda a, b: shadow.group_covers(policy, a.group, b.group)):
         message = f"no job comes to this rule: the first that fits decides, and that is the one at {earlier.place}"
         yield Problem(rule.place, message, "drop it, or move it up")

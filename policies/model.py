@@ -10,6 +10,7 @@ import enum
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fnmatch import fnmatchcase
 
 from policies.wire import Phase
@@ -191,7 +192,17 @@ class Bandwidth:
     bits: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.percent:g}%" if self.percent is not None else f"{self.bits} bit/s"
+        if self.percent is None:
+            return f"{self.bits} bit/s"
+        # As people write it: 0.00001%, not 1e-05%.
+        return f"{Decimal(repr(self.percent)).normalize():f}%"
+
+    def of(self, link: int) -> int:
+        """bit/s, on a link that carries so much."""
+        if self.bits is not None:
+            return self.bits
+        assert self.percent is not None
+        return int(link * self.percent / 100)
 
 
 @dataclass(frozen=True, slots=True)

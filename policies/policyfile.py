@@ -69,7 +69,7 @@ from policies.sections import (
 )
 from policies.trust import NUMBERS, TYPED_BY_HTCONDOR, Beliefs
 from policies.validation import Findings, Spot
-from policies.values import did_you_mean, in_words, shown
+from policies.values import LEAST_LIMIT, did_you_mean, in_words, shown
 from policies.wire import Phase
 
 MAX_EXPRESSION = 16_384
@@ -399,8 +399,6 @@ def _seals(sources: Sources, trusted: Beliefs) -> Iterator[Seal]:
             yield Seal(entry.value, entry.place)
 
 
-LEAST_LIMIT = 1000
-"""bit/s: the unit of a switch's meters."""
 _A_NAME = re.compile(r"\s*(?:MY\.)?([A-Za-z_]\w*)\s*", re.IGNORECASE)
 
 

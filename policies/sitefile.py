@@ -32,7 +32,7 @@ from policies.model import (
 )
 from policies.queues import queue_faults
 from policies.validation import CertificateName, DatapathId, Findings, Name, PortName, Schema, Section, Spot, Text
-from policies.values import did_you_mean
+from policies.values import LEAST_LIMIT, did_you_mean, in_words
 
 
 class NetworkIn(Section):
@@ -370,8 +370,26 @@ def check_together(policy: Policy, site: Site) -> None:
             problems.append(Problem(grant.place, message, f"nodes: {', '.join(sorted(site.nodes))}"))
     problems += queue_faults(policy, site)
     problems += _parts_of_nothing(policy, site)
+    problems += _parts_too_small(policy, site)
     if problems:
         raise PolicyError(problems)
+
+
+def _parts_too_small(policy: Policy, site: Site) -> Iterator[Problem]:
+    for rule in policy.shares:
+        small = sorted(
+            name
+            for name, node in site.nodes.items()
+            if rule.part.percent is not None and node.link is not None and rule.part.of(node.link) < LEAST_LIMIT
+        )
+        if small:
+            link = site.nodes[small[0]].link
+            assert link is not None
+            message = (
+                f"a share of {rule.part} of the link of {small[0]} ({in_words(link)}) is "
+                f"{in_words(rule.part.of(link))}, less than a switch can limit to"
+            )
+            yield Problem(rule.place, message, f"write {in_words(LEAST_LIMIT)} or more, or a larger part")
 
 
 def _parts_of_nothing(policy: Policy, site: Site) -> Iterator[Problem]:

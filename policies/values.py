@@ -176,6 +176,8 @@ def in_words(bits: int) -> str:
     return f"{bits} bit/s"
 
 
+LEAST_LIMIT = 1000
+"""bit/s: the unit of a switch's meters."""
 SLOWEST_LINK = 64_000
 """Bits a second. Below it the smallest share of a class would be no packet a second."""
 

@@ -551,11 +551,17 @@ def stats_table(found: SiteStats) -> RenderableType:
         ]
     if found.classes:
         table = _table("BORDER", "PORT", "", "CLASS", "GUARANTEED", "RATE NOW", "AT MOST", "SENT", "DROPPED", "WAITING")
+        ages = {border.bridge: border.age for border in found.borders}
         for one in found.classes:
-            drops = _count(one.drops, "packet")
+            age = ages.get(one.bridge)
+            # What nobody has reported is not 0. Sums may be of an earlier life of the controller.
+            known = age is not None or one.packets > 0
+            sent, drops = (_packets(one.packets, one.bytes), _count(one.drops, "packet")) if known else ("-", "-")
+            fresh = age is not None and age <= QUEUES_STALE
+            rate, waiting = (in_words(one.rate), f"{one.backlog} B") if fresh else ("-", "-")
             _row(
-                table, one.bridge, one.port, one.direction, one.name, in_words(one.guarantee), in_words(one.rate),
-                in_words(one.ceiling), _packets(one.packets, one.bytes), drops, f"{one.backlog} B",
+                table, one.bridge, one.port, one.direction, one.name, in_words(one.guarantee), rate,
+                in_words(one.ceiling), sent, drops, waiting,
             )  # fmt: skip
         parts.append(table)
     jobs = found.jobs
@@ -584,6 +590,7 @@ def stats_table(found: SiteStats) -> RenderableType:
                 _packets(lost.sent_packets, lost.sent_bytes), _packets(lost.received_packets, lost.received_bytes),
             )  # fmt: skip
         parts.append(table)
+        parts.append(_text("jobs and shares are asked of the switches at different times: their sums need not agree"))
     return Group(*parts)
 
 

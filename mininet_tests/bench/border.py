@@ -213,7 +213,7 @@ def _story(run: Run) -> None:
     asked = traffic.send(PRODUCTION, udp=part)
     # 1400 bytes of payload are 1442 on the wire.
     wants = {PRODUCTION: part * 1442 / 1400, XROOTD: ALL, OTHERS: ALL}
-    run.phase(f"{name[PRODUCTION]} joins with {part / M:g} Mbit/s", wants)
+    run.phase(f"{name[PRODUCTION]} joins with {part / M:g} Mbit/s (payload; headers come on top)", wants)
     asked.stop()
     production = traffic.send(PRODUCTION)
     run.phase(f"{name[PRODUCTION]} wants all", {PRODUCTION: ALL, XROOTD: ALL, OTHERS: ALL})

@@ -24,6 +24,7 @@ red or green; and each line has strokes of its own, for a printer without colour
 COLOURS = ("#0072b2", "#e69f00", "#4b0f33")
 DUE = 'stroke-width="2" stroke-dasharray="2 5" class="due"'
 CONTROL = 'stroke="#767676" stroke-width="1.5" class="control"'
+ORDER_WORDS = "guarantees first, then rank"
 CONTROL_WORDS = "what a line without a switch carried"
 WIDTH, HEIGHT = 1280, 720
 LEFT, RIGHT, TOP, BOTTOM = 84, 36, 176, 70
@@ -100,7 +101,8 @@ def svg(story: Story) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="DejaVu Sans, Arial, '
         'sans-serif" font-size="16" fill="#333">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(LEFT, 40, order, 'font-size="26" font-weight="bold" fill="#111"'),
+        f'<text x="{LEFT}" y="40" font-size="26" font-weight="bold" fill="#111">{html.escape(order)}'
+        f'<tspan dx="14" font-size="16" font-weight="normal" fill="#555">{ORDER_WORDS}</tspan></text>',
         text(
             LEFT, 66, f"A line of {story.rate / M:g} Mbit/s at the site's border. Guaranteed: {shares}.", 'fill="#555"'
         ),
@@ -145,7 +147,9 @@ def svg(story: Story) -> str:
         parts.append(text(at + 64, 97, words, 'font-size="15"'))
         at += 64 + 8.8 * len(words) + 24
     if story.trips:
-        told = "; ".join(f"{what} {trip:.1f} ms" for what, trip in story.trips.items())
+        told = "; ".join(
+            f"{what} {trip:.1f} ms (tries: {len(story.tries.get(what, ())) or 1})" for what, trip in story.trips.items()
+        )
         parts.append(
             text(WIDTH - RIGHT, HEIGHT - 16, f"round trip of {next(iter(story.classes))}, best p99: {told}",
                  'text-anchor="end" font-size="13" fill="#555"')

@@ -159,11 +159,10 @@ def _share(world: World, attempt: Attempt) -> int:
 def _bits(world: World, attempt: Attempt, share: Sharing) -> int:
     if share.part.bits is not None:
         return share.part.bits
-    link, percent = world.site.nodes[attempt.node].link, share.part.percent
+    link = world.site.nodes[attempt.node].link
     # A policy with parts of links that the site does not know is not accepted.
     assert link is not None
-    assert percent is not None
-    return int(link * percent / 100)
+    return share.part.of(link)
 
 
 def _number(number: int, way: Way) -> int:

@@ -57,6 +57,9 @@ def test_all_tries_of_the_round_trip_are_kept_and_not_the_best_alone(tmp_path: P
     run.tries = {"idle": [2.0, 1.5, 1.7], "line full": [9.0, 4.0]}
     assert run.story.trips == {"idle": 1.5, "line full": 4.0}
     story = Story(50 * M, STORY.classes, SAMPLES, PHASES, run.trips, run.tries)
+    said = "".join(ElementTree.fromstring(svg(story)).itertext())
+    assert "best p99: idle 1.5 ms (tries: 3); line full 4.0 ms (tries: 2)" in said
+    assert "top before middle before restguarantees first, then rank" in said, "the order says of what it is"
     write(story, {"json": tmp_path / "b.json"})
     assert json.loads((tmp_path / "b.json").read_text())["tries"] == run.tries
 

@@ -381,6 +381,10 @@ def test_larkctl_draws_them(call: Caller) -> None:
     (line,) = [line for line in lines if line[:4] == ["edge", "wan0", "out", "production"]]
     assert line[4:] == ["25 Mbit/s", "800 kbit/s", "50 Mbit/s", "100 packets (100.0 kB)", "3 packets", "1500 B"]
     assert "edge2: no agent has reported its queues" in text
+    silent = [line for line in lines if line[0] == "edge2" and line[3] == "production"]
+    assert silent, "its classes are listed"
+    for line in silent:
+        assert [line[5], *line[7:]] == ["-"] * 4, "nobody has told, which is not 0"
     assert "1 attempt; since the controller started jobs have sent 0 packets" in text
     assert "refused (spoofed): 3 packets (180 B)" in text
 

@@ -127,6 +127,33 @@ def test_a_slice_that_is_named_by_what_is_never_a_text_is_refused(name: str) -> 
     assert policy_from_text(f"{declared}\nslices: [{{for: g, name: string({name})}}, {{for: g, name: Team}}]").slices
 
 
+@pytest.mark.parametrize(("rate", "told"), [("20", True), ("10", False), ("Gbps", False)])
+def test_lint_tells_of_a_rate_above_the_link_of_a_node(tmp_path: Path, rate: str, told: bool) -> None:
+    (tmp_path / "site.yaml").write_text(SITE.replace("LINK", ", link: 10 Gbit/s"))
+    policy = policy_from_text(f"attributes: {{Gbps: {{type: number}}}}\nrates: [{{rate: {rate}, unit: Gbit/s}}]")
+    found = [one for one in lint(policy, load_site(tmp_path / "site.yaml")) if "limits nothing" in one.message]
+    assert [one.message for one in found] == (
+        ["a rate of 20 Gbit/s is more than the link of wn1 carries: it limits nothing there"] if told else []
+    )
+
+
+@pytest.mark.parametrize(("part", "link"), [("0.00001%", "1 Gbit/s"), ("1%", "64 kbit/s")])
+def test_a_part_that_is_less_than_a_switch_can_limit_to_is_refused_as_an_amount_is(
+    tmp_path: Path, part: str, link: str
+) -> None:
+    def check(link: str) -> None:
+        (tmp_path / "site.yaml").write_text(SITE.replace("LINK", f", link: {link}"))
+        check_together(policy_from_text(f"shares: [{{per: User, share: {part}}}]"), load_site(tmp_path / "site.yaml"))
+
+    check("100 Gbit/s")
+    with pytest.raises(PolicyError) as refused:
+        check(link)
+    assert f"a share of {part} of the link of wn1 ({link}) is " in str(refused.value)
+    assert "less than a switch can limit to; write 1 kbit/s or more" in str(refused.value)
+    with pytest.raises(PolicyError, match="less than a switch can limit to; write 1 kbit/s or more"):
+        policy_from_text("shares: [{per: User, share: 1 bit/s}]")
+
+
 @pytest.mark.parametrize(("share", "told"), [("20 Gbit/s", True), ("10 Gbit/s", False), ("90%", False)])
 def test_lint_tells_of_a_share_above_the_link_of_a_node(tmp_path: Path, share: str, told: bool) -> None:
     (tmp_path / "site.yaml").write_text(SITE.replace("LINK", ", link: 10 Gbit/s"))
