@@ -11,6 +11,7 @@ from policies.model import Policy
 from policies.wire import Phase
 from ryu_apps.refusals import Refused
 from ryu_apps.shared import asked, asking_as, awaiting, emptying, outdated, outdating, to_empty, without
+from ryu_apps.store.store import PutAttempt
 from tests.cases import policy_of
 from tests.unit.controller.rig import POLICY, Rig, aid, spec
 from tests.unit.controller.test_agreeing import Interrupted, Side, new_pair, settle
@@ -278,6 +279,21 @@ def test_a_start_with_another_policy_beside_others_forgets_what_that_one_let_pas
         again.controller.tick()
     assert on_br1(again) == [1002, 1003, 1004, 1005, 1006]
     assert on_br1(b) == []
+
+
+def test_a_mark_that_another_writes_is_followed_by_the_master_though_it_decides_no_otherwise(
+    two: tuple[Side, Side],
+) -> None:
+    """Another may know of a policy in between that the master has not had, or not heard of."""
+    a, b = two
+    before = a.store.attempts[aid(4)]
+    b.store.write([PutAttempt(emptying(before), before)]).wait(0.0)
+    assert marked(a) == {aid(4)}
+    for _ in range(2):
+        a.controller.hear(emptying(before))
+    settle(a, b)
+    assert (on_br1(a), on_br1(b)) == ([1004], [])
+    assert marked(a) == set()
 
 
 def test_what_a_row_says_of_its_zone_is_no_bridge_to_anybody(udp: Rig) -> None:
