@@ -138,7 +138,10 @@ class Attempt:
     sent_before: int | None = None
     """Packets that had left its lane before it was the attempt's: the kernel's own. None: not known."""
     lasting_until: float = 0.0
-    """Until then (monotonic clock) the controller's word counts that no phase gives the job anything else."""
+    """Until then (monotonic clock) the controller's word counts that no phase gives the job anything else, unless it
+    has said since that another policy is in force, or says nothing at all."""
+    policy: str = ""
+    """Digest of the policy that it was decided by."""
     parts: dict[str, float] = field(default_factory=dict)
     """How long each part of its beginning took, in seconds: for the log."""
 
@@ -215,6 +218,8 @@ class Attempts:
             tag = status.decision.scitag
             attempt.mark = None if tag is None else Mark(tag.experiment, tag.activity)
             attempt.lasting_until = time.monotonic() + LASTING if status.decision.lasting else 0.0
+            attempt.policy = status.policy
+            self._standing.policy = status.policy
 
     async def ask_decisions(self) -> None:
         """Learn what the controller decides by now of the attempts of this node. Raises AgentError."""
@@ -261,7 +266,7 @@ class Attempts:
                 return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
                 self._hold_job(attempt, peer)
-                if time.monotonic() < attempt.lasting_until:
+                if self._lasts(attempt):
                     trouble = await self._note(attempt, Phase.RUN)
                     self._spawn(self._tell_run_later(attempt))
                 else:
@@ -280,6 +285,11 @@ class Attempts:
                     await asyncio.wait([attempt.counted])
                 return OK
             return await self._namespace(attempt, request)
+
+    def _lasts(self, attempt: Attempt) -> bool:
+        """Does the job get nothing else in its run than it has, by all that the controller has said until now?"""
+        now = time.monotonic()
+        return now < attempt.lasting_until and self._standing.still(attempt.policy, now)
 
     def _hold_job(self, attempt: Attempt, peer: trust.Peer) -> None:
         """The caller will become the job by exec: its end allows stage-out."""

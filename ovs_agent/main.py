@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -279,11 +280,13 @@ class Agent:
                     log.info("controller %s is back", self._controller.url)
                 said, pause = "", RETRY_FIRST
                 self._standing.registration, self._standing.refused = "", False
+                self._heard()
                 await self._beat()
             except AgentError as e:
                 if str(e) != said:
                     log.error("node=%s is not registered: %s", self._config.node, e)
                 said = str(e)
+                self._standing.heard_until, self._standing.policy = 0.0, ""
                 self._standing.registration, self._standing.refused = said, isinstance(e, Rejected)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_LONGEST)
@@ -351,6 +354,10 @@ class Agent:
         else:
             log.info("node=%s sends all job attributes that the policy reads", self._config.node)
 
+    def _heard(self) -> None:
+        """The controller has answered: it will again before another interval is over."""
+        self._standing.heard_until = time.monotonic() + 2 * max(1.0, self._lease / 3)
+
     async def _beat(self) -> None:
         """One heartbeat, when it is due."""
         await asyncio.sleep(max(1.0, self._lease / 3))
@@ -369,6 +376,8 @@ class Agent:
             raise
         reached(Step.NODE_BEAT)
         self._lease = max(1, answer.lease)
+        self._standing.policy = answer.policy
+        self._heard()
         for attempt in answer.drop:
             self._attempts.told_to_drop(attempt)
         for attempt in answer.gone:

@@ -24,8 +24,16 @@ class Standing:
     """Why `sent` is not known."""
     registration: str = ""
     """Why the last registration or heartbeat failed; empty: it did not."""
+    policy: str = ""
+    """Digest of the policy in force, as the controller said last; empty: it does not say (an older one)."""
+    heard_until: float = 0.0
+    """Until then (monotonic clock) the controller is there: no sign of life is overdue by a second interval."""
     refused: bool = False
     """It failed because the controller refuses this node, so it would refuse its jobs too."""
+
+    def still(self, policy: str, now: float) -> bool:
+        """As far as anybody can know here: is what the controller decided by this policy what it would decide now?"""
+        return bool(policy) and policy == self.policy and now < self.heard_until
 
     def attributes_are(self, names: Iterable[str]) -> None:
         self.sent, self.unreadable = frozenset(name.lower() for name in names), ""

@@ -224,6 +224,8 @@ class Heartbeat(Message):
 
 class HeartbeatAnswer(Answer):
     lease: int
+    policy: str = ""
+    """Digest of the policy in force; empty: of an older controller."""
     agree: bool = True
     """False: the digest was of other attempts than the controller knows; send a heartbeat that names them."""
     drop: list[AttemptId]
@@ -367,6 +369,8 @@ class AttemptStatus(Answer):
     decision: DecisionView
     bridges: dict[str, Annotated[BridgeRealisation, Field(strict=False)]]
     counters: Counters | None = None
+    policy: str = ""
+    """Digest of the policy that `decision` is by; empty: of an older controller."""
 
 
 class AttemptList(Answer):

@@ -128,15 +128,16 @@ class Nodes:
                     f"node {name} registered with boot id {node.spec.boot_id}; PUT /v1/nodes/{name} again",
                 )
             self.renew(name)
+            policy = present.world.policy.digest
             agreed = beat.attempts is None and beat.digest == present.on_node[name].digest
             mine = set() if agreed else set(present.on_node[name].ids)
         if agreed:
-            return HeartbeatAnswer(lease=lease, drop=[], gone=[])
+            return HeartbeatAnswer(lease=lease, policy=policy, drop=[], gone=[])
         if beat.attempts is None:
             LOG.info("node=%s knows other attempts than the controller: it is asked which", name)
-            return HeartbeatAnswer(lease=lease, agree=False, drop=[], gone=[])
+            return HeartbeatAnswer(lease=lease, policy=policy, agree=False, drop=[], gone=[])
         theirs = set(beat.attempts)
-        return HeartbeatAnswer(lease=lease, drop=sorted(theirs - mine), gone=sorted(mine - theirs))
+        return HeartbeatAnswer(lease=lease, policy=policy, drop=sorted(theirs - mine), gone=sorted(mine - theirs))
 
     def statuses(self) -> list[NodeStatus]:
         """Every node of the site, registered or not."""

@@ -107,6 +107,7 @@ class Statuses:
             decision=decision_view(self._present.world.policy, row.spec.node, row.identity, row.decision),
             bridges=dict(bridges),
             counters=counters,
+            policy=row.digest,
         )
 
     def bridges_of(self, row: AttemptRow) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ class Controller:
         self.phases: list[Phase] = []
         self.puts = 0
         self.lasting = False
+        self.policy = "one"
         self.deleted = asyncio.Event()
 
     def _status(self, attempt: str, phase: Phase) -> AttemptStatus:
@@ -59,6 +61,7 @@ class Controller:
                     "lasting": self.lasting,
                 },
                 "bridges": {"br": "realised"},
+                "policy": self.policy,
             }
         )
 
@@ -128,7 +131,8 @@ class Node:
             controller=SimpleNamespace(wait=5.0),
         )
         parts: list[Any] = [config, boot, book, Lanes(), None, Conntrack(home, 10), None, self.controller]
-        self.attempts = Attempts(*parts, Standing(), Drain(home / "none"))
+        self.standing = Standing(heard_until=time.monotonic() + 60)
+        self.attempts = Attempts(*parts, self.standing, Drain(home / "none"))
         self._caller = trust.Caller(1, 1, "slot1", starter.pid, start, -1, 1, "")
 
     async def ask(self, request: Request) -> module.Reply:
@@ -204,6 +208,32 @@ def test_a_word_about_all_phases_that_is_old_is_not_believed(waiting: Node, monk
         await asyncio.sleep(0.2)
         await waiting.enter_job()
         assert waiting.controller.phases == [Phase.RUN], "the policy may be another one by now"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("change", "begun", "waits"),
+    [
+        ({}, "one", False),  # the control
+        ({"policy": "another"}, "one", True),
+        ({"policy": ""}, "one", True),
+        ({"heard_until": 0.0}, "one", True),
+        ({}, "", True),
+    ],
+    ids=["nothing has changed", "another policy", "it says no more which", "no sign of life", "an older controller"],
+)
+def test_a_word_about_all_phases_counts_while_its_policy_is_in_force_and_the_controller_is_there(
+    waiting: Node, change: dict[str, Any], begun: str, waits: bool
+) -> None:
+    async def main() -> None:
+        waiting.controller.lasting, waiting.controller.policy = True, begun
+        await waiting.registered()
+        for name, value in change.items():
+            setattr(waiting.standing, name, value)
+        await waiting.enter_job()
+        assert waiting.controller.phases == ([Phase.RUN] if waits else [])
         await waiting.attempts.shut_down()
 
     asyncio.run(main())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from ovs_agent import cli
+from ovs_agent.controller_client import Unavailable
+from ovs_agent.main import Agent
 from ovs_agent.ovsdb import Ovsdb, SwitchError
 from ovs_agent.server import MAX_REPLY, printable
 from ovs_agent.standing import Standing
+from policies.wire import Heartbeat, HeartbeatAnswer
 
 
 def test_nothing_is_well_before_it_was_looked_at() -> None:
@@ -113,3 +120,57 @@ def test_only_a_failed_connection_asks_for_the_database_server(tmp_path: Path) -
     with pytest.raises(SwitchError, match="unknown command") as other:
         asyncio.run(db.vsctl(["no-such-command"]))
     assert "running" not in str(other.value)
+
+
+class _Answers:
+    """A controller that answers heartbeats, until it does not."""
+
+    url = "http://test"
+
+    def __init__(self) -> None:
+        self.policy: str | None = "one"
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatAnswer:
+        if self.policy is None:
+            raise Unavailable("it is away")
+        return HeartbeatAnswer(lease=3, policy=self.policy, drop=[], gone=[])
+
+
+def test_what_was_decided_counts_while_heartbeats_are_answered_and_name_the_same_policy() -> None:
+    async def main() -> None:
+        agent = Agent.__new__(Agent)
+        parts: dict[str, Any] = {
+            "_lease": 3,
+            "_boot_id": "3f2a9c1e-0000-4000-8000-000000000001",
+            "_standing": Standing(),
+            "_controller": _Answers(),
+            "_attempts": SimpleNamespace(ids=list),
+            "_config": SimpleNamespace(node="wn1"),
+        }
+        for name, part in parts.items():
+            setattr(agent, name, part)
+
+        async def register() -> None:
+            """It is registered all the time."""
+
+        agent._register_node = register  # type: ignore[method-assign]
+        standing, controller = parts["_standing"], parts["_controller"]
+        running = asyncio.create_task(agent._keep_registered())
+
+        async def until(so: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not so():
+                    await asyncio.sleep(0.02)
+
+        await until(lambda: standing.still("one", time.monotonic()))
+        assert not standing.still("another", time.monotonic())
+        assert not standing.still("one", time.monotonic() + 2.1), "two intervals without an answer"
+        controller.policy = "another"
+        await until(lambda: standing.still("another", time.monotonic()))
+        assert not standing.still("one", time.monotonic())
+        controller.policy = None
+        await until(lambda: standing.policy == "")
+        assert not standing.still("another", time.monotonic())
+        running.cancel()
+
+    asyncio.run(main())

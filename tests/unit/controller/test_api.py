@@ -73,7 +73,9 @@ def test_the_calls_of_the_contract(call: Caller) -> None:
     assert call("PUT", f"/v1/attempts/{aid()}", put()).status_code == 201
     again = call("PUT", f"/v1/attempts/{aid()}", put())
     assert again.status_code == 200
-    AttemptStatus.model_validate_json(again.body)
+    assert (
+        AttemptStatus.model_validate_json(again.body).policy == call("GET", "/v1/policy", who="viewer").json["digest"]
+    )
     assert call("PATCH", f"/v1/attempts/{aid()}", {"phase": "run"}).json["spec"]["phase"] == "run"
     assert slug(call("PATCH", f"/v1/attempts/{aid()}", {"phase": "stage-in"})) == "phase"
     assert call("GET", f"/v1/attempts/{aid()}", who="viewer").json["counters"]["admitted_packets"] == 0
@@ -81,6 +83,7 @@ def test_the_calls_of_the_contract(call: Caller) -> None:
     assert call("GET", "/v1/attempts?job=3.0", who="admin").json == {"attempts": []}
     assert call("POST", "/v1/nodes/wn1/heartbeat", {"boot_id": BOOT, "attempts": [aid()]}).json == {
         "lease": 60,
+        "policy": again.json["policy"],
         "agree": True,
         "drop": [],
         "gone": [],

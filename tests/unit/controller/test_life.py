@@ -652,6 +652,28 @@ def test_heartbeats_say_who_knows_what(rig: Rig) -> None:
     assert refusal(lambda: rig.controller.heartbeat("wn1", other_boot)).slug is Slug.CONFLICT
 
 
+def test_heartbeats_and_answers_about_attempts_name_the_policy_in_force(
+    rig: Rig, load: Callable[[str], Policy]
+) -> None:
+    def named_policies() -> set[str]:
+        answers = (
+            rig.controller.heartbeat("wn1", named(aid(2))),
+            rig.controller.heartbeat("wn1", named()),
+            rig.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=attempts_digest([aid(2)]))),
+            rig.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=attempts_digest([]))),
+            rig.controller.register(aid(2), spec(2))[0],
+            *rig.controller.attempts(),
+        )
+        return {answer.policy for answer in answers}
+
+    rig.controller.register(aid(2), spec(2))
+    assert named_policies() == {rig.policy.digest}
+    other = load(POLICY.replace("during: [stage-in, run]", "during: [run]"))
+    assert other.digest != rig.policy.digest
+    rig.controller.reload(other)
+    assert named_policies() == {other.digest}
+
+
 def test_a_digest_is_enough_while_both_sides_agree_also_after_a_restart(rig: Rig) -> None:
     def agree(*ids: str) -> bool:
         return rig.controller.heartbeat("wn1", Heartbeat(boot_id=BOOT, digest=attempts_digest(ids))).agree
