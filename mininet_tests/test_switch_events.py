@@ -26,7 +26,7 @@ def switch() -> Iterator[DummySwitch]:
 @pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
     """The bridge is well prepared."""
-    with connected(request.param, switch, BRIDGE, DPID, pardoned="event=table-bypassed") as application:
+    with connected(request.param, switch, BRIDGE, DPID, "event=table-bypassed") as application:
         # Not before: a bridge that gets its first controller throws its flows away.
         switch.ofctl("add-flow", BRIDGE, LANE)
         wait_until("well prepared", lambda: "table 0" not in application.state(BRIDGE).detail)

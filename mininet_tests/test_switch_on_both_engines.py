@@ -28,7 +28,8 @@ def switch() -> Iterator[DummySwitch]:
 
 @pytest.fixture(params=ENGINES)
 def app(request: pytest.FixtureRequest, switch: DummySwitch) -> Iterator[Application]:
-    with connected(request.param, switch, BRIDGE, DPID, "set the switch to use") as application:
+    pardoned = ("set the switch to use", "event=table-bypassed")
+    with connected(request.param, switch, BRIDGE, DPID, *pardoned) as application:
         assert application.engine.split()[0] == request.param
         yield application
 
