@@ -124,6 +124,9 @@ def test_who_shapes_the_port_instead_of_lark_is_told(site: BorderSite, reader: R
 
 
 def test_queues_deleted_by_hand_are_put_back_and_told(site: BorderSite, reader: Reader) -> None:
+    # The port may be just back: its queues come with the agent's next look.
+    wait_until("wan0 has its queues", lambda: "htb" in site.rig.border.need("tc", "qdisc", "show", "dev", "wan0"), 60)
+    site.wait_in_force()
     site.rig.border.need("tc", "qdisc", "del", "dev", "wan0", "root")
     told = reader.waits_for("queues-repaired")
     assert (told.bridge, told.port, told.level) == (BRIDGE, "wan0", "warning")
