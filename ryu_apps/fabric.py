@@ -337,30 +337,23 @@ class FakeFabric:
             ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
 
     def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
-        if not self.state[bridge].connected:
-            raise FabricError(f"{bridge}: not connected")
-        self.state[bridge].forgotten += zones
+        self._reached(bridge).forgotten += zones
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
-        state = self.state[bridge]
-        if not state.connected:
-            raise FabricError(f"{bridge}: not connected")
+        state = self._reached(bridge)
         if state.silent:
             raise FabricError(f"{bridge}: no answer within {timeout} s")
         return self._counted(state, cookie, mask)
 
     def ask_counts(self, bridge: str, cookie: int, mask: int) -> FakeQuestion:
-        state = self.state[bridge]
-        if not state.connected:
-            raise FabricError(f"{bridge}: not connected")
+        state = self._reached(bridge)
         return FakeQuestion(None if state.silent else self._entries(state, cookie, mask))
 
     def count(self, bridge: str, cookie: int, mask: int, tell: Tell, *, gently: bool = False) -> FakeCounting:
-        state = self.state[bridge]
-        if not state.connected:
-            raise FabricError(f"{bridge}: not connected")
-        if gently and not self.bridge(bridge).converged:
-            return FakeCounting(f"{bridge}: is being programmed")
+        state = self._reached(bridge)
+        busy = self._busy(bridge, gently=gently)
+        if busy is not None:
+            return busy
         state.asked.append(mask)
         if state.silent:
             return FakeCounting(silent=True)
@@ -372,11 +365,10 @@ class FakeFabric:
     def count_meters(
         self, bridge: str, numbers: Sequence[int] | None, tell: TellMeters, *, gently: bool = False
     ) -> FakeCounting:
-        state = self.state[bridge]
-        if not state.connected:
-            raise FabricError(f"{bridge}: not connected")
-        if gently and not self.bridge(bridge).converged:
-            return FakeCounting(f"{bridge}: is being programmed")
+        state = self._reached(bridge)
+        busy = self._busy(bridge, gently=gently)
+        if busy is not None:
+            return busy
         state.asked_meters.append(numbers)
         if state.silent:
             return FakeCounting(silent=True)
@@ -387,6 +379,16 @@ class FakeFabric:
                 MeterCounts(bridge, state.emptied, state.settings, [(number, *state.metered.get(number, (0, 0, 0, 0)))])
             )
         return FakeCounting()
+
+    def _reached(self, bridge: str) -> FakeBridge:
+        if not self.state[bridge].connected:
+            raise FabricError(f"{bridge}: not connected")
+        return self.state[bridge]
+
+    def _busy(self, bridge: str, *, gently: bool) -> FakeCounting | None:
+        if gently and not self.bridge(bridge).converged:
+            return FakeCounting(f"{bridge}: is being programmed")
+        return None
 
     def _entries(self, state: FakeBridge, cookie: int, mask: int) -> list[Counted]:
         counted = self._counted(state, cookie, mask)

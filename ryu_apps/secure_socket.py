@@ -61,21 +61,27 @@ class SecureSocket:
 
     def recv(self, size: int) -> bytes:
         while size:
-            try:
-                data: bytes = self._tls.read(size)
-            except ssl.SSLWantReadError:
-                self._flush()
-                if not self._fill():
-                    self._incoming.write_eof()
-                continue
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                return b""
-            except ssl.SSLError as error:
-                raise _broken(error) from error
-            if self._outgoing.pending:
-                self._flush()
-            return data
+            data = self._read(size)
+            if data is not None:
+                return data
+            self._flush()
+            if not self._fill():
+                self._incoming.write_eof()
         return b""
+
+    def _read(self, size: int) -> bytes | None:
+        """Of what has come; None if that is no whole record of the application's, empty at the end."""
+        try:
+            data: bytes = self._tls.read(size)
+        except ssl.SSLWantReadError:  # a part of a record, or one of the protocol's own
+            return None
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            return b""
+        except ssl.SSLError as error:
+            raise _broken(error) from error
+        if self._outgoing.pending:
+            self._flush()
+        return data
 
     @property
     def holds(self) -> bool:
@@ -94,20 +100,12 @@ class SecureSocket:
                     self._incoming.write(chunk)
                 else:
                     self._incoming.write_eof()
-            try:
-                data: bytes = self._tls.read(size)
-            except ssl.SSLWantReadError:  # a part of a record, or one of the protocol's own
-                if self._outgoing.pending:
-                    self._flush()
-                more = True
-                continue
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                return b""
-            except ssl.SSLError as error:
-                raise _broken(error) from error
+            data = self._read(size)
+            if data is not None:
+                return data
             if self._outgoing.pending:
                 self._flush()
-            return data
+            more = True
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")

@@ -53,14 +53,18 @@ WHO = {
 QUEUES, REPORT = "/v1/bridges/edge/queues", "/v1/bridges/edge/queues/report"
 
 
-@pytest.fixture
-def call(tmp_path: Path) -> Caller:
-    (tmp_path / "site.yaml").write_text(SITE + BORDERS)
-    site, policy = load_site(tmp_path / "site.yaml"), policy_from_text(POLICY + CLASSES)
+def caller_with_borders(home: Path) -> Caller:
+    (home / "site.yaml").write_text(SITE + BORDERS)
+    site, policy = load_site(home / "site.yaml"), policy_from_text(POLICY + CLASSES)
     check_together(policy, site)
     found = Caller(Rig(site, policy, policy_from_text))
     found.api = Api(found.rig.controller, Tokens({hash_token(name): who for name, who in WHO.items()}))
     return found
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Caller:
+    return caller_with_borders(tmp_path)
 
 
 def report(wish: QueueWish, *faults: str) -> dict[str, object]:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from policies.events import ABOUT, Kind
-from policies.language import check_together, load_site, policy_from_text
+from policies.language import load_site, policy_from_text
 from policies.wire import Event, EventList, Finding, PortReport, QueueReport
 from ryu_apps import events as module
 from ryu_apps import larkctl, reread
@@ -26,7 +26,7 @@ from ryu_apps.rest.api import Api
 from ryu_apps.rest.auth import Tokens, hash_token
 from tests.unit.controller.rig import POLICY, SITE, Rig, aid
 from tests.unit.controller.test_api import Caller, put, slug
-from tests.unit.controller.test_borders import BORDERS, CLASSES, REPORT, WHO, wish_of
+from tests.unit.controller.test_borders import BORDERS, CLASSES, REPORT, WHO, caller_with_borders, wish_of
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "events.md").read_text()
@@ -34,12 +34,7 @@ PAGE = (ROOT / "docs" / "events.md").read_text()
 
 @pytest.fixture
 def call(tmp_path: Path) -> Caller:
-    (tmp_path / "site.yaml").write_text(SITE + BORDERS)
-    site, policy = load_site(tmp_path / "site.yaml"), policy_from_text(POLICY + CLASSES)
-    check_together(policy, site)
-    found = Caller(Rig(site, policy, policy_from_text))
-    found.api = Api(found.rig.controller, Tokens({hash_token(name): who for name, who in WHO.items()}))
-    return found
+    return caller_with_borders(tmp_path)
 
 
 def told(call: Caller, since: str | None = None) -> EventList:
