@@ -383,6 +383,7 @@ def _serve(descriptor: int) -> None:
         "serve_http": lambda: engine.serve_wsgi(site, "127.0.0.1", 0).address[1],
         "set_desired": lambda *args: ticket("set_desired", *args),
         "change": lambda *args: ticket("change", *args),
+        "forget_connections": lambda *args: ticket("forget_connections", *args),
         "changes": lambda bridge, several: [ticket("change", bridge, *one) for one in several],
         "wait": wait,
         "latency": latency,

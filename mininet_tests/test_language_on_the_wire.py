@@ -445,7 +445,7 @@ def put_in_force(site: Site, policy: str) -> None:
     lark = site.host.root / "lark"
     (lark / "services.yaml").write_text(UDP_SERVICES)
     (lark / "policy.yaml").write_text(policy)
-    forgets = "forgets the connections of"
+    forgets = "has forgotten the connections of"
     before, forgotten = site.log().count("reloaded: policy"), site.log().count(forgets)
     site.controller.send(signal.SIGHUP)
     wait_until("the policy is in force", lambda: site.log().count("reloaded: policy") == before + 1, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import statistics
@@ -200,6 +201,43 @@ def test_a_switch_that_restarts_gets_its_flows_again(switch: DummySwitch, app: A
     print(f"same flows {time.monotonic() - start:.2f} s after ovs-vswitchd was started again")
     assert len(switch.flows(BRIDGE)) == len(good) + 1
     assert set(good) < set(switch.flows(BRIDGE))
+
+
+def test_emptied_zones_are_confirmed_and_who_is_gone_before_has_confirmed_nothing(
+    switch: DummySwitch, app: Application
+) -> None:
+    switch.vsctl("add-port", BRIDGE, "p1", "--", "set", "interface", "p1", "type=dummy", "ofport_request=1")
+    for zone in (7, 8, 9):
+        lane = f"table=0,cookie=0x4c01000000000000,priority=7,udp,tp_dst={zone},actions=ct(commit,zone={zone})"
+        switch.ofctl("add-flow", BRIDGE, lane)
+
+    def remembered() -> list[str]:
+        return sorted(set(re.findall(r"zone=(\d+)", switch.appctl("dpctl/dump-conntrack"))))
+
+    def connections() -> None:
+        for zone in (7, 8, 9):
+            switch.appctl(
+                "netdev-dummy/receive", "p1",
+                "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),"
+                f"ipv4(src=10.0.0.1,dst=10.0.0.2,proto=17,tos=0,ttl=64,frag=no),udp(src=4000,dst={zone})",
+            )  # fmt: skip
+        wait_until("they are remembered", lambda: remembered() == ["7", "8", "9"])
+
+    connections()
+    assert app.realise("forget_connections", BRIDGE, [7, 9]) == ("realised", "")
+    assert remembered() == ["8"]
+
+    # It is told, and gone before it has taken it up.
+    connections()
+    switch.pause_switch()
+    told = app.call("forget_connections", BRIDGE, [7, 9])
+    assert app.call("wait", told, 0.2)[0] == "timed-out"
+    switch.kill_switch()
+    assert app.call("wait", told, 10) == ("refused", "disconnected")
+    assert app.realise("forget_connections", BRIDGE, [7])[0] == "refused"
+    switch.start_switch()
+    wait_until("it is back", lambda: app.state(BRIDGE).connected)
+    assert app.realise("forget_connections", BRIDGE, [7]) == ("realised", "")
 
 
 def test_nothing_is_touched_before_the_truth_is_said(switch: DummySwitch, app: Application) -> None:

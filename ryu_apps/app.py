@@ -172,6 +172,18 @@ class _Reading(_Question):
         return part.more
 
 
+class _Emptying(_Question):
+    """A command without an answer: the barrier behind it is the answer."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.ticket = SwitchTicket(self.bridge)
+
+    def end(self, failure: str | None = None) -> None:
+        super().end(failure)
+        self.ticket.settle(REALISED if failure is None else TicketResult(Outcome.REFUSED, failure))
+
+
 class _Switch:
     """One switch: its machine, its connection while there is one, and its writer."""
 
@@ -551,18 +563,17 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
         one = self._by_name[bridge]
         one.ask(lambda now: one.machine.set_role(master=master, generation=generation, now=now))
 
-    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
-        one = self._by_name[bridge]
-        if one.datapath is None or not one.machine.connected:
-            raise FabricError(f"bridge {bridge} is not connected")
-        # With the ids of questions, which the machine never takes for its own.
-        wanted = [encode.forget_zone(zone, STATS_XID | (next(self._question_ids) & 0x7FFF_FFFF)) for zone in zones]
-
-        def send(now: float) -> list[Output]:
-            one.send(wanted)
-            return []
-
-        one.do(send, one.datapath)
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> SwitchTicket:
+        try:
+            xid, question = self._numbered(bridge, kind=_Emptying)
+        except FabricError as error:
+            ticket = SwitchTicket(bridge)
+            ticket.settle(TicketResult(Outcome.REFUSED, str(error)))
+            return ticket
+        assert isinstance(question, _Emptying)
+        # One id for all: the first error ends it, and else the barrier.
+        self._put(question, [*(encode.forget_zone(zone, xid) for zone in zones), encode.barrier(xid)], gently=False)
+        return question.ticket
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         question, request = self._question(bridge, cookie, mask, kind=_Reading)
@@ -792,8 +803,14 @@ class SwitchApp(engine.App):  # type: ignore[misc]  # the framework ships no typ
 
     def heard_barrier(self, datapath: Any, xid: int) -> None:
         one = self._of(datapath)
-        if one is not None:
-            one.do(lambda now: one.machine.barrier(xid, now), datapath)
+        if one is None:
+            return
+        if xid & STATS_XID:
+            question = self._questions.get(xid)
+            if question is not None and question.datapath is datapath:
+                question.end()
+            return
+        one.do(lambda now: one.machine.barrier(xid, now), datapath)
 
     def heard_commit(self, datapath: Any, bundle: int) -> None:
         one = self._of(datapath)

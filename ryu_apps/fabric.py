@@ -46,6 +46,8 @@ class TicketResult:
 
 
 REALISED = TicketResult(Outcome.REALISED)
+_AWAY = TicketResult(Outcome.REFUSED, "not connected")
+_NOT_MASTER = TicketResult(Outcome.REFUSED, "another controller is its master")
 
 
 class Ticket(Protocol):
@@ -137,8 +139,9 @@ class Fabric(Protocol):
         """Be the bridge's master, or leave it to another controller: then every change to it is refused, also those
         that wait, and what was said of it is forgotten. Never called where there is one controller."""
 
-    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
-        """Empty these zones of the switch's connection table; never waits. Raises FabricError when it is away."""
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> Ticket:
+        """Empty these zones of the switch's connection table. Realised: it has. Refused: it did not, or is not here, or
+        went before it confirmed, so that nobody knows."""
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         """Counters of the entries whose cookie equals `cookie` under `mask`. Raises FabricError."""
@@ -243,16 +246,26 @@ class FakeBridge:
     """Another controller is the bridge's master."""
     emptied: int = 0
     forgotten: list[int] = field(default_factory=list)
-    """Zones that the switch was told to empty."""
+    """Zones that the switch has emptied."""
+    to_forget: list[tuple[FakeTicket, Sequence[int]]] = field(default_factory=list)
+    """Zones that it was told to empty while it was silent."""
     asked: list[int] = field(default_factory=list)
     """Masks of the cookies that counters were asked for by."""
     asked_meters: list[Sequence[int] | None] = field(default_factory=list)
     """Which meters counters were asked for of."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
+    generation: int = 0
+    """That of this controller's role."""
     has_meters: bool = True
     outranked: bool = False
     """A master of a lower generation asked to be its master, and was refused."""
+
+    @property
+    def ours(self) -> bool:
+        """Would the switch take a change? Who becomes its master makes a slave of who was it, though that was not told
+        and may think otherwise."""
+        return not self.standby and self.generation >= self.generations[0]
 
     @property
     def flows(self) -> dict[FlowKey, Flow]:
@@ -311,7 +324,7 @@ class FakeFabric:
 
     def change(self, bridge: str, add: Sequence[Rule], remove: Sequence[RuleKey]) -> FakeTicket:
         state = self.state[bridge]
-        if state.desired is None and not state.standby:
+        if state.desired is None and state.ours:
             ticket = FakeTicket()
             ticket.settle(TicketResult(Outcome.REFUSED, f"{bridge}: a change before set_desired"))
             return ticket
@@ -329,15 +342,23 @@ class FakeFabric:
         state.outranked = master and generation < state.generations[0]
         state.standby = not master or state.outranked
         if not state.standby:
-            state.generations[0] = generation
+            state.generations[0] = state.generation = generation
             return
         state.desired = None
-        waiting, state.waiting = state.waiting, []
-        for ticket in waiting:
-            ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
+        self._refuse_waiting(state)
 
-    def forget_connections(self, bridge: str, zones: Sequence[int]) -> None:
-        self._reached(bridge).forgotten += zones
+    def forget_connections(self, bridge: str, zones: Sequence[int]) -> FakeTicket:
+        state, ticket = self.state[bridge], FakeTicket()
+        if not state.ours:
+            ticket.settle(_NOT_MASTER)
+        elif state.refuse is not None:
+            ticket.settle(TicketResult(Outcome.REFUSED, state.refuse))
+        elif not state.connected:
+            ticket.settle(_AWAY)
+        else:
+            state.to_forget.append((ticket, tuple(zones)))
+            self._forget(state)
+        return ticket
 
     def flow_stats(self, bridge: str, cookie: int, mask: int, timeout: float = 5.0) -> list[FlowStats]:
         state = self._reached(bridge)
@@ -438,6 +459,9 @@ class FakeFabric:
         """The switch goes away; with `forget` it loses its flows meanwhile, as a restart of Open vSwitch does."""
         state = self.state[bridge]
         state.connected = False
+        unheard, state.to_forget = state.to_forget, []
+        for ticket, _ in unheard:
+            ticket.settle(_AWAY)
         if forget:
             state.emptied += bool(state.actual)
             state.actual.clear()
@@ -452,6 +476,7 @@ class FakeFabric:
         """The switch answers again and settles what was open."""
         state = self.state[bridge]
         state.silent = False
+        self._forget(state)
         self._push(state)
 
     def refuse(self, bridge: str, reason: str | None) -> None:
@@ -471,8 +496,8 @@ class FakeFabric:
 
     def _want(self, state: FakeBridge, wanted: dict[RuleKey, Rule]) -> FakeTicket:
         ticket = FakeTicket()
-        if state.standby:
-            ticket.settle(TicketResult(Outcome.REFUSED, "another controller is its master"))
+        if not state.ours:
+            ticket.settle(_NOT_MASTER)
             return ticket
         if state.refuse is not None and state.connected and not state.silent and wanted != state.actual:
             ticket.settle(TicketResult(Outcome.REFUSED, state.refuse))
@@ -482,8 +507,23 @@ class FakeFabric:
         self._push(state)
         return ticket
 
+    def _forget(self, state: FakeBridge) -> None:
+        if not state.silent:
+            heard, state.to_forget = state.to_forget, []
+            for ticket, zones in heard:
+                state.forgotten += zones
+                ticket.settle(REALISED)
+
+    def _refuse_waiting(self, state: FakeBridge) -> None:
+        waiting, state.waiting = state.waiting, []
+        for ticket in waiting:
+            ticket.settle(_NOT_MASTER)
+
     def _push(self, state: FakeBridge) -> None:
         if not state.connected or state.silent or state.desired is None:
+            return
+        if not state.ours:
+            self._refuse_waiting(state)
             return
         state.flow_mods += sum(1 for key, flow in state.desired.items() if state.actual.get(key) != flow)
         state.flow_mods += sum(1 for key in state.actual if key not in state.desired)

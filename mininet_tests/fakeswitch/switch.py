@@ -359,6 +359,10 @@ class FakeSwitch:
 
     def _experimenter(self, session: Session, xid: int, body: bytes) -> list[bytes]:
         experimenter, kind = struct.unpack_from("!II", body)
+        if (experimenter, kind) == (wire.NICIRA, wire.CT_FLUSH_ZONE):
+            if session.role == SLAVE:
+                raise Refusal(wire.BAD_REQUEST, wire.IS_SLAVE)
+            return []  # it forwards nothing, and remembers no connection
         if experimenter != wire.ONF or session.version != wire.V13:
             raise Refusal(wire.BAD_REQUEST, wire.BAD_EXPERIMENTER)
         if kind == wire.ONF_BUNDLE_ADD:

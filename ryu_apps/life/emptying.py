@@ -4,9 +4,9 @@
                                   │ controller dies, or the bridge changes hands                               │
                                   └──▶ read back or mastered: `resume` ──▶ the same once more      mark goes, written
                                                                                                    later, nobody waits
-Invariants: the mark goes only after its zone was emptied under the policy that the row was decided by, and only the
-bridge's master takes it away. A mark that stays without need costs one more emptying, one that goes too early lets a
-connection go on that was withdrawn.
+Invariants: the mark goes only after the switch has confirmed that the zone was emptied under the policy that the row
+was decided by, and only the bridge's master takes it away. A mark that stays without need costs one more emptying, one
+that goes too early lets a connection go on that was withdrawn.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from policies.events import Kind
 from policies.model import Attempt, Outcome, Role, ShareKey
 from ryu_apps.events import Events
-from ryu_apps.fabric import BridgeState, Fabric, FabricError, Ticket, TicketResult
+from ryu_apps.fabric import BridgeState, Fabric, Ticket, TicketResult
 from ryu_apps.fabric import Outcome as Settled
 from ryu_apps.life.present import Present
 from ryu_apps.openflow import compiler
@@ -44,6 +44,16 @@ class Told:
     concerned: dict[str, Ticket]
     peers: dict[str, Ticket]
     less: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlived:
+    """Zones that may remember what is not allowed any more. `ticket`: of what allows less; of the emptying itself when
+    that was `told`; None in between."""
+
+    zones: frozenset[int]
+    ticket: Ticket | None
+    told: bool = False
 
 
 class _Later:
@@ -84,8 +94,7 @@ class Telling:
         self._uses: dict[str, Counter[Outcome]] = {bridge: Counter() for bridge in bridges}
         self._base: dict[str, dict[RuleKey, Rule]] = {bridge: {} for bridge in bridges}
         self._standing: dict[str, list[Ticket]] = {}
-        self._outlived: dict[str, list[tuple[Ticket | None, frozenset[int]]]] = {}
-        """Zones whose connections are to be forgotten once the bridge has confirmed what allows less (None: it has)."""
+        self._outlived: dict[str, list[_Outlived]] = {}
         self._shapes: dict[str | None, Shapes] = {}
         self._mates: Memberships | None = None
         self._unheard = {bridge: _Later(bridge) for bridge in bridges}
@@ -364,40 +373,52 @@ class Telling:
         """
         found = frozenset(zones)
         if found and bridge in self.mine:
-            self._outlived.setdefault(bridge, []).append((ticket, found))
+            self._outlived.setdefault(bridge, []).append(_Outlived(found, ticket))
 
     def outlives(self, bridge: str, zone: int) -> bool:
         """Whether a zone is still to be emptied here."""
-        return any(zone in zones for _, zones in self._outlived.get(bridge, ()))
+        return any(zone in one.zones for one in self._outlived.get(bridge, ()))
 
     def forget(self) -> dict[str, set[int]]:
         """Have connections forgotten where the flows are in force that allow less; before, they would come again.
-        Gives the zones, by bridge, of which nothing is left to forget.
+        Gives the zones, by bridge, that were confirmed to be empty since the last call.
 
         Call about once a second: what a switch has confirmed reaches its cache of decisions up to half a second later,
-        so connections go with the call after.
+        so connections go with the call after. What a switch refuses to forget, or does not live to confirm, it is told
+        again as soon as it is there and in line.
         """
         done: dict[str, set[int]] = {}
         for bridge in list(self._outlived):
-            left: list[tuple[Ticket | None, frozenset[int]]] = []
+            left: list[_Outlived] = []
             due: set[int] = set()
-            for ticket, zones in self._outlived.pop(bridge):
-                result = None if ticket is None else ticket.result()
-                if ticket is None:
-                    due |= zones
+            emptied: set[int] = set()
+            for one in self._outlived.pop(bridge):
+                result = None if one.ticket is None else one.ticket.result()
+                if one.ticket is None:
+                    due |= one.zones
                 elif result is None:
-                    left.append((ticket, zones))
+                    left.append(one)
+                elif result.realised and one.told:
+                    emptied |= one.zones
                 elif result.realised:
-                    left.append((None, zones))
+                    left.append(_Outlived(one.zones, None))
+                elif one.told:
+                    LOG.warning(
+                        "bridge=%s has not confirmed that it forgets the connections of %d jobs that may do less now "
+                        "(%s): it is told again",
+                        bridge, len(one.zones), result.reason,
+                    )  # fmt: skip
+                    left.append(_Outlived(one.zones, self.tell(bridge, [], [])))
                 else:
-                    left.append((self.say([bridge])[bridge], zones))
+                    left.append(_Outlived(one.zones, self.say([bridge])[bridge]))
             if due:
-                try:
-                    self.switches().forget_connections(bridge, sorted(due))
-                    done[bridge] = due.difference(*(zones for _, zones in left))
-                    LOG.info("bridge=%s forgets the connections of %d jobs that may do less now", bridge, len(due))
-                except FabricError:
-                    left.append((self.say([bridge])[bridge], frozenset(due)))
+                ticket = self.switches().forget_connections(bridge, sorted(due))
+                left.append(_Outlived(frozenset(due), ticket, told=True))
+            if emptied:
+                LOG.info(
+                    "bridge=%s has forgotten the connections of %d jobs that may do less now", bridge, len(emptied)
+                )
+                done[bridge] = emptied.difference(*(one.zones for one in left))
             if left:
                 self._outlived[bridge] = left
         return done

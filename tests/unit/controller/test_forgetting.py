@@ -92,6 +92,75 @@ def test_a_bridge_that_goes_before_it_is_told_is_told_when_it_comes_back(
     assert forgotten(udp) == {"br1": [1002]}
 
 
+def test_the_mark_stays_until_the_switch_has_confirmed_that_the_zone_is_empty(
+    udp: Rig, load: Callable[[str], Policy]
+) -> None:
+    udp.controller.reload(load(LESS))
+    udp.controller.tick()
+    udp.fabric.silence("br1")
+    ticks(udp)
+    assert forgotten(udp) == {}
+    assert to_empty(udp.store.attempts[aid(2)])
+    udp.fabric.speak("br1")
+    udp.controller.tick()
+    assert forgotten(udp) == {"br1": [1002]}
+    assert not to_empty(udp.store.attempts[aid(2)]), "control: it goes as soon as that is known"
+    ticks(udp)
+    assert forgotten(udp) == {"br1": [1002]}
+
+
+@pytest.mark.parametrize("how", ["connection", "controller", "both", "refused"])
+def test_an_emptying_that_nobody_lived_to_confirm_is_done_again(
+    udp: Rig, load: Callable[[str], Policy], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    udp.controller.reload(load(LESS))
+    udp.controller.tick()
+    if how == "refused":
+        udp.fabric.refuse("br1", "a slave may not")
+    else:
+        udp.fabric.silence("br1")
+    ticks(udp)
+    if how in ("connection", "both"):
+        udp.fabric.disconnect("br1")
+        ticks(udp)
+        udp.fabric.state["br1"].silent = False
+    assert to_empty(udp.store.attempts[aid(2)])
+    assert forgotten(udp) == {}
+    if how in ("controller", "both"):
+        udp.restart(load(LESS))
+        udp.fabric.state["br1"].forgotten.clear()  # what the dead one had said comes to nothing
+    if how == "controller":
+        udp.fabric.state["br1"].to_forget.clear()
+        udp.fabric.speak("br1")
+    elif how == "refused":
+        assert "a slave may not" in caplog.text
+        udp.fabric.refuse("br1", None)
+    else:
+        udp.fabric.connect("br1")
+    ticks(udp)
+    ticks(udp)
+    assert forgotten(udp) == {"br1": [1002]}
+    assert not to_empty(udp.store.attempts[aid(2)])
+
+
+def test_what_is_taken_away_while_a_zone_is_being_emptied_empties_it_once_more(
+    udp: Rig, load: Callable[[str], Policy]
+) -> None:
+    udp.controller.reload(load(LESS))
+    udp.controller.tick()
+    udp.fabric.silence("br1")
+    udp.controller.tick()
+    udp.controller.reload(load(UDP))
+    udp.controller.reload(load(LESS))
+    udp.fabric.speak("br1")
+    udp.controller.tick()
+    assert forgotten(udp) == {"br1": [1002]}
+    assert to_empty(udp.store.attempts[aid(2)]), "a connection may have begun after it"
+    ticks(udp)
+    assert forgotten(udp) == {"br1": [1002, 1002]}
+    assert not to_empty(udp.store.attempts[aid(2)])
+
+
 def test_a_start_with_another_policy_forgets_what_was_let_pass_by_one_that_nobody_knows(
     udp: Rig, load: Callable[[str], Policy]
 ) -> None:

@@ -33,7 +33,8 @@ from tests.unit.controller.rig import BOOT, POLICY, SITE, aid, node_spec, spec
 
 
 class One:
-    """A controller among several. `die`: as by kill -9, it writes and hears nothing any more."""
+    """A controller among several. `die`: as by kill -9, it writes and hears nothing any more, and reaches no switch.
+    `lose_the_store`: it reaches its switches still."""
 
     def __init__(self, pair: Pair, name: str, store: MemoryStore, fabric: FakeFabric) -> None:
         self.name, self.store, self.fabric = name, store, fabric
@@ -53,6 +54,11 @@ class One:
         return set(self.peers.table.held)
 
     def die(self) -> None:
+        for name in self.fabric.state:
+            self.fabric.disconnect(name)
+        self.lose_the_store()
+
+    def lose_the_store(self) -> None:
         self.store.fail = "dead"
         self.peers.stop()
 
@@ -280,6 +286,25 @@ def test_a_registration_that_its_controller_did_not_live_to_answer_is_finished_b
     asking.join()
     world = pair.b.controller.world
     assert pair.flows() == {name: compiler.desired_rules(world, name) for name in pair.site.bridges}
+
+
+def test_one_that_has_lost_the_store_and_was_given_up_takes_nothing_off_the_switches_that_it_still_reaches(
+    pair: Pair,
+) -> None:
+    """It does not know better, and the switches do."""
+    for n in (2, 3):
+        pair.a.controller.register(aid(n), spec(n))
+    pair.check()
+    both = pair.flows()
+    pair.a.controller.delete(aid(2))
+    pair.check()
+    flows = pair.flows()
+    assert flows["br1"] != both["br1"], "the control: as its master it does"
+    pair.a.lose_the_store()
+    until(lambda: pair.b.mine == set(pair.site.bridges), 6)
+    pair.a.controller.delete(aid(3))
+    assert pair.flows() == flows
+    assert pair.b.controller.world.attempts.keys() == {aid(3)}
 
 
 def test_an_end_that_waits_for_a_dead_controllers_bridge_is_answered_as_soon_as_that_is_taken_over(pair: Pair) -> None:

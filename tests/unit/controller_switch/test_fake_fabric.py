@@ -81,6 +81,23 @@ def test_counters_are_found_by_cookie(fabric: FakeFabric) -> None:
     assert len(fabric.flow_stats("br1", 0, 0)) == 2
 
 
+def test_who_becomes_a_bridges_master_makes_a_slave_of_who_was_it(fabric: FakeFabric) -> None:
+    other = fabric.another()
+    fabric.set_role("br1", master=True, generation=1)
+    assert fabric.set_desired("br1", {A.key: A}).wait(0).realised
+    fabric.silence("br1")
+    waits = fabric.change("br1", [B], [])
+    other.set_role("br1", master=True, generation=2)
+    assert other.set_desired("br1", {C.key: C}).wait(0).realised
+    fabric.speak("br1")
+    for ticket in (waits, fabric.change("br1", [], [C.key]), fabric.set_desired("br1", {})):
+        assert ticket.wait(0).outcome is Outcome.REFUSED
+    assert fabric.state["br1"].actual == {C.key: C}
+    fabric.set_role("br1", master=True, generation=3)
+    assert fabric.set_desired("br1", {}).wait(0).realised, "control: it is the master again"
+    assert other.change("br1", [C], []).wait(0).outcome is Outcome.REFUSED
+
+
 def test_an_unknown_bridge_is_a_key_error(fabric: FakeFabric) -> None:
     with pytest.raises(KeyError):
         fabric.set_desired("nowhere", {})

@@ -216,3 +216,13 @@ def test_equal_matches_are_one_flow_however_they_are_written() -> None:
     assert not wire.covers(written(ip), written())
     assert wire.overlap(written(ip, net), written(ip, exact))
     assert not wire.overlap(written(ip, exact), written(ip, bytes.fromhex("80001804 0b000001")))
+
+
+def test_to_empty_a_zone_is_understood_but_not_from_a_slave(switch: FakeSwitch) -> None:
+    here = Wire(switch)
+    here.raw(encode.forget_zone(7, 5))
+    assert [kind for kind, _, _ in here.raw(encode.barrier(6))] == [wire.BARRIER_REPLY]
+    assert here.errors() == []
+    here.raw(encode.role_request(7, master=False, generation=1))
+    here.raw(encode.forget_zone(7, 8))
+    assert here.errors() == [(8, (wire.BAD_REQUEST, wire.IS_SLAVE))]
