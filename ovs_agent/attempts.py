@@ -500,6 +500,7 @@ class Attempts:
         with attempt.part("ledger"):
             await self._save(attempt)
         reached(Step.BEGIN_IN_FORCE)
+        self._spawn(self._relay_ahead(attempt))
         self._spawn(self._label(attempt))
         return OK
 
@@ -536,6 +537,13 @@ class Attempts:
         await netlink.in_thread(functools.partial(netlink.delete_namespace, name))
         await netlink.in_thread(functools.partial(netlink.create_namespace, name))
         reached(Step.SEAL_MADE)
+
+    async def _relay_ahead(self, attempt: Attempt) -> None:
+        """The starter's ports are mostly there when its job begins: the job need not wait for their relays later."""
+        if fallback.mode_of(self._config.libexec) is fallback.Mode.CAPABILITY:  # else its namespace is yet to come
+            async with attempt.lock:
+                if attempt.record.state is State.STAGE_IN and not attempt.ending:
+                    await attempt.relays.open(attempt.record.namespaces[-1])
 
     async def _label(self, attempt: Attempt) -> None:
         await asyncio.sleep(LABEL_PAUSE)

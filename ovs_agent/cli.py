@@ -382,6 +382,7 @@ def clean_up(config_file: Path, dry_run: bool) -> None:
             await cleanup.remove(loaded, db, stock, set(), set(), with_nft=True)
             for path in records:
                 path.unlink(missing_ok=True)
+                path.with_suffix(".first").unlink(missing_ok=True)
             if not trouble:
                 left, trouble = await cleanup.take_stock(loaded, db)
                 if left:

@@ -2,14 +2,17 @@
 
 Invariants: a lane's number is in use exactly as long as a file names it, so a number whose deletion the controller has
 not confirmed cannot be given to another job, whatever happens to the agent in between. A file is complete or absent
-(written beside, synced, renamed). The name of a new file is on disk before `save` returns. That a file was replaced or
-removed need not be: only a machine that stops forgets that, and then every attempt of before is over, and is deleted at
-the controller once more. (The next new name brings those changes to disk with it, so no number has two files.) A record
-that cannot be read blocks the start: guessing here could give a running job's address away.
+(written beside, renamed). A new file and its name are on disk before `save` returns. That it was replaced or removed
+need not be: only a machine that stops forgets that, and then every attempt of before is over, and is deleted at the
+controller once more, for which what was written first is enough: it stays under another name (`.first`), because a
+file system may keep the new name of a file and lose what is in it. (The next new name brings such changes to disk with
+it, so no number has two files.) A record that cannot be read blocks the start: guessing here could give a running job's
+address away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -51,7 +54,7 @@ class Record(BaseModel):
 
 
 class Ledger:
-    """`attempts/<id>.json` and `grant.json` under the state directory. Calls block for a few milliseconds (fsync)."""
+    """`attempts/<id>.json` and `grant.json` under the state directory. Calls block: a new record for the disk."""
 
     def __init__(self, state_dir: Path) -> None:
         self._dir = state_dir / "attempts"
@@ -66,7 +69,8 @@ class Ledger:
 
     def tidy(self) -> None:
         """Remove what a killed writer left. Only for the agent itself: `status` may look while the agent writes."""
-        for left in [*self._dir.glob(".*.new"), *self._grant.parent.glob(".*.new")]:
+        alone = [path for path in self._dir.glob("*.first") if not path.with_suffix(".json").exists()]
+        for left in [*self._dir.glob(".*.new"), *self._grant.parent.glob(".*.new"), *alone]:
             left.unlink(missing_ok=True)
 
     def save(self, record: Record) -> None:
@@ -74,7 +78,15 @@ class Ledger:
             raise LedgerError(f"{record.id!r} is no attempt id")
         # No defaults: an agent that is put back to the version before knows no fields that were added since.
         text = record.model_dump_json(exclude_defaults=True)
-        self._write(self._dir / f"{record.id}.json", text.encode(), Step.RECORD_BESIDE)
+        path = self._dir / f"{record.id}.json"
+        try:
+            if not (new := path not in self._named):
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                    os.link(path, path.with_suffix(".first"))
+            self._write(path, text.encode(), Step.RECORD_BESIDE, durable=new)
+            self._named.add(path)
+        except OSError as e:
+            raise LedgerError(f"cannot be written: {e.strerror}", str(path)) from None
         reached(Step.RECORD_IN_PLACE)
 
     def forget(self, attempt: str) -> None:
@@ -83,6 +95,7 @@ class Ledger:
             self._named.discard(path)
             path.unlink(missing_ok=True)
             reached(Step.RECORD_UNLINKED)
+            path.with_suffix(".first").unlink(missing_ok=True)
         except OSError as e:
             raise LedgerError(f"cannot be removed: {e.strerror}", str(path)) from None
 
@@ -90,10 +103,13 @@ class Ledger:
         found = []
         for path in sorted(self._dir.glob("*.json")):
             try:
-                record = Record.model_validate(json.loads(path.read_bytes()))
+                record = _read(path)
             except FileNotFoundError:
                 continue  # forgotten while we looked
             except (OSError, ValueError, ValidationError) as e:
+                if (first := _of_an_earlier_boot(path.with_suffix(".first"))) is not None:
+                    found.append(first)
+                    continue
                 raise LedgerError(
                     f"cannot be understood ({str(e).splitlines()[0]}). If no job of this node is running, run "
                     "lark-agent cleanup and remove the file",
@@ -105,7 +121,10 @@ class Ledger:
         return found
 
     def save_grant(self, grant: NodeGrant) -> None:
-        self._write(self._grant, grant.model_dump_json().encode(), Step.NODE_GRANT_BESIDE)
+        try:
+            self._write(self._grant, grant.model_dump_json().encode(), Step.NODE_GRANT_BESIDE, durable=True)
+        except OSError as e:
+            raise LedgerError(f"cannot be written: {e.strerror}", str(self._grant)) from None
 
     def load_grant(self) -> NodeGrant | None:
         try:
@@ -115,24 +134,21 @@ class Ledger:
         except (OSError, ValueError):
             return None  # only a memory of what the controller will say again
 
-    def _write(self, path: Path, data: bytes, beside: Step) -> None:
+    def _write(self, path: Path, data: bytes, beside: Step, *, durable: bool) -> None:
         new = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                left = memoryview(data)
-                while left:  # a disk that fills up takes a part without an error
-                    left = left[os.write(fd, left) :]
+            left = memoryview(data)
+            while left:  # a disk that fills up takes a part without an error
+                left = left[os.write(fd, left) :]
+            if durable:
                 os.fsync(fd)
-            finally:
-                os.close(fd)
-            reached(beside)
-            os.replace(new, path)
-            if path not in self._named:
-                self._sync(path.parent)
-                self._named.add(path)
-        except OSError as e:
-            raise LedgerError(f"cannot be written: {e.strerror}", str(path)) from None
+        finally:
+            os.close(fd)
+        reached(beside)
+        os.replace(new, path)
+        if durable:
+            self._sync(path.parent)
 
     @staticmethod
     def _sync(directory: Path) -> None:
@@ -141,6 +157,19 @@ class Ledger:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _read(path: Path) -> Record:
+    return Record.model_validate(json.loads(path.read_bytes()))
+
+
+def _of_an_earlier_boot(path: Path) -> Record | None:
+    """The record that a replaced one was at first, if the machine has stopped since: nothing else loses what is in it."""
+    try:
+        record = _read(path)
+    except (OSError, ValueError, ValidationError):
+        return None
+    return record if path.stem == record.id and record.boot_id != boot_id() else None
 
 
 def boot_id() -> str:

@@ -30,8 +30,8 @@ QUERY: tuple[str, ...] = (sys.executable, "-m", "ovs_agent.startd_query")
 TOGETHER = 0.12
 """Seconds between two questions: the startd works everything out anew for each, 8 ms of CPU with 20 slots. A starter
 takes about as long until its hook asks, so that in a rush most find the answer there."""
-SURELY_AFTER = 0.05
-"""Seconds after a starter's start (which is known to a clock tick) from which on a question was put after it."""
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+"""Seconds by which a process may be younger than its start time says, which is cut to clock ticks."""
 KEPT = 1.0
 """Seconds that an answer is kept for whoever comes."""
 CLOCK_SLACK = 3.0
@@ -94,7 +94,7 @@ def judge(entry: Mapping[str, Any] | None, slot: str, starter_started: float) ->
 
 def started_at(start_ticks: int) -> float:
     """Wall-clock time of a process start, from its clock ticks since boot."""
-    since_boot = start_ticks / os.sysconf("SC_CLK_TCK")
+    since_boot = start_ticks * TICK
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
@@ -185,7 +185,8 @@ class Startd:
         On a node with several pools a starter of one must not get the attributes of another's slot of the same name.
         """
         begun = started_at(starter_start)
-        since: float | None = starter_start / os.sysconf("SC_CLK_TCK") + SURELY_AFTER
+        # The starter is there already, so no question that is put from now on is too early, whatever the clocks say.
+        since: float | None = min(starter_start * TICK + 2 * TICK, _since_boot())
         deadline = time.monotonic() + patience
         pause = 0.02
         while True:

@@ -22,6 +22,7 @@ import re
 import select
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from ovs_agent.life import Request
 SO_PEERPIDFD = 77
 """Linux 6.5 and later; not named by Python 3.11."""
 SLOT_PATTERN = re.compile(r"slot[0-9]{1,6}(_[0-9]{1,6})?(@[A-Za-z0-9._-]{1,64})?")
+STATUS = re.compile(rb"\nPPid:\t(\d+)\nTracerPid:\t(\d+)\nUid:\t(\d+)\t(\d+)\t")
+"""Parent, tracer, real and effective uid: lines of every kernel of this century, in this order."""
 STARTER = "condor_starter"
 STARTD = "condor_startd"
 MAX_CMDLINE = 64 * 1024
@@ -72,7 +75,7 @@ class Caller:
     starter_pidfd: int
     startd_pid: int
     startd_address: str
-    """Where HTCondor says the starter's parent listens; empty if it does not say."""
+    """Where HTCondor says the starter's parent listens, of who begins; empty if it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +123,30 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def alive(pidfd: int) -> bool:
     """Whether the process has not exited (a zombie has)."""
+    return all_alive([pidfd])
+
+
+def all_alive(pidfds: Iterable[int]) -> bool:
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
 
 
 def status(pid: int) -> Status:
     try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
     except OSError:
         raise Refused(f"process {pid} is gone") from None
     # The Name: line comes first and cannot hold a newline, so a process cannot forge the lines below it.
-    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
-    uids = fields["Uid"].split()
-    return Status(int(fields["PPid"]), int(fields["TracerPid"]), int(uids[0]), int(uids[1]))
+    found = STATUS.search(text)
+    if found is None:
+        raise Refused(f"/proc/{pid}/status is not written as it is known")
+    return Status(*map(int, found.groups()))
 
 
 def start_time(pid: int) -> int:
@@ -234,10 +247,10 @@ def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
         if slot is None:
             raise Refused(f"the starter (process {starter}) has no slot in its command line")
         started = start_time(starter)
-        address = startd_address_of(starter)
+        address = startd_address_of(starter) if request is Request.BEGIN else ""
         if status(peer.pid).tracer or not is_program(peer.pid, helper):
             raise Refused("the caller has changed while it was looked at")
-        if not alive(peer.pidfd) or not all(alive(fd) for fd in fds):
+        if not all_alive([peer.pidfd, *fds]):
             raise Refused("the caller or a process above it has ended")
         fds.remove(starter_fd)
         return Caller(peer.pid, peer.uid, slot, starter, started, starter_fd, startd, address)

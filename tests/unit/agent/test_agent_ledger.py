@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ovs_agent import ledger as module
 from ovs_agent.ledger import Ledger, LedgerError, Record
 from ovs_agent.life import State
 from policies.wire import AttemptSpec, NodeGrant, Phase, PortSpec
@@ -113,15 +114,16 @@ def test_a_field_that_was_added_later_is_not_written_unless_it_says_something(tm
         added: int = 0
 
     ledger = Ledger(tmp_path)
-    fields = record().model_dump()
+    now = record(boot_id=module.boot_id())
+    fields = now.model_dump()
     ledger.save(Newer(**fields))
-    assert ledger.load() == [record()]
+    assert ledger.load() == [now]
     ledger.save(Newer(**fields, added=1))
     with pytest.raises(LedgerError, match="cannot be understood"):
         ledger.load()
 
 
-def test_a_whole_attempt_waits_for_the_disk_once_for_each_state_and_once_for_its_name(
+def test_a_whole_attempt_waits_for_the_disk_when_it_begins_and_not_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book = Ledger(tmp_path)
@@ -135,14 +137,46 @@ def test_a_whole_attempt_waits_for_the_disk_once_for_each_state_and_once_for_its
     monkeypatch.setattr(os, "fsync", counted)
     for state in (State.REGISTERING, State.STAGE_IN, State.RUN, State.STAGE_OUT, State.CLOSING):
         book.save(record(state=state))
-    assert synced == [False, True, False, False, False, False], "the directory when the name is new"
+    assert synced == [False, True], "the record, and the directory for its name"
     book.forget(record().id)
-    assert len(synced) == 6
+    assert len(synced) == 2
     book.save(record(state=State.REGISTERING))
-    assert synced[6:] == [False, True], "the name is new again"
+    assert synced[2:] == [False, True], "the name is new again"
     synced.clear()
     Ledger(tmp_path).save(record(state=State.RUN))
     assert synced == [False, True], "another agent knows nothing for certain"
+
+
+@pytest.mark.parametrize("lost", ["", "\0" * 100])
+def test_a_machine_that_stops_may_lose_what_replaced_a_record_and_the_number_stays_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    book = Ledger(tmp_path)
+    first = record(state=State.REGISTERING)
+    for state in (State.REGISTERING, State.STAGE_IN, State.RUN):
+        book.save(record(state=state))
+    monkeypatch.setattr(module, "boot_id", lambda: "another boot")
+    assert [r.state for r in Ledger(tmp_path).load()] == [State.RUN], "nothing was lost"
+    (tmp_path / "attempts" / f"{first.id}.json").write_text(lost)
+    assert Ledger(tmp_path).load() == [first]
+    monkeypatch.setattr(module, "boot_id", lambda: first.boot_id)
+    with pytest.raises(LedgerError, match="cannot be understood"):
+        Ledger(tmp_path).load()  # the machine runs since: something else has damaged it
+
+
+def test_the_first_of_a_record_goes_with_it_and_counts_for_nothing_without(tmp_path: Path) -> None:
+    book = Ledger(tmp_path)
+    for state in (State.REGISTERING, State.STAGE_IN):
+        book.save(record(state=state))
+        book.save(record("wn1~0~slot1_2~7~8", state=state, lane=2))
+    assert len(list((tmp_path / "attempts").glob("*.first"))) == 2
+    book.forget(record().id)
+    left = tmp_path / "attempts" / "wn1~0~slot1_2~7~8.json"
+    assert sorted((tmp_path / "attempts").iterdir()) == [left.with_suffix(".first"), left]
+    left.unlink()  # as an agent that is killed in the middle of forgetting leaves it
+    assert Ledger(tmp_path).load() == []
+    book.tidy()
+    assert not list((tmp_path / "attempts").iterdir())
 
 
 def test_a_name_that_could_not_be_synced_is_synced_with_the_next_state(

@@ -282,3 +282,27 @@ def test_a_startd_that_hangs_costs_its_time_only_and_the_next_question_works(beh
         return spent
 
     assert asyncio.run(main()) < 3
+
+
+def test_a_question_after_a_starters_first_ticks_is_late_enough_and_one_put_now_always_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float | None] = []
+
+    async def slots(since: float | None = None) -> dict[str, Any]:
+        asked.append(since)
+        return {"address": "<1.2.3.4:5>", "slots": {"slot1": entry(meta={"JobId": "7.0", "JobStart": time.time()})}}
+
+    async def main() -> None:
+        client = Startd(None, 5)
+        monkeypatch.setattr(client, "slots", slots)
+        ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) / startd.TICK)
+        for start in (ticks - 100, ticks + 1):
+            assert (await client.job_on("slot1", start, "<1.2.3.4:5>", 5, lambda: True)).job == "7.0"
+        old, young = asked
+        assert old is not None
+        assert young is not None
+        assert (ticks - 99) * startd.TICK < old < (ticks - 90) * startd.TICK
+        assert ticks * startd.TICK <= young <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    asyncio.run(main())
