@@ -164,7 +164,7 @@ def _read(path: Path) -> Record:
 
 
 def _of_an_earlier_boot(path: Path) -> Record | None:
-    """The record that a replaced one was at first, if the machine has stopped since: nothing else loses what is in it."""
+    """What a replaced record was at first, if the machine has stopped since: nothing else loses what is in one."""
     try:
         record = _read(path)
     except (OSError, ValueError, ValidationError):
