@@ -24,6 +24,7 @@ from mininet_tests.test_controller_life import (
     POLICY,
     WORKER,
     Daemon,
+    ages,
     attempt,
     attempt_id,
     flows_of,
@@ -40,6 +41,7 @@ BRIDGES = {WORKER: 0x00006C6B6E620001, WORKER2: 0x00006C6B6E620003, GATE: 0x0000
 UPLINKS = {WORKER: ["lknb-up"], WORKER2: ["lknb-up2"], GATE: ["lknb-wf", "lknb-sf"]}
 JOBS = range(2, 32)
 TAKE_OVER_SECONDS = 5.0
+FULL = bool(os.environ.get("LARK_TEST_FULL"))
 # The hash gives the worker bridge to the one and the gate to the other.
 NAMES = ("ctl2", "ctl1")
 
@@ -299,6 +301,77 @@ def test_another_policy_is_in_force_on_all_when_each_was_told_and_who_was_not_sa
     site.controllers[b].stop(signal.SIGKILL)
     site.until_in_line()
     assert site.everything() == after
+
+
+SHARED = "shares: [{for: physics, per: User, share: 10 Mbit/s}]\n"
+SLICED = "slices: [{for: physics, name: LarkSlice, trust-user: true}]\n"
+SLICES = POLICY.replace("attributes:\n", "attributes:\n  LarkSlice: {type: string, max-length: 64}\n")
+ONE_MORE = SLICES.replace("  files: {", "  more: {hosts: [10.20.0.9], ports: [tcp/1], protected: true}\n  files: {")
+GIVE_NUMBERS = (
+    POLICY + SHARED,
+    ONE_MORE.replace("to: files}", "to: files}\n  - {for: physics, to: more}") + SLICED,
+    SLICES.replace("egress: allow", "egress: deny") + SHARED + SLICED,
+    POLICY,
+)
+"""Each has outcomes, slices, shares or services that the one before it has not."""
+
+
+def test_the_same_new_policy_at_the_same_moment_gives_both_the_same_numbers_and_then_it_is_quiet(site: Site) -> None:
+    """As when both machines get policy.yaml and SIGHUP from the same hand; each gives numbers before it hears the
+    other's. That they are the same is seen where one takes the other's bridges over, and has nothing to send."""
+    a, b = NAMES
+    site.until_in_line()
+    assert site.controllers[a].call("PUT", "/v1/nodes/wn1", node_spec())[0] == 200
+    for n in range(2, 14):
+        ad = {"LarkGroup": "physics" if n % 4 else "other", "User": f"u{n % 3}@x", "LarkSlice": f"s{n % 5}"}
+        body = attempt(n, 10 + n, **ad)
+        assert site.ask("PUT", f"/v1/attempts/{attempt_id(n)}", body, (a, b) if n % 2 else (b, a))[0] == 201
+    daemons = [site.controllers[name] for name in NAMES]
+
+    def young() -> float:
+        """Seconds since the last flow-mod that any bridge has taken."""
+        return min(age for bridge in BRIDGES for age in ages(site.switch, bridge).values())
+
+    def rewritten() -> int:
+        return sum(daemon.log().count("are brought in line with the numbers") for daemon in daemons)
+
+    def agreed() -> bool:
+        found = [
+            {one["policy"] for one in d.call("GET", "/v1/attempts", token=d.viewer)[1]["attempts"]} for d in daemons
+        ]
+        return found[0] == found[1] == {daemons[0].policy()} == {daemons[1].policy()}
+
+    for number in range(20 if FULL else 3):
+        before = site.everything()
+        old = daemons[0].policy()
+        for daemon in daemons:
+            (daemon.home / "new").write_text(GIVE_NUMBERS[number % len(GIVE_NUMBERS)])
+            (daemon.home / "new").replace(daemon.home / "policy.yaml")
+        for daemon in daemons:
+            assert daemon.process is not None
+            daemon.process.send_signal(signal.SIGHUP)
+        wait_until("both have the new one", lambda old=old: old not in {d.policy() for d in daemons} and agreed(), 15)  # type: ignore[misc]
+        wait_until("it is quiet", lambda: young() >= 1.0 and set(site.masters()) == set(BRIDGES), 15)
+        assert site.everything() != before, "the control: it is another policy to the switches too"
+
+    print(f"rows were brought in line {rewritten()} times")
+    quiet, wrote, idle = site.everything(), rewritten(), young()
+    time.sleep(2)
+    assert young() >= idle + 1.9
+    assert (site.everything(), rewritten()) == (quiet, wrote)
+
+    # What one knows is what the other has put on its bridges, and what is stored.
+    for killed, taker in ((a, b), (b, a)):
+        said = len(site.controllers[taker].log())
+        site.controllers[killed].stop(signal.SIGKILL)
+        assert set(site.until_in_line().values()) == {taker}
+        sent = re.findall(r"in line with \d+ flows, (\d+) flow-mods sent", site.controllers[taker].log()[said:])
+        assert sent, "the control: it has taken bridges over"
+        assert set(sent) == {"0"}
+        assert site.everything() == quiet
+        if killed == a:
+            site.controllers[a].start()
+            wait_until("it knows everything", lambda: site.known(a) == site.known(b), 10)
 
 
 def test_a_store_that_is_lost_leaves_no_bridge_without_a_master(site: Site, store: StoreCluster) -> None:

@@ -7,7 +7,9 @@ That the daemons can live with what is taken away, systemd-analyze cannot say: d
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,22 @@ def test_a_unit_that_waits_for_open_vswitch_does_so_under_both_distributions_nam
     text = (REPOSITORY / "systemd" / f"{name}.service").read_text()
     after = [word for line in re.findall(r"^After=(.*)$", text, re.MULTILINE) for word in line.split()]
     assert {"openvswitch-switch.service", "openvswitch.service"} <= set(after)
+
+
+@pytest.mark.parametrize("name", EXPOSURE)
+def test_who_was_killed_is_started_at_once_and_who_ends_by_itself_not_again_and_again_in_a_second(name: str) -> None:
+    text = (REPOSITORY / "systemd" / f"{name}.service").read_text()
+    assert {"Restart=always", "RestartSec=200ms", "StartLimitIntervalSec=0"} <= set(text.splitlines())
+    (line,) = re.findall(r"^ExecStopPost=-(.*)$", text, re.MULTILINE)
+
+    def takes(result: str) -> float:
+        """As systemd runs it: two dollars are one, and it tells how the daemon has ended."""
+        begun = time.monotonic()
+        done = subprocess.run(
+            shlex.split(line.replace("$$", "$")), env={"SERVICE_RESULT": result}, timeout=60, check=False
+        )
+        assert done.returncode == 0
+        return time.monotonic() - begun
+
+    assert min(takes(result) for result in ("signal", "core-dump", "oom-kill", "success") for _ in range(2)) < 1
+    assert takes("exit-code") > 1.9
