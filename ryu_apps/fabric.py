@@ -255,6 +255,8 @@ class FakeBridge:
     """Which meters counters were asked for of."""
     generations: list[int] = field(default_factory=lambda: [0])
     """The highest generation that the switch has seen; shared like `actual`."""
+    bypassed: bool = False
+    """Somebody else has written a flow into table 0."""
     generation: int = 0
     """That of this controller's role."""
     has_meters: bool = True
@@ -435,6 +437,8 @@ class FakeFabric:
             detail="" if fake.connected else "not connected",
             outranked=fake.outranked,
             meters=fake.has_meters,
+            foreign=int(fake.bypassed),
+            bypassed=fake.bypassed,
         )
 
     def connected(self, bridge: str) -> bool:

@@ -209,7 +209,9 @@ def _classes(stats: SiteStats) -> Iterator[Metric]:
 def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
     connected = GaugeMetricFamily("lark_bridge_connected", "1: the bridge is connected here.", labels=("bridge",))
     converged = GaugeMetricFamily(
-        "lark_bridge_converged", "1: all that is wanted of the bridge is confirmed.", labels=("bridge",)
+        "lark_bridge_converged",
+        "1: all that is wanted of the bridge is confirmed, and no flow of others in table 0 goes past it.",
+        labels=("bridge",),
     )
     flows = GaugeMetricFamily("lark_bridge_flows", "Flows of Lark's on the bridge.", labels=("bridge",))
     missing = GaugeMetricFamily(
@@ -222,7 +224,7 @@ def _bridges(bridges: list[BridgeStatus]) -> Iterator[Metric]:
         foreign.add_metric((one.bridge,), one.foreign_flows)
         missing.add_metric((one.bridge,), len(one.missing))
         connected.add_metric((one.bridge,), float(one.connected))
-        converged.add_metric((one.bridge,), float(one.converged))
+        converged.add_metric((one.bridge,), float(one.converged and not one.bypassed))
         flows.add_metric((one.bridge,), one.flows)
     yield foreign
     yield missing

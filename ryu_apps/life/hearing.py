@@ -22,6 +22,7 @@ from ryu_apps.life.nodes import Nodes
 from ryu_apps.life.present import Present
 from ryu_apps.life.records import Records
 from ryu_apps.life.refused import LastCounts
+from ryu_apps.life.seldom import Seldom
 from ryu_apps.life.telling import Telling
 from ryu_apps.life.times import STORE_PATIENCE, Times
 from ryu_apps.life.turns import Turns
@@ -30,8 +31,6 @@ from ryu_apps.shared import Elsewhere, asked, awaiting, without
 from ryu_apps.store.store import AttemptRow, NodeRow, NumberRow, Pending, StoreError
 
 LOG = logging.getLogger("lark.controller")
-DIFFERING_SECONDS = 60.0
-"""Between two lines of the log that say so while two controllers have different policies."""
 
 
 class Hearing:
@@ -65,8 +64,7 @@ class Hearing:
         self._owed: dict[tuple[str, str], Ticket] = {}
         self._owed_refused: dict[str, set[str]] = {}
         self.collided: set[str] = set()
-        self._differing: dict[str, float] = {}
-        """Digests of other controllers' policies, and when that was last said."""
+        self._seldom = Seldom(times)
 
     # --- rows; the caller has the lock --------------------------------------------------------------------------------
 
@@ -107,7 +105,9 @@ class Hearing:
         try:
             check(present.world, present.nodes, id, row.spec)
         except Refused as refused:
-            LOG.error("attempt=%s, which another controller registered, does not fit: %s", id, refused.detail)
+            self._seldom.error(
+                "unfit", "attempt=%s, which another controller registered, does not fit: %s", id, refused.detail
+            )
             return
         policy = present.world.policy
         heard: AttemptRow | None = row
@@ -116,7 +116,9 @@ class Hearing:
             self._say_that_policies_differ(row.digest)
             row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
         else:
-            row = present.believable(row)
+            row, contradictions = present.believable(row)
+            for text in contradictions:
+                self._seldom.error("contradiction", "attempt=%s %s", id, text)
             if row is not heard:
                 # What we have instead is not written there: the writer may see it the other way round, for ever.
                 heard = None
@@ -145,17 +147,14 @@ class Hearing:
                 self._owed[id, bridge] = self._telling.confirmation(id, bridge) if ticket is None else ticket
 
     def _say_that_policies_differ(self, other: str) -> None:
-        """Now and then: one row comes for each attempt there is."""
-        now = self._times.clock()
-        said = self._differing.get(other)
-        if said is None or now - said >= DIFFERING_SECONDS:
-            self._differing[other] = now
-            LOG.error(
-                "attempts are decided by another controller with another policy: %s, and %s here; each bridge has that "
-                "of its master. Let policy.yaml be the same for all controllers, and send SIGHUP to each",
-                other[:12],
-                self._present.world.policy.digest[:12],
-            )
+        """One row comes for each attempt there is."""
+        self._seldom.error(
+            f"policies {other}",
+            "attempts are decided by another controller with another policy: %s, and %s here; each bridge has that "
+            "of its master. Let policy.yaml be the same for all controllers, and send SIGHUP to each",
+            other[:12],
+            self._present.world.policy.digest[:12],
+        )
 
     def _note_collisions(self, row: AttemptRow) -> None:
         present = self._present

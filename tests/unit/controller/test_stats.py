@@ -275,6 +275,9 @@ def test_prometheus_is_told_of_jobs_classes_bridges_nodes_and_the_store(call: Ca
     assert value(call, "lark_class_drops_total", **where) == 3
     assert value(call, "lark_class_guarantee_bits_per_second", **where) == 25 * MBIT
     assert value(call, "lark_bridge_connected", bridge="br1") == 1
+    assert value(call, "lark_bridge_converged", bridge="br1") == 1
+    call.rig.fabric.state["br1"].bypassed = True
+    assert value(call, "lark_bridge_converged", bridge="br1") == 0, "not in line: something goes past the policy"
     call.rig.fabric.disconnect("br1")
     assert value(call, "lark_bridge_connected", bridge="br1") == 0
     assert value(call, "lark_node_attempts", node="wn1") == 1
