@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from ryu_apps.plan_cli import plan
 from ryu_apps.stop import Stop, faults_in_files
 from ryu_apps.store_cli import store
 from ryu_apps.switch_port import open_early
@@ -51,6 +52,7 @@ def cli() -> None:
 
 
 cli.add_command(store)
+cli.add_command(plan)
 
 config_option = click.option(
     "--config", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="controller.yaml"

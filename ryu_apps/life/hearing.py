@@ -117,8 +117,8 @@ class Hearing:
             row = outdated_by(present.world, row, present.world, decide_anew(row, policy))
         else:
             row, contradictions = present.believable(row)
-            for text in contradictions:
-                self._seldom.error("contradiction", "attempt=%s %s", id, text)
+            for what, text in contradictions.items():
+                self._seldom.error(what, "attempt=%s %s", id, text)
             if row is not heard:
                 # What we have instead is not written there: the writer may see it the other way round, for ever.
                 heard = None

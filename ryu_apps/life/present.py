@@ -236,21 +236,21 @@ class Present:
         if old.share_key is not None and not self.sharers[old.share_key]:
             del self.sharers[old.share_key], self._share_numbers[old.share_key]
 
-    def believable(self, row: AttemptRow) -> tuple[AttemptRow, list[str]]:
+    def believable(self, row: AttemptRow) -> tuple[AttemptRow, dict[str, str]]:
         """Another controller's row; 0 instead of each number that stands for something else here: that job would be
-        taken for one of the others. And what is to be said of that."""
+        taken for one of the others. And what is to be said of each."""
         found = {
             "identity": _stands_for_another(self._identities, row.decision.outcome, row.identity),
             "slice_number": _stands_for_another(self._slices, row.decision.slice, row.slice_number),
             "share_number": _stands_for_another(self._share_numbers, share_key(row), row.share_number),
         }
         taken: dict[str, int] = {}
-        said: list[str] = []
+        said: dict[str, str] = {}
         for what, other in found.items():
             if other is not None:
                 taken[what] = 0
                 holder = next((id for id, one in self.rows.items() if _has(one, other)), "?")
-                said.append(
+                said[what] = (
                     f"is stored with the {what.replace('_', ' ')} {getattr(row, what)}, which attempt={holder} has for "
                     "what is not the same: it gets another number"
                 )
