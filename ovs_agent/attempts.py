@@ -2,7 +2,8 @@
 
 Order of what is done, and why a kill at any point leaves nothing open and nothing forgotten:
 
-  begin     ledger(registering) → PUT → ledger(stage-in) → "ok"       a record before anything outside knows the attempt
+  begin     ledger(registering), the startd → PUT → ledger(stage-in) → "ok"
+                                                                       a record before others know of the attempt
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
             (where the policy gives the job the same in all phases: ledger(new phase) → "ok" → PATCH soon)
   exit      counts into the job's ad → "ok"                            stage-out follows: with the first plugin, or soon
@@ -44,7 +45,7 @@ from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.plan import Lane
 from ovs_agent.pool import NoLane, Pool
 from ovs_agent.standing import Standing
-from ovs_agent.startd import NotLiteral, Startd, StartdError
+from ovs_agent.startd import NotLiteral, SlotAd, Startd, StartdError
 from ovs_agent.steps import Step, reached
 from policies.wire import (
     OLDEST_PROTOCOL,
@@ -85,6 +86,10 @@ LASTING = 15.0
 LABEL_PAUSE = 3.0
 """Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time. Most
 jobs that only try something have ended by then."""
+
+
+class Unfit(AgentError):
+    """This node takes no jobs now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +417,8 @@ class Attempts:
                 reply = hold(HOLD_NETWORK, f"the controller at {self._controller.url} refuses this node's request: {e}")
             except StartdError as e:
                 reply = hold(HOLD_AGENT, e.text)
+            except Unfit as e:
+                reply = hold(HOLD_NETWORK, e.text)
             except (NoLane, AgentError) as e:
                 reply = hold(HOLD_NETWORK, f"no job network on {self._config.node}: {e}")
             except Exception as e:
@@ -437,14 +444,17 @@ class Attempts:
 
     async def _try_register(self, attempt: Attempt, startd: str) -> Reply:
         began = time.monotonic()
-        with attempt.part("startd"):
-            found = await self._startd.job_on(
-                attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
-            )
-        attempt.label = found.job or "?"
-        reached(Step.BEGIN_READ)
-        wait = min(self._config.controller.wait, HELPER_PATIENCE - LAST_CALL - LANE_WAIT - (time.monotonic() - began))
-        if self._pool.network is None:
+        reading = asyncio.create_task(self._read(attempt, startd))
+        try:
+            # What costs time whatever the job is: while the startd answers.
+            lane = await self._reserve(attempt) if self._pool.network is not None else None
+            found = await reading
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        wait = HELPER_PATIENCE - LAST_CALL - (time.monotonic() - began)
+        wait = min(self._config.controller.wait, wait if lane is not None else wait - LANE_WAIT)
+        if lane is None:
             wait_until = time.monotonic() + wait
             while self._pool.network is None:
                 if attempt.ending or time.monotonic() > wait_until:
@@ -455,38 +465,20 @@ class Attempts:
                     )
                 await asyncio.sleep(0.2)
             wait = max(1.0, wait_until - time.monotonic())
-        if blind := self._standing.blind():  # known only now, where the controller was awaited
-            return hold(HOLD_NETWORK, blind)
-        with attempt.part("lane"):
-            lane = await self._pool.acquire(LANE_WAIT)
-        reached(Step.BEGIN_LANE)
+            lane = await self._reserve(attempt)
         if attempt.ending:
-            await self._pool.give_back(lane)
             raise GivenUp("the starter has ended")
-        if order := self._drain.order():  # given while the controller or a lane was awaited: no record comes after it
-            await self._pool.give_back(lane)
-            return hold(HOLD_NETWORK, order.text())
+        if order := self._drain.order():  # given meanwhile
+            raise Unfit(order.text())
         try:
             spec = self._spec(lane, found.ad, found.slot, found.job)
         except ValidationError as e:
-            await self._pool.give_back(lane)
             problem = e.errors()[0]
             where = ".".join(str(p) for p in problem["loc"][:2])
             raise NotLiteral(
                 f"the job's description cannot be sent to the controller: {where}: {problem['msg']}"
             ) from None
-        attempt.record = attempt.record.model_copy(
-            update={
-                "lane": lane.number,
-                "port": lane.port,
-                "namespaces": (lane.namespace,),
-                "zone": lane.zone,
-                "spec": spec,
-            }
-        )
-        with attempt.part("ledger"):
-            await self._save_first(attempt)
-        reached(Step.BEGIN_NOTED)
+        attempt.record = attempt.record.model_copy(update={"spec": spec})
         attempt.told = True
         with attempt.part("controller"):
             status = await insist(lambda: self._controller.put_attempt(attempt.id, spec), wait, lambda: attempt.ending)
@@ -503,6 +495,35 @@ class Attempts:
         self._spawn(self._relay_ahead(attempt))
         self._spawn(self._label(attempt))
         return OK
+
+    async def _read(self, attempt: Attempt, startd: str) -> SlotAd:
+        """What the startd says of the job."""
+        with attempt.part("startd"):
+            found = await self._startd.job_on(
+                attempt.record.slot, attempt.record.starter_start, startd, STARTD_PATIENCE, lambda: not attempt.ending
+            )
+        attempt.label = found.job or "?"
+        reached(Step.BEGIN_READ)
+        return found
+
+    async def _reserve(self, attempt: Attempt) -> Lane:
+        """A lane, and the record that it is this attempt's. Who fails from now on has it taken down."""
+        if blind := self._standing.blind():
+            raise Unfit(blind)
+        with attempt.part("lane"):
+            lane = await self._pool.acquire(LANE_WAIT)
+        reached(Step.BEGIN_LANE)
+        order = self._drain.order()  # no record comes after it: who drains waits for the last
+        if attempt.ending or order:
+            await self._pool.give_back(lane)
+            raise Unfit(order.text()) if order else GivenUp("the starter has ended")
+        attempt.record = attempt.record.model_copy(
+            update={"lane": lane.number, "port": lane.port, "namespaces": (lane.namespace,), "zone": lane.zone}
+        )
+        with attempt.part("ledger"):
+            await self._save_first(attempt)
+        reached(Step.BEGIN_NOTED)
+        return lane
 
     def _spec(self, lane: Lane, ad: Any, slot: Any, job: str | None) -> AttemptSpec:
         return AttemptSpec(
@@ -752,7 +773,8 @@ class Attempts:
         try:
             await self._take_down(attempt, record, began)
             reached(Step.END_TORN)
-            await self._delete(attempt.id)
+            if attempt.told:
+                await self._delete(attempt.id)
             reached(Step.END_DELETED)
             # Only now do no flows of it remember connections any more. (Without its port they carried nothing before.)
             await self._forget_connections(attempt, record.zone)

@@ -14,7 +14,6 @@ import functools
 import ipaddress
 import logging
 import os
-import re
 import socket
 import sys
 import time
@@ -59,9 +58,9 @@ def _socket_inodes(pid: int) -> set[int]:
     inodes = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
-            found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{fd}"))
-            if found:
-                inodes.add(int(found[1]))
+            link = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if link.startswith("socket:["):
+                inodes.add(int(link[8:-1]))
     return inodes
 
 
@@ -70,7 +69,7 @@ def listeners_of(pid: int) -> list[Endpoint]:
     try:
         inodes = _socket_inodes(pid)
         try:
-            found = [endpoint for endpoint, inode in sock_diag.listeners() if inode in inodes]
+            found = sock_diag.listeners(inodes)
         except OSError:  # a kernel without tcp_diag
             found = []
             for name in ("tcp", "tcp6"):

@@ -14,7 +14,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from dataclasses import dataclass
 
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
@@ -34,14 +34,15 @@ class Endpoint:
     port: int
 
 
-def listeners() -> list[tuple[Endpoint, int]]:
-    """Listening TCP sockets, each with its inode. Raises OSError where the kernel cannot be asked."""
-    found: list[tuple[Endpoint, int]] = []
+def listeners(inodes: Container[int]) -> list[Endpoint]:
+    """Listening TCP sockets, of those with these inodes. Raises OSError where the kernel cannot be asked."""
+    found: list[Endpoint] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for body in dump(socket.IPPROTO_TCP, family, 1 << TCP_LISTEN, PATIENCE):
             _, _, _, _, port, _, source, _, *_, inode = MESSAGE.unpack_from(body)
-            address = ipaddress.ip_address(source[:4] if family == socket.AF_INET else source)
-            found.append((Endpoint(str(address), int.from_bytes(port, "big")), inode))
+            if inode in inodes:
+                address = ipaddress.ip_address(source[:4] if family == socket.AF_INET else source)
+                found.append(Endpoint(str(address), int.from_bytes(port, "big")))
     return found
 
 

@@ -13,20 +13,24 @@ from ovs_agent import chirp, sock_diag
 from ovs_agent.sock_diag import Endpoint
 
 
-def test_listeners_of_both_families_are_found_with_their_inodes_and_connections_are_not() -> None:
+def test_listeners_of_both_families_are_found_by_their_inodes_and_connections_are_not() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as four,
         socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
     ):
         with socket.create_connection(four.getsockname()) as connection, four.accept()[0]:
-            found = dict(sock_diag.listeners())
-            assert found[Endpoint("127.0.0.1", four.getsockname()[1])] == os.fstat(four.fileno()).st_ino
-            assert found[Endpoint("::1", six.getsockname()[1])] == os.fstat(six.fileno()).st_ino
-            assert os.fstat(connection.fileno()).st_ino not in found.values()
+            here = {
+                os.fstat(four.fileno()).st_ino: [Endpoint("127.0.0.1", four.getsockname()[1])],
+                os.fstat(six.fileno()).st_ino: [Endpoint("::1", six.getsockname()[1])],
+                os.fstat(connection.fileno()).st_ino: [],
+            }
+            for inode, endpoints in here.items():
+                assert sock_diag.listeners({inode}) == endpoints
+            assert sorted(sock_diag.listeners(here)) == sorted(e for found in here.values() for e in found)
 
 
 def test_without_sock_diag_the_same_is_read_from_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+    def missing(inodes: object) -> None:
         raise OSError(errno.ENOENT, "no tcp_diag")
 
     with (
