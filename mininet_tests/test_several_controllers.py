@@ -284,6 +284,11 @@ def test_another_policy_is_in_force_on_all_when_each_was_told_and_who_was_not_sa
         daemon = site.controllers[name]
         before = daemon.policy()
         policy = POLICY.replace("{for: physics, to: files}", "{for: sealed, to: files, trust-user: true}")
+        (daemon.home / "new").write_text(policy)
+        asked = command("plan", "--config", str(daemon.home / "controller.yaml"), "--policy", str(daemon.home / "new"))
+        assert (asked.returncode, asked.stdout.splitlines()[-2:]) == (
+            0, ["- 2.0 on wn1: loses files", "1 job changes, 0 do not"]
+        ), asked.stderr  # fmt: skip
         (daemon.home / "policy.yaml").write_text(policy)
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)
