@@ -94,7 +94,8 @@ class Starter:
         return self.run(*words)
 
     def stage_out(self) -> Result:
-        """The exit hook prints nothing; what it was told is in the agent's log and the controller's requests."""
+        """The exit hook of an older configuration; without it, stage-out comes by itself soon after the job's end. It
+        prints nothing; what it was told is in the agent's log and the controller's requests."""
         return self.run("lark-hook-exit", exe=f"{LIBEXEC}/lark-hook-exit")
 
     def kill(self) -> None:

@@ -135,10 +135,9 @@ class Victim:
         self.pid = self.rig.job(self.starter, "/bin/readlink", "/proc/self/ns/net")
 
     def stage_out(self) -> None:
-        self.starter, job = running(self.rig)
-        self.starter.ask(do="signal", pid=job, signal=9)
+        self.starter, self.pid = running(self.rig)
         self.doom()
-        self.pid = self.starter.spawn("lark-hook-exit", exe=f"{LIBEXEC}/lark-hook-exit")
+        self.starter.ask(do="signal", pid=self.pid, signal=15)
 
     def end(self) -> None:
         self.starter, _ = running(self.rig)
@@ -177,7 +176,6 @@ class Victim:
             assert said is not None
             self.inside_or_not(said)
         elif self.case.scenario is Scenario.STAGE_OUT:
-            self.starter.stage_out()
             starter = self.starter
             wait_until("stage-out is in force", lambda: self.rig.attempt_of(starter)["phase"] == "stage-out", 10)
         self.kill_starter()

@@ -54,9 +54,8 @@ def test_a_job_gets_a_network_of_its_own_and_everything_goes_with_the_starter(ri
         lambda: rig.machine.need("stat", "-Lc", "%i", f"/proc/{job}/ns/net").strip() == inode,
         5,
     )
-    starter.ask(do="signal", pid=job, signal=9)
+    starter.ask(do="signal", pid=job, signal=15)
     starter.wait(job)
-    starter.stage_out()
     rig.in_phase(starter, "stage-out")
 
     starter.kill()
@@ -115,7 +114,6 @@ def test_output_is_transferred_in_stage_out_and_no_second_job_enters_then(rig: R
     assert rig.attempt_of(starter)["phase"] == "run", "a plugin while the job runs changes nothing"
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
-    starter.stage_out()
     assert "net:[" in starter.plugin(True, "/proc/self/ns/net").out
     assert rig.attempt_of(starter)["phase"] == "stage-out", "before the plugin was let in"
     late = starter.wait(starter.job("/bin/true"))
@@ -131,8 +129,11 @@ def test_plugin_and_second_entry_share_the_namespace(rig: Rig, starter: Starter)
         seen = starter.plugin(forked, "/proc/self/ns/net")
         assert seen.out.strip() == f"net:[{inode}]", seen.text
         assert rig.attempt_of(starter)["phase"] == "stage-in"
-    first = starter.wait(starter.job("/usr/bin/readlink", "/proc/self/ns/net"))
+    job = starter.job("/bin/sh", "-c", "readlink /proc/self/ns/net; exec sleep 60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
     second = starter.wait(starter.job("/usr/bin/readlink", "/proc/self/ns/net"))
+    starter.ask(do="signal", pid=job, signal=15)
+    first = starter.wait(job)
     assert first is not None
     assert second is not None
     assert first.out == second.out == f"net:[{inode}]\n", first.text + second.text
@@ -315,7 +316,7 @@ def test_stage_out_after_a_restart_still_waits_for_the_job(rig: Rig, starter: St
     job = starter.job("/bin/sleep", "60")
     wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
     # The controller knows before the helper does.
-    wait_until("the job runs", lambda: rig.machine.need("cat", f"/proc/{job}/comm").strip() == "sleep", 5)
+    wait_until("the job runs", lambda: rig.machine.need("cat", f"/proc/{job}/comm").strip() == "lark-job-waits", 5)
     rig.kill_agent()
     rig.start_agent()
     starter.stage_out()

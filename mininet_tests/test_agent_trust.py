@@ -142,22 +142,64 @@ def test_begin_is_heard_once(rig: Rig, starter: Starter) -> None:
 
 
 def test_a_job_gains_nothing_by_running_the_helpers(rig: Rig, starter: Starter) -> None:
-    """Its own process is a child of the starter, so exec of a helper gives it the right parent and executable."""
+    """A child of the starter that runs a helper has the right parent and executable; a job's process is none."""
     accepted(starter)
-    script = f"exec {LIBEXEC}/lark-hook-exit"
-    job = starter.wait(starter.job("/bin/bash", "-c", script))
-    assert job is not None
-    assert rig.attempt_of(starter)["phase"] == "run", "the job cannot end its own run phase"
+    job = starter.job("/bin/sleep", "60")
+    wait_until("phase run", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
+    starter.run("lark-hook-exit", exe=f"{LIBEXEC}/lark-hook-exit")
+    assert rig.attempt_of(starter)["phase"] == "run", "nobody ends a job's run phase while it runs"
     assert "the job is still running" in rig.log()
-    begin = starter.wait(starter.job("/bin/bash", "-c", f"exec {LIBEXEC}/lark-hook-prepare"))
-    assert begin is not None
-    assert "begin is heard once" in begin.text, begin.text
-    # A child of the job has the wrong parent, whatever it runs.
-    child = starter.wait(starter.job("/bin/sh", "-c", f"{LIBEXEC}/lark-job-wrapper /bin/echo got-in; true"))
-    assert child is not None
-    assert "got-in" not in child.out
-    assert "is no condor_starter" in child.err or "is not" in child.err, child.text
+    assert "begin is heard once" in starter.begin().text
+    # A process of the job has the wrong parent, whatever it runs.
+    for program in ("lark-hook-exit", "lark-hook-prepare", "lark-job-wrapper /bin/echo got-in"):
+        own = starter.wait(starter.job("/bin/sh", "-c", f"exec {LIBEXEC}/{program}"))
+        assert own is not None
+        assert "got-in" not in own.out
+        assert "is no condor_starter" in own.text or "is not" in own.text, own.text
     assert len(rig.attempts()) == 1
+    assert starter.wait(job, timeout=0) is None, "control: it ran all the while"
+
+
+def test_a_job_cannot_say_that_it_has_exited(rig: Rig, starter: Starter) -> None:
+    """Neither a process of the job, nor a child of the starter that is not the job's wrapper."""
+    accepted(starter)
+    job = starter.job(PYTHON, "-c", TALK + "import time; sys.stdout.flush(); time.sleep(60)", "LARK1 exited")
+    wait_until("it was refused", lambda: "request=exited" in rig.log(), 5)
+    assert "is no condor_starter" in rig.log() or "is not /" in rig.log()
+    stranger = starter.run(PYTHON, "-c", TALK, "LARK1 exited")
+    assert "refused 'exited' comes from the process that entered the network as the job only" in stranger.out
+    second = starter.wait(starter.job("/bin/echo", "got-in"))
+    assert second is not None
+    assert second.out == "got-in\n", "an ssh session, before and after: whose end is not the job's"
+    third = starter.wait(starter.job("/bin/echo", "got-in"))
+    assert third is not None
+    assert third.out == "got-in\n", third.text
+    assert rig.log().count("refused: request=exited") == 2, "the sessions' wrappers said it, too, and were not refused"
+    starter.ask(do="signal", pid=job, signal=15)
+    ended = starter.wait(job)
+    assert ended is not None
+    assert ended.code == -15
+    assert "is no condor_starter" in ended.out or "is not /" in ended.out, ended.text
+    late = starter.wait(starter.job("/bin/echo", "got-in"))
+    assert late is not None
+    assert "the job has exited" in late.err, late.text
+
+
+def test_a_jobs_wrapper_cannot_be_traced_by_the_job(rig: Rig, starter: Starter) -> None:
+    accepted(starter)
+    code = (
+        "import ctypes,os,subprocess\n"
+        "libc=ctypes.CDLL(None,use_errno=True)\n"
+        "own=subprocess.Popen(['/bin/sleep','60'])\n"
+        "for pid in (own.pid, os.getppid()):\n"
+        "    print(libc.ptrace(16, pid, 0, 0), ctypes.get_errno(), flush=True)\n"
+        "    if pid == own.pid: own.kill()\n"
+    )
+    done = starter.wait(starter.job(PYTHON, "-c", code))
+    assert done is not None
+    own, wrapper = done.out.splitlines()
+    assert own == "0 0", "positive control: it may trace its own child"
+    assert wrapper == "-1 1", done.text
 
 
 def test_stage_out_only_after_the_job_has_exited(rig: Rig, starter: Starter) -> None:
@@ -170,8 +212,8 @@ def test_stage_out_only_after_the_job_has_exited(rig: Rig, starter: Starter) -> 
     assert rig.attempt_of(starter)["phase"] == "run", "the job still runs"
     starter.ask(do="signal", pid=job, signal=9)
     starter.wait(job)
-    starter.stage_out()
     rig.in_phase(starter, "stage-out")
+    starter.stage_out()
     late = starter.wait(starter.job("/bin/echo", "late"))
     assert late is not None
     assert "late" not in late.out, "phases only advance"

@@ -24,7 +24,7 @@ from mininet_tests.site.users import JOB_UIDS, SYSTEM_UIDS, Account, choose_uids
 
 VERSION = os.environ.get("LARK_TEST_CONDOR", "23")
 ACCESS, EXECUTE = "192.0.2.1", "192.0.2.2"
-BEGIN, ENTER, PLUGIN, STAGE_OUT = "LARK1 begin", "LARK1 enter job", "LARK1 enter plugin", "LARK1 stage-out"
+BEGIN, ENTER, PLUGIN, EXITED = "LARK1 begin", "LARK1 enter job", "LARK1 enter plugin", "LARK1 exited"
 FASTER = "PERIODIC_EXPR_INTERVAL = 2\nPERIODIC_EXPR_TIMESLICE = 1\n"
 WHERE = {"executable": "/bin/sh", "transfer_executable": "false", "arguments": "where.sh"}
 WHERE_FILES = {"where.sh": "readlink /proc/self/ns/net; grep CapEff /proc/self/status; echo $LD_LIBRARY_PATH\n"}
@@ -123,8 +123,7 @@ def test_a_job_runs_in_the_network_of_its_attempt(bench: Bench) -> None:
     assert where == identity_of(bench.namespace)
     assert int(capabilities.split()[1], 16) == 0
     assert library_path == "/kept"
-    # The exit hook is left out on HTCondor 24 and later, which would run the job again and again.
-    assert asked(bench) == [BEGIN, ENTER, *([STAGE_OUT] if VERSION == "23" else [])]
+    assert asked(bench) == [BEGIN, ENTER, EXITED]
     assert job.ad()["NumJobStarts"] == 1
 
 

@@ -27,7 +27,14 @@ import pytest
 from condor_bridge import native_install
 from mininet_tests.helper_agent import FakeAgent, identity_of, new_namespace
 
-SHORT = {"LARK_ANSWER_MS": "1500", "LARK_EXIT_MS": "1500", "LARK_PING_MS": "1000", "LARK_CONNECT_MS": "700"}
+SHORT = {
+    "LARK_ANSWER_MS": "1500",
+    "LARK_EXIT_MS": "1500",
+    "LARK_EXITED_MS": "1500",
+    "LARK_GONE_MS": "300",
+    "LARK_PING_MS": "1000",
+    "LARK_CONNECT_MS": "700",
+}
 NOBODY = pwd.getpwnam("nobody")
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -132,7 +139,7 @@ def test_enters_the_namespace_without_power(place: Place) -> None:
     assert capabilities["CapBnd"] == _own("CapBnd")
     assert "args: zero a b" in lines
     assert "env: kept" in lines
-    assert agent.requests == ["LARK1 enter job"]
+    assert agent.requests == ["LARK1 enter job", "LARK1 exited"]
     assert not place.error_file.exists()
 
 

@@ -6,7 +6,8 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
                                                                        a record before others know of the attempt
   phases    ledger(new phase) → PATCH → "ok"                           after a restart the controller is told again
             (where the policy gives the job the same in all phases: ledger(new phase) → "ok" → PATCH soon)
-  exit      counts into the job's ad → "ok"                            stage-out follows: with the first plugin, or soon
+  exited    counts into the job's ad → "ok"                            the job's wrapper has waited for it, and ends now
+  exit      the wrapper's pidfd closes                                 stage-out follows: with the first plugin, or soon
   end       processes, device, namespace, port go → DELETE until confirmed → conntrack zone → record goes
             → the lane's number may be used again (where that takes long, or the starter lives: ledger(closing) beside)
 
@@ -77,7 +78,7 @@ LAST_CALL = READ_TIMEOUT
 """Seconds that a call to the controller which was begun in time may still take."""
 DELETE_PAUSE, DELETE_PAUSE_LONGEST = 0.5, 15.0
 STAGE_OUT_PAUSE = 1.0
-"""Seconds from the exit hook's word until the controller hears of stage-out, unless a plugin brings it about before.
+"""Seconds from the job's end until the controller hears of stage-out, unless a plugin brings it about before.
 Most starters have nothing to transfer by then and end at once: they cost no phase."""
 RUN_PAUSE = 1.0
 """Seconds until the controller hears that a job runs, where that changes nothing. Who ends before costs no phase."""
@@ -120,16 +121,23 @@ class Attempt:
     relays: Relays
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     job_pidfd: int | None = None
+    """Of the process that HTCondor takes for the job: the wrapper, which waits for it."""
+    comes_again: bool = False
+    """Its job ends in order to be started again, by the same starter (self-checkpointing): its end says nothing."""
     proxy: counts.Proxy | None = None
     """Where the starter takes the job's counts. In no file of ours: a new agent looks again."""
+    exited: bool = False
+    """Its job's wrapper has said that the job has exited. The phase waits for the wrapper's own end."""
     counted: asyncio.Task[None] | None = None
     """The starter is told the job's counts, or has been."""
+    hooked: bool = False
+    """An exit hook (of an older configuration) has had them told."""
     label: str = "?"
     told: bool = False
     """The controller may know this attempt: it must be DELETEd."""
     beginning: asyncio.Task[Reply] | None = None
     over: bool = False
-    """The exit hook has said that its job has exited: stage-out is due."""
+    """Its job's process has ended: stage-out is due."""
     ending: bool = False
     """Its starter has ended."""
     failed: bool = False
@@ -262,11 +270,19 @@ class Attempts:
         if attempt is None or attempt.record.state is State.REGISTERING:
             state = attempt.record.state if attempt else None
             raise trust.Refused(life.step(state, request, job_exited=False).refuse or "no such attempt")
+        if request is Request.EXITED:
+            return await self._exited(attempt, peer)
         async with attempt.lock:
             exited = attempt.job_pidfd is not None and not trust.alive(attempt.job_pidfd)
-            step = life.step(State.STAGE_OUT if attempt.over else attempt.record.state, request, exited)
+            if exited:
+                self._job_over(attempt)
+            left = attempt.over or (attempt.exited and not attempt.comes_again)
+            step = life.step(State.STAGE_OUT if left else attempt.record.state, request, exited)
             if step.refuse:
                 raise trust.Refused(step.refuse)
+            if request is Request.ENTER_JOB and attempt.comes_again and exited:
+                self._hold_job(attempt, peer)
+                await self._save(attempt)
             if request is Request.ATTACH_JOB:
                 return await self._attach(attempt, caller, peer, mode)
             if step.advance is Phase.RUN:
@@ -278,14 +294,14 @@ class Attempts:
                     trouble = await self._advance(attempt, Phase.RUN)
                 if trouble is not None:
                     return trouble
-            if step.advance is Phase.STAGE_OUT:
-                attempt.over = True
-                self._spawn(self._stage_out_later(attempt))
-                attempt.proxy = attempt.proxy or counts.proxy_in(f"/proc/{peer.pid}/cwd")
-                self._count(attempt)
             if request is Request.ENTER_PLUGIN:
                 await self._stage_out(attempt)
             if request is Request.STAGE_OUT:
+                # An older configuration's hook. Told again: what was told before may have been the job's own doing.
+                if exited and not attempt.hooked:
+                    attempt.hooked, attempt.comes_again = True, False
+                    self._job_over(attempt)
+                    self._count(attempt, peer)
                 if attempt.counted is not None:  # what the starter hears before it goes on is in the job's ad
                     await asyncio.wait([attempt.counted])
                 return OK
@@ -297,15 +313,53 @@ class Attempts:
         return now < attempt.lasting_until and self._standing.still(attempt.policy, now)
 
     def _hold_job(self, attempt: Attempt, peer: trust.Peer) -> None:
-        """The caller will become the job by exec: its end allows stage-out."""
-        if attempt.job_pidfd is not None:
-            os.close(attempt.job_pidfd)
+        """The caller will be the job to HTCondor: its end brings stage-out."""
+        self._let_go_of_job(attempt)
         attempt.job_pidfd = os.dup(peer.pidfd)
-        # Nothing of the owner's has run yet: the file is the starter's.
+        self._watch_job(attempt)
+        # Nothing of the owner's has run yet: these files are the starter's.
         attempt.proxy = counts.proxy_in(f"/proc/{peer.pid}/cwd")
+        attempt.comes_again = counts.comes_again(f"/proc/{peer.pid}/cwd")
+        attempt.exited, attempt.counted = False, None
         attempt.record = attempt.record.model_copy(
             update={"job_pid": peer.pid, "job_start": trust.start_time(peer.pid)}
         )
+
+    def _let_go_of_job(self, attempt: Attempt) -> None:
+        if attempt.job_pidfd is not None:
+            asyncio.get_running_loop().remove_reader(attempt.job_pidfd)
+            os.close(attempt.job_pidfd)
+            attempt.job_pidfd = None
+
+    def _watch_job(self, attempt: Attempt) -> None:
+        assert attempt.job_pidfd is not None
+        asyncio.get_running_loop().add_reader(attempt.job_pidfd, self._job_over, attempt)
+
+    def _job_over(self, attempt: Attempt) -> None:
+        """The process that HTCondor takes for the job has ended."""
+        assert attempt.job_pidfd is not None
+        asyncio.get_running_loop().remove_reader(attempt.job_pidfd)
+        if attempt.record.state is State.RUN and not attempt.over and not attempt.comes_again:
+            attempt.over = True
+            self._spawn(self._stage_out_later(attempt))
+
+    async def _exited(self, attempt: Attempt, peer: trust.Peer) -> Reply:
+        """The wrapper has seen its job end, and waits with its own end until the starter has heard the counts. Brings
+        nothing but counts. An ssh session's wrapper says the same of the session, which changes nothing."""
+        step = life.step(attempt.record.state, Request.EXITED, job_exited=False)
+        if step.refuse:
+            raise trust.Refused(step.refuse)
+        record = attempt.record
+        if peer.pid != record.job_pid or trust.start_time(peer.pid) != record.job_start:
+            if not trust.is_program(peer.pid, self._config.libexec / "lark-job"):
+                raise trust.Refused("'exited' comes from the process that entered the network as the job only")
+            return OK
+        attempt.exited = True
+        if attempt.counted is None:
+            self._count(attempt, peer)
+        assert attempt.counted is not None
+        await asyncio.wait([attempt.counted])
+        return OK
 
     async def _attach(self, attempt: Attempt, caller: trust.Caller, peer: trust.Peer, mode: fallback.Mode) -> Reply:
         """Plug the attempt's lane into the network namespace that the job brought: looked at before the phase changes,
@@ -675,9 +729,9 @@ class Attempts:
 
     # -- counts ---------------------------------------------------------------------------------------------------
 
-    def _count(self, attempt: Attempt) -> None:
-        if attempt.counted is None:
-            attempt.counted = self._spawn(self._tell_counts(attempt))
+    def _count(self, attempt: Attempt, peer: trust.Peer) -> None:
+        attempt.proxy = attempt.proxy or counts.proxy_in(f"/proc/{peer.pid}/cwd")
+        attempt.counted = self._spawn(self._tell_counts(attempt))
 
     async def _tell_counts(self, attempt: Attempt) -> None:
         """The job's ad says from now on what went through its network. What fails here costs the job nothing."""
@@ -757,10 +811,8 @@ class Attempts:
     def _forget(self, attempt: Attempt) -> None:
         if self._all.pop(attempt.id, None) is None:
             return
-        for fd in (attempt.starter_pidfd, attempt.job_pidfd):
-            if fd is not None:
-                os.close(fd)
-        attempt.job_pidfd = None
+        self._let_go_of_job(attempt)
+        os.close(attempt.starter_pidfd)
 
     async def _tear_down(self, attempt: Attempt, record: Record) -> None:
         """Everything goes at once; the number comes back when the controller has confirmed."""
@@ -913,6 +965,8 @@ class Attempts:
                     job = self._reopen(record.boot_id, record.job_pid, record.job_start)
                     # A job that is gone: any pidfd of an exited process says so.
                     attempt.job_pidfd = job if job is not None else _exited_pidfd()
+                    attempt.comes_again = counts.comes_again(f"/proc/{record.job_pid}/cwd")
+                    self._watch_job(attempt)
                 self._watch_starter(attempt)
                 self._spawn(self._go_on(attempt))
             log.info("from the ledger: attempt=%s job=%s state=%s", attempt.id, attempt.label, attempt.record.state)
@@ -1001,6 +1055,8 @@ class Attempts:
         loop = asyncio.get_running_loop()
         for attempt in self._all.values():
             loop.remove_reader(attempt.starter_pidfd)
+            if attempt.job_pidfd is not None:
+                loop.remove_reader(attempt.job_pidfd)
             await attempt.relays.close()
         for task in list(self._tasks):
             task.cancel()

@@ -22,8 +22,14 @@ from ovs_agent.chirp import listeners_of
 from policies.wire import Dropped
 
 PROXY_FILE = ".chirp.config"
+AD_FILE = ".job.ad"
+MAX_AD = 1024 * 1024
+COMES_AGAIN = re.compile(
+    rb"^(WantFTOnCheckpoint|WantCheckpointSignal)\s*=(?!\s*false\s*$)", re.IGNORECASE | re.MULTILINE
+)
+"""What makes a starter start a job again that has exited: the submit commands checkpoint_exit_code and its like."""
 PATIENCE = 3.0
-"""Seconds that the starter may take; a job's end waits for it, and HTCondor waits 30 s for the exit hook."""
+"""Seconds that the starter may take; a job's end waits for it, and the job's wrapper for 6 s in all."""
 PROXY = re.compile(r"(\S{1,64}) (\d{1,5}) ([A-Za-z0-9]{8,128})\s*")
 
 
@@ -81,15 +87,25 @@ def attributes(counts: Counts, refused: int | None, dropped: Dropped | None = No
 
 def proxy_in(directory: str) -> Proxy | None:
     """From the job's directory, such as `/proc/PID/cwd`. None: no such file, or not one that a starter writes."""
+    found = PROXY.fullmatch(_start_of(f"{directory}/{PROXY_FILE}", 512).decode("ascii", "replace"))
+    return Proxy(found[1], int(found[2]), found[3]) if found else None
+
+
+def comes_again(directory: str) -> bool:
+    """Whether the job in a directory ends in order to be started again there, by what its ad says in it."""
+    return COMES_AGAIN.search(_start_of(f"{directory}/{AD_FILE}", MAX_AD)) is not None
+
+
+def _start_of(path: str, size: int) -> bytes:
+    """Of an ordinary file; nothing if it is not there, or is something else."""
     with contextlib.suppress(OSError):
-        fd = os.open(f"{directory}/{PROXY_FILE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                found = PROXY.fullmatch(os.read(fd, 512).decode("ascii", "replace"))
-                return Proxy(found[1], int(found[2]), found[3]) if found else None
+                return os.read(fd, size)
         finally:
             os.close(fd)
-    return None
+    return b""
 
 
 async def tell(starter: int, proxy: Proxy, said: Mapping[str, int]) -> str:

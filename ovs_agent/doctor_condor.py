@@ -121,12 +121,12 @@ def knobs(
         if values.get(name) != right:
             wrong(name, f"{name} is {values.get(name) or 'not set'}, not {right}", WHY[name])
     exit_hook = values.get(EXIT_HOOK, "")
-    if version < (24, 0) and exit_hook != f"{libexec}/lark-hook-exit":
-        why = "stage-out never begins: output is transferred under the policy of the run"
-        wrong(EXIT_HOOK, f"{EXIT_HOOK} is {exit_hook or 'not set'}, not {libexec}/lark-hook-exit", why, soft=True)
-    if version >= (24, 0) and exit_hook:
-        why = "with output transfer, HTCondor 24 and later runs such a job again and again"
-        wrong(EXIT_HOOK, f"{EXIT_HOOK} is set", why, "take it out of the configuration; condor_reconfig")
+    if exit_hook:
+        why = "it costs each job a process, and nothing needs it: the job wrapper tells of the job's end"
+        if version >= (24, 0):
+            why = "with output transfer, HTCondor 24 and later runs such a job again and again"
+        mend = "take it out of the configuration; condor_reconfig"
+        wrong(EXIT_HOOK, f"{EXIT_HOOK} is set", why, mend, soft=version < (24, 0))
     seconds = values.get("LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER_TIMEOUT", "")
     if not seconds.isdecimal() or int(seconds) < HOOK_SECONDS:
         what = f"LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER_TIMEOUT is {seconds or 'not set'}"

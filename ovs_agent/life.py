@@ -1,6 +1,6 @@
 """The life of an attempt as a table: in which state which request is answered how. Pure: no clock, no socket.
 
-    begin            enter job          stage-out (job's pid gone)      starter's pidfd closes
+    begin            enter job             job's pidfd closes           starter's pidfd closes
   ─────────▶ REGISTERING ──▶ STAGE_IN ──────────▶ RUN ──────────────▶ STAGE_OUT ──────────────▶ CLOSING ──▶ (gone)
                   │ refused by policy, controller unreachable, …                                   ▲
                   └──────────────▶ FAILED ─────────────────────────────────────────────────────────┘
@@ -30,6 +30,7 @@ class Request(enum.StrEnum):
     ENTER_JOB = "enter job"
     ATTACH_JOB = "attach job"
     ENTER_PLUGIN = "enter plugin"
+    EXITED = "exited"
     STAGE_OUT = "stage-out"
     PING = "ping"
 
@@ -76,14 +77,16 @@ def step(state: State | None, request: Request, job_exited: bool) -> Step:
             )
         case Request.ENTER_JOB | Request.ATTACH_JOB:
             return Step("the job has exited; phases only advance")
-        case Request.STAGE_OUT if state is State.STAGE_OUT:
+        case Request.EXITED | Request.STAGE_OUT if state is State.STAGE_OUT:
             return Step()
-        case Request.STAGE_OUT if state is State.STAGE_IN:
+        case Request.EXITED if state is State.RUN:
+            return Step()  # the wrapper's own end, not its word, brings stage-out
+        case Request.EXITED | Request.STAGE_OUT if state is State.STAGE_IN:
             # Only owner code that runs before the job (PreCmd) could gain by this, or a hook of a job that never
             # started, which loses nothing.
             return Step("no job has run yet")
         case Request.STAGE_OUT if job_exited:
-            return Step(advance=Phase.STAGE_OUT)
+            return Step()  # its end, which brings stage-out, was seen without this
         case Request.STAGE_OUT:
             return Step("the job is still running")
     return Step(f"{request} is no request about an attempt")

@@ -5,9 +5,11 @@ A caller is believed when
   * its parent is the configured condor_starter with real uid 0 (for a plugin: possibly one forked starter in between);
   * the starter's parent is the configured condor_startd with real uid 0;
   * the starter's own command line names a slot.
-A job's processes are children of a starter too. What they can gain by running a helper themselves is bounded by `life`:
-`begin` is spent before any code of the owner runs, `enter job` gives a job the namespace it is in already, and
-`stage-out` waits until the job is dead.
+What waits for the job (`exited`) may run a helper that an upgrade has replaced since: there the attempt knows it, by
+the pid and start time with which it entered (`attempts`).
+Code of the owner may be a child of a starter too. What it can gain by running a helper itself is bounded by `life`:
+`begin` is spent before any code of the owner runs, `enter job` gives a job the namespace it is in already, `exited`
+brings counts only, and `stage-out` waits until the job is dead.
 
 Every process is held by a pidfd before anything is read about it, and must still be alive, with the same parent, after
 everything was read: a pid that was recycled in between cannot lend its new owner the old one's name.
@@ -217,7 +219,8 @@ def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
     helper = programs.job if request in entering else programs.hook
     if peer.uid == 0:
         raise Refused("a job never runs as root")
-    if not is_program(peer.pid, helper):
+    known = request is Request.EXITED
+    if not known and not is_program(peer.pid, helper):
         raise Refused(f"'{request}' comes from {helper} only")
     me = status(peer.pid)
     if me.tracer:
@@ -248,7 +251,7 @@ def identify(peer: Peer, request: Request, programs: Programs) -> Caller:
             raise Refused(f"the starter (process {starter}) has no slot in its command line")
         started = start_time(starter)
         address = startd_address_of(starter) if request is Request.BEGIN else ""
-        if status(peer.pid).tracer or not is_program(peer.pid, helper):
+        if status(peer.pid).tracer or not (known or is_program(peer.pid, helper)):
             raise Refused("the caller has changed while it was looked at")
         if not all_alive([peer.pidfd, *fds]):
             raise Refused("the caller or a process above it has ended")

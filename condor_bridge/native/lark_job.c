@@ -4,10 +4,11 @@
  * that the agent passes; LIBEXEC/lark-hook has none and only talks. Which tool it is, it knows from the
  * last part of the path it was executed by (the kernel's AT_EXECFN; startd cron gives argv[0] a name of its own):
  *
- *   lark-job-wrapper   USER_JOB_WRAPPER: enter the attempt's network, become powerless, exec argv[1..]
+ *   lark-job-wrapper   USER_JOB_WRAPPER: enter the attempt's network, become powerless, run argv[1..] as a child, wait for
+ *                      it, tell the agent that it has exited, end as it did
  *   plugins/NAME       a file-transfer plugin: the same, then exec the program named in plugins/NAME.real
  *   lark-hook-prepare  PREPARE_JOB_BEFORE_TRANSFER: an attempt begins; a refusal is printed as a hold
- *   lark-hook-exit     JOB_EXIT: the job has exited
+ *   lark-hook-exit     JOB_EXIT: the job has exited (of configurations rendered before the wrapper waited for the job)
  *   lark-ping          startd cron: print whether this node can give jobs a network
  *   lark-job check     tell whether the file capability works where it was installed
  *
@@ -24,6 +25,8 @@
  * emptied and read back. The job's ad and environment are never stored or logged. Without the capability the loader would
  * obey the owner's LD_PRELOAD, and the owner's code could leave out the attachment: so for userns and starter the helper
  * is linked statically, and refuses to work if it is not. Never is one way tried after another has failed.
+ * The parent that waits for the job has no capability, holds none of its files, is in its network and can be neither
+ * traced nor dumped; nothing that goes wrong in it changes how the job ends.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -33,6 +36,7 @@
 #include <linux/nsfs.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -52,12 +56,18 @@
 #include <unistd.h>
 
 /* Milliseconds; only builds for tests set others. The agent itself gives up after 60 s, HTCondor kills a prepare hook
- * after 120 s and an exit hook after 30 s. */
+ * after 120 s and an exit hook after 30 s. A job's end waits for LARK_GONE_MS and LARK_EXITED_MS at the most. */
 #ifndef LARK_ANSWER_MS
 #define LARK_ANSWER_MS 75000
 #endif
 #ifndef LARK_EXIT_MS
 #define LARK_EXIT_MS 20000
+#endif
+#ifndef LARK_EXITED_MS /* the agent asks the controller for 2 s at the most, and the starter for 3 s */
+#define LARK_EXITED_MS 6000
+#endif
+#ifndef LARK_GONE_MS /* an agent that is not there is not waited for long: the job is over */
+#define LARK_GONE_MS 1000
 #endif
 #ifndef LARK_PING_MS
 #define LARK_PING_MS 5000
@@ -81,6 +91,7 @@ struct answer {
 static int libexec_dir = -1;
 static enum attach attach; /* set by open_libexec */
 static char libexec_path[4096];
+static char agent_path[512] = DEFAULT_SOCKET; /* as lark-socket says, once it was read */
 
 static long long now_ms(void) {
     struct timespec t;
@@ -171,8 +182,8 @@ static int root_line(struct answer *a, const char *name, char *line, size_t size
     return 1;
 }
 
-/* A connection to the agent, its other end checked, or -1. */
-static int connect_agent(struct answer *a, const char *path, int connect_ms) {
+/* A connection to the agent, its other end checked if its answer will be believed; or -1. */
+static int connect_agent(struct answer *a, const char *path, int connect_ms, bool check) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
         deny(a, HOLD_AGENT, "the socket path %.300s is longer than %zu bytes", path, sizeof address.sun_path - 1);
@@ -188,7 +199,7 @@ static int connect_agent(struct answer *a, const char *path, int connect_ms) {
         if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) {
             struct ucred peer = {.uid = (uid_t)-1};
             socklen_t size = sizeof peer;
-            if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == 0) return fd;
+            if (!check || (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == 0)) return fd;
             close(fd);
             deny(a, HOLD_AGENT, "what listens on %s is not root but uid %u: not the agent", path, peer.uid);
             return -1;
@@ -206,13 +217,12 @@ static int connect_agent(struct answer *a, const char *path, int connect_ms) {
 
 /* The agent, where LIBEXEC/lark-socket says; or -1. */
 static int reach_agent(struct answer *a, int connect_ms) {
-    char path[512] = DEFAULT_SOCKET;
-    if (root_line(a, "lark-socket", path, sizeof path) < 0) return -1;
-    if (path[0] != '/') {
+    if (root_line(a, "lark-socket", agent_path, sizeof agent_path) < 0) return -1;
+    if (agent_path[0] != '/') {
         deny(a, HOLD_AGENT, "lark-socket beside the helper must hold one absolute path");
         return -1;
     }
-    return connect_agent(a, path, connect_ms);
+    return connect_agent(a, agent_path, connect_ms, true);
 }
 
 /* One request, one reply; closes fd. Fills a; true when the agent said ok. A passed descriptor is in a->fd, and only then. */
@@ -447,6 +457,58 @@ static int fail_job(struct answer *a) {
     return 126;
 }
 
+static void close_everything(void) {
+#ifdef SYS_close_range
+    if (syscall(SYS_close_range, 0u, ~0u, 0u) == 0) return;
+#endif
+    long most = sysconf(_SC_OPEN_MAX); /* Linux before 5.9 */
+    for (int fd = 0; fd < (most > 0 && most < 65536 ? most : 65536); fd++) close(fd);
+}
+
+/* The agent reads the job's counters now and tells them to the starter, which listens for that only until its child has
+ * ended. Nothing is believed of what is answered, nor who answers: in a user namespace root is not to be recognised. */
+static void tell_exited(void) {
+    struct answer ignored = {.fd = -1};
+    int agent = connect_agent(&ignored, agent_path, LARK_GONE_MS, false);
+    if (agent >= 0) converse(&ignored, agent, "LARK1 exited", LARK_EXITED_MS);
+}
+
+/* As process 1 of a PID namespace no signal of our own kills us: then the shell's word for it is all there is. */
+static int end_as(int status, pid_t job) {
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    sigset_t its;
+    char theirs[32], ours[32];
+    int number = WTERMSIG(status);
+    if (WCOREDUMP(status)) { /* with kernel.core_uses_pid HTCondor looks for the core of the process that it started */
+        snprintf(theirs, sizeof theirs, "core.%d", (int)job);
+        snprintf(ours, sizeof ours, "core.%d", (int)getpid());
+        rename(theirs, ours);
+    }
+    signal(number, SIG_DFL);
+    sigemptyset(&its);
+    sigaddset(&its, number);
+    sigprocmask(SIG_UNBLOCK, &its, NULL);
+    kill(getpid(), number);
+    return 128 + number;
+}
+
+/* What is left of the wrapper while the job runs. HTCondor takes it for the job: signals are passed on, and the job's
+ * end becomes its own. Not dumpable: nobody of the same user can trace it, and it leaves no core beside the job's. */
+static int wait_for_job(pid_t job, const sigset_t *all) {
+    int status = 0, number;
+    close_everything(); /* a reader of the job's output sees its end when the job closes it */
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    prctl(PR_SET_NAME, "lark-job-waits", 0, 0, 0);
+    for (pid_t ended = 0; ended != job;) {
+        number = sigwaitinfo(all, NULL);
+        if (number > 0 && number != SIGCHLD) kill(job, number);
+        if (number == SIGCHLD) /* one signal may speak of several; as process 1 there are the job's orphans, too */
+            while ((ended = waitpid(-1, &status, WNOHANG)) > 0 && ended != job) continue;
+    }
+    tell_exited();
+    return end_as(status, job);
+}
+
 static int job_wrapper(struct answer *a, int argc, char **argv) {
     if (!argv[1]) {
         deny(a, HOLD_AGENT, "no command given; this is HTCondor's USER_JOB_WRAPPER");
@@ -458,9 +520,30 @@ static int job_wrapper(struct answer *a, int argc, char **argv) {
         return fail_job(a);
     }
     if (!open_libexec(a) || !get_in(a)) return fail_job(a);
+    /* From here on signals are for the job: none is lost between the fork and the exec, they wait in the parent. */
+    sigset_t all, given;
+    struct sigaction usual = {.sa_handler = SIG_DFL}, children;
+    sigfillset(&all);
+    if (sigprocmask(SIG_SETMASK, &all, &given) || sigaction(SIGCHLD, &usual, &children)) {
+        deny(a, HOLD_AGENT, "cannot block signals: %s", strerror(errno));
+        return fail_job(a);
+    }
+    pid_t parent = getpid(), job = fork();
+    if (job < 0) {
+        deny(a, HOLD_AGENT, "fork: %s", strerror(errno));
+        return fail_job(a);
+    }
+    if (job > 0) return wait_for_job(job, &all);
+    /* Whoever kills the parent outright, kills the job. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) || getppid() != parent) _exit(126);
+    /* The job leads what we have led, so that `kill 0` in it does not reach the parent. */
+    if (getsid(0) == parent) setsid();
+    else if (getpgrp() == parent) setpgid(0, 0);
+    sigaction(SIGCHLD, &children, NULL);
+    sigprocmask(SIG_SETMASK, &given, NULL);
     execve(argv[1], argv + 1, environment);
     deny(a, HOLD_AGENT, "cannot execute %.500s: %s", argv[1], strerror(errno));
-    return fail_job(a);
+    _exit(fail_job(a));
 }
 
 /* A multi-file plugin reports failures in the file after -outfile; HTCondor puts the text into the hold reason. */

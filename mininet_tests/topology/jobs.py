@@ -71,22 +71,21 @@ class Job:
         self.phase = Phase.RUN
 
         def inside() -> bool:
-            # The wrapper has become the job: only then is it in its network.
+            # The wrapper waits for the job: only then is it in its network.
             told = self.execution.machine.run(["cat", f"/proc/{self.process}/comm"])
-            if told.code != 0 or told.out.strip() not in ("sleep", "lark-job-wrappe", "lark-job"):
+            if told.code != 0 or told.out.strip() not in ("lark-job-waits", "lark-job-wrappe", "lark-job"):
                 said = self.execution.ask(to=self.starter, do="wait", pid=self.process, timeout=2)
                 raise JobHeld(f"{self.name}: {said.get('out', '')}{said.get('err', '')}".strip())
-            return told.out.strip() == "sleep"
+            return told.out.strip() == "lark-job-waits"
 
         wait_until(f"job {self.name} runs", inside, 30, 0.02)
 
     def stage_out(self) -> None:
         """The job's process ends; its output would be transferred now."""
         if self.process is not None:
-            self.execution.ask(to=self.starter, do="signal", pid=self.process, signal=9)
+            self.execution.ask(to=self.starter, do="signal", pid=self.process, signal=15)
             self.execution.ask(to=self.starter, do="wait", pid=self.process, timeout=10)
             self.process = None
-        self.execution.run(self.starter, f"{LIBEXEC}/lark-hook-exit")
         self.phase = Phase.STAGE_OUT
 
     def end(self) -> None:

@@ -71,6 +71,23 @@ def test_what_is_no_plain_file_is_not_read_and_stops_nobody(kind: str, tmp_path:
     assert counts.proxy_in(str(tmp_path)) is None
 
 
+@pytest.mark.parametrize(
+    ("ad", "again"),
+    [
+        ("", False),
+        ('Cmd = "x"\nWantFTOnCheckpoint = true\nZ = 1\n', True),
+        ("wantftoncheckpoint=TRUE", True),
+        ("WantCheckpointSignal = Mem > 5\n", True),
+        ("WantFTOnCheckpoint = false\n", False),
+        ('Args = "WantFTOnCheckpoint = true"\n', False),
+    ],
+)
+def test_a_job_that_ends_in_order_to_be_started_again_is_known_by_its_ad(ad: str, again: bool, tmp_path: Path) -> None:
+    assert not counts.comes_again(str(tmp_path)), "no ad"
+    (tmp_path / counts.AD_FILE).write_text(ad)
+    assert counts.comes_again(str(tmp_path)) is again
+
+
 class Chirp:
     """The chirp port of a starter: this process."""
 

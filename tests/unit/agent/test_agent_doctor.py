@@ -51,7 +51,6 @@ def test_what_we_render_is_what_the_doctor_wants(text: str) -> None:
         "STARTER_JOB_HOOK_KEYWORD",
         "LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER",
         "LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER_TIMEOUT",
-        "LARK_HOOK_JOB_EXIT",
         "USER_JOB_WRAPPER",
         "FILETRANSFER_PLUGINS",
         "LARK_RUNS_INSIDE",
@@ -87,10 +86,13 @@ def test_an_attribute_that_the_policy_reads_and_the_startd_does_not_send() -> No
     assert "--attribute SiteGroup" in found.mend
 
 
-def test_the_exit_hook_belongs_to_23_only() -> None:
-    assert checks(RENDERED, version=(25, 14)) == ["condor.LARK_HOOK_JOB_EXIT"]
-    without = re.sub(r"^LARK_HOOK_JOB_EXIT.*\n", "", RENDERED, flags=re.MULTILINE)
-    assert checks(without, version=(25, 14)) == []
+@pytest.mark.parametrize(("version", "serious"), [((23, 9), False), ((25, 14), True)])
+def test_an_exit_hook_of_an_older_configuration_is_noticed(version: tuple[int, int], serious: bool) -> None:
+    assert checks(RENDERED, version=version) == []
+    older = RENDERED + f"LARK_HOOK_JOB_EXIT = {LIBEXEC}/lark-hook-exit\n"
+    (found,) = doctor_condor.knobs(values(older), LIBEXEC, SBIN, version, ("LarkGroup",))
+    assert found.check == "condor.LARK_HOOK_JOB_EXIT"
+    assert found.severity == ("fault" if serious else "warning")
 
 
 PREPARED = {

@@ -16,7 +16,8 @@ def test_the_ordinary_life() -> None:
     assert step(None, Request.BEGIN, False).refuse is None
     assert step(State.STAGE_IN, Request.ENTER_PLUGIN, False) == step(State.RUN, Request.ENTER_JOB, False)
     assert step(State.STAGE_IN, Request.ENTER_JOB, False).advance is Phase.RUN
-    assert step(State.RUN, Request.STAGE_OUT, True).advance is Phase.STAGE_OUT
+    assert step(State.RUN, Request.EXITED, False).refuse is None
+    assert step(State.RUN, Request.STAGE_OUT, True).refuse is None
     assert step(State.STAGE_OUT, Request.ENTER_PLUGIN, True).refuse is None
 
 
@@ -28,6 +29,7 @@ def test_the_ordinary_life() -> None:
         *((s, r, True) for s in (State.REGISTERING, State.CLOSING) for r in Request),
         *((State.FAILED, r, True) for r in Request if r is not Request.STAGE_OUT),
         (State.STAGE_IN, Request.STAGE_OUT, False),
+        (State.STAGE_IN, Request.EXITED, False),
         (State.RUN, Request.STAGE_OUT, False),
         (State.STAGE_OUT, Request.ENTER_JOB, True),
     ],

@@ -1,5 +1,5 @@
 """When the controller hears of a phase: before the job starts, or where the policy gives it the same in all phases,
-soon. After the exit hook's word: stage-out with the first plugin, or soon, or never where the starter ends before."""
+soon. After the job's end: stage-out with the first plugin, or soon, or never where the starter ends before."""
 
 from __future__ import annotations
 
@@ -73,6 +73,9 @@ class Controller:
         self.phases.append(phase)
         return self._status(attempt, phase)
 
+    async def get_attempt(self, attempt: str) -> AttemptStatus:
+        return self._status(attempt, Phase.RUN)
+
     async def delete_attempt(self, attempt: str) -> None:
         self.deleted.set()
 
@@ -135,10 +138,12 @@ class Node:
         self.attempts = Attempts(*parts, self.standing, Drain(home / "none"))
         self._caller = trust.Caller(1, 1, "slot1", starter.pid, start, -1, 1, "")
 
-    async def ask(self, request: Request) -> module.Reply:
-        pidfd = os.pidfd_open(os.getpid())
+    async def ask(self, request: Request, pid: int | None = None) -> module.Reply:
+        """`pid`: of whom asks, if not this process."""
+        peer = os.getpid() if pid is None else pid
+        pidfd = os.pidfd_open(peer)
         try:
-            return await self.attempts.handle(request, self._caller, trust.Peer(os.getpid(), 1, 1, pidfd))
+            return await self.attempts.handle(request, self._caller, trust.Peer(peer, 1, 1, pidfd))
         finally:
             os.close(pidfd)
 
@@ -150,10 +155,38 @@ class Node:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0)
 
-    async def enter_job(self) -> None:
-        reply = await self.ask(Request.ENTER_JOB)
+    async def enter_job(self, pid: int | None = None) -> None:
+        reply = await self.ask(Request.ENTER_JOB, pid)
         assert reply.fd is not None
         os.close(reply.fd)
+
+    async def in_stage_out(self) -> None:
+        async with asyncio.timeout(10):
+            while Phase.STAGE_OUT not in self.controller.phases:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def wrapper() -> Iterator[subprocess.Popen[bytes]]:
+    """What HTCondor takes for the job."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How often the starter was told counts."""
+    found: list[str] = []
+
+    async def tell(*_: object) -> str:
+        found.append("counts")
+        return ""
+
+    monkeypatch.setattr(counts, "proxy_in", lambda _: counts.Proxy("127.0.0.1", 1, "cookiecookie"))
+    monkeypatch.setattr(counts, "read", lambda _: counts.Counts(0, 0, 0, 0))
+    monkeypatch.setattr(counts, "tell", tell)
+    return found
 
 
 @pytest.fixture
@@ -161,14 +194,14 @@ def node(tmp_path: Path, starter: subprocess.Popen[bytes], monkeypatch: pytest.M
     monkeypatch.setattr(module, "STAGE_OUT_PAUSE", PAUSE)
     monkeypatch.setattr(module.fallback, "mode_of", lambda _: module.fallback.Mode.CAPABILITY)
     monkeypatch.setattr(counts, "proxy_in", lambda _: None)
+    monkeypatch.setattr(module, "RUN_PAUSE", PAUSE)
     monkeypatch.setattr(netlink, "open_namespace", lambda _: os.open("/dev/null", os.O_RDONLY))
     return Node(tmp_path, starter)
 
 
 @pytest.fixture
-def waiting(node: Node, tmp_path: Path, starter: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Node:
+def waiting(node: Node, tmp_path: Path, starter: subprocess.Popen[bytes]) -> Node:
     """A node whose attempt's job has not begun."""
-    monkeypatch.setattr(module, "RUN_PAUSE", PAUSE)
     return Node(tmp_path / "waiting", starter, State.STAGE_IN)
 
 
@@ -239,16 +272,15 @@ def test_a_word_about_all_phases_counts_while_its_policy_is_in_force_and_the_con
     asyncio.run(main())
 
 
-def test_the_run_of_a_short_job_costs_no_phase_where_phases_do_not_differ(waiting: Node) -> None:
+def test_the_run_of_a_short_job_costs_no_phase_where_phases_do_not_differ(
+    waiting: Node, wrapper: subprocess.Popen[bytes]
+) -> None:
     async def main() -> None:
         waiting.controller.lasting = True
         await waiting.registered()
-        await waiting.enter_job()
-        [attempt] = waiting.attempts._all.values()
-        assert attempt.job_pidfd is not None
-        os.close(attempt.job_pidfd)
-        attempt.job_pidfd = module._exited_pidfd()
-        assert await waiting.ask(Request.STAGE_OUT) == OK
+        await waiting.enter_job(wrapper.pid)
+        wrapper.kill()
+        wrapper.wait()
         plugin = await waiting.ask(Request.ENTER_PLUGIN)
         assert plugin.fd is not None
         os.close(plugin.fd)
@@ -259,17 +291,118 @@ def test_the_run_of_a_short_job_costs_no_phase_where_phases_do_not_differ(waitin
     asyncio.run(main())
 
 
-def test_the_exit_hook_does_not_wait_and_stage_out_follows_soon(node: Node) -> None:
+def test_the_end_of_the_jobs_process_brings_stage_out_soon(waiting: Node, wrapper: subprocess.Popen[bytes]) -> None:
+    async def main() -> None:
+        await waiting.registered()
+        await waiting.enter_job(wrapper.pid)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN], "control: it runs"
+        wrapper.kill()
+        wrapper.wait()
+        await waiting.in_stage_out()
+        with pytest.raises(trust.Refused, match="the job has exited"):
+            await waiting.ask(Request.ENTER_JOB)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN, Phase.STAGE_OUT], "once"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_job_that_comes_again_does_not(
+    waiting: Node, wrapper: subprocess.Popen[bytes], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A self-checkpointing job: the same starter starts it again, and it has its network again."""
+    monkeypatch.setattr(counts, "comes_again", lambda _: True)
+
+    async def main() -> None:
+        await waiting.registered()
+        await waiting.enter_job(wrapper.pid)
+        assert await waiting.ask(Request.EXITED, wrapper.pid) == OK
+        wrapper.kill()
+        wrapper.wait()
+        plugin = await waiting.ask(Request.ENTER_PLUGIN)
+        assert plugin.fd is not None
+        os.close(plugin.fd)
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN]
+        await waiting.enter_job()
+        [record] = waiting.attempts._ledger.load()
+        assert record.job_pid == os.getpid(), "a new agent watches the one that runs"
+        assert await waiting.ask(Request.EXITED) == OK
+        assert told == ["counts", "counts"]
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_the_wrappers_word_brings_counts_and_no_phase(
+    waiting: Node, wrapper: subprocess.Popen[bytes], told: list[str]
+) -> None:
+    async def main() -> None:
+        await waiting.registered()
+        await waiting.enter_job(wrapper.pid)
+        assert await waiting.ask(Request.EXITED, wrapper.pid) == OK
+        assert await waiting.ask(Request.EXITED, wrapper.pid) == OK
+        assert told == ["counts"], "once, however often it is said"
+        await asyncio.sleep(1.5 * PAUSE)
+        assert waiting.controller.phases == [Phase.RUN]
+        with pytest.raises(trust.Refused, match="the job has exited"):
+            await waiting.ask(Request.ENTER_JOB)
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_another_process_cannot_say_that_the_job_has_exited(
+    waiting: Node, wrapper: subprocess.Popen[bytes], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        await waiting.registered()
+        with pytest.raises(trust.Refused, match="no job has run yet"):
+            await waiting.ask(Request.EXITED, wrapper.pid)
+        await waiting.enter_job(wrapper.pid)
+        with pytest.raises(trust.Refused, match="the process that entered the network as the job only"):
+            await waiting.ask(Request.EXITED)
+        monkeypatch.setattr(trust, "is_program", lambda *_: True)
+        assert await waiting.ask(Request.EXITED) == OK, "the wrapper of an ssh session"
+        await waiting.enter_job()
+        assert told == [], "of the job that has not exited"
+        assert await waiting.ask(Request.EXITED, wrapper.pid) == OK
+        assert told == ["counts"], "positive control"
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_an_older_configurations_exit_hook_has_the_counts_told_again(
+    waiting: Node, wrapper: subprocess.Popen[bytes], told: list[str]
+) -> None:
+    """Its job may be the process that entered, and may have said `exited` before its time."""
+
+    async def main() -> None:
+        await waiting.registered()
+        await waiting.enter_job(wrapper.pid)
+        with pytest.raises(trust.Refused, match="still running"):
+            await waiting.ask(Request.STAGE_OUT)
+        assert await waiting.ask(Request.EXITED, wrapper.pid) == OK
+        wrapper.kill()
+        wrapper.wait()
+        assert await waiting.ask(Request.STAGE_OUT) == OK
+        assert await waiting.ask(Request.STAGE_OUT) == OK
+        assert told == ["counts", "counts"]
+        await waiting.in_stage_out()
+        await waiting.attempts.shut_down()
+
+    asyncio.run(main())
+
+
+def test_a_job_that_ended_while_no_agent_ran_is_in_stage_out_soon(node: Node) -> None:
     async def main() -> None:
         await node.attempts.restore()
-        assert await node.ask(Request.STAGE_OUT) == OK
-        assert node.controller.phases == []
         with pytest.raises(trust.Refused, match="the job has exited"):
             await node.ask(Request.ENTER_JOB)
-        async with asyncio.timeout(10):
-            while not node.controller.phases:
-                await asyncio.sleep(0.01)
-        assert await node.ask(Request.STAGE_OUT) == OK
+        await node.in_stage_out()
         await asyncio.sleep(1.5 * PAUSE)
         assert node.controller.phases == [Phase.STAGE_OUT], "once"
         await node.attempts.shut_down()
@@ -277,21 +410,23 @@ def test_the_exit_hook_does_not_wait_and_stage_out_follows_soon(node: Node) -> N
     asyncio.run(main())
 
 
-def test_no_plugin_is_let_in_before_stage_out_is_in_force(node: Node) -> None:
+def test_no_plugin_is_let_in_before_stage_out_is_in_force(waiting: Node, wrapper: subprocess.Popen[bytes]) -> None:
     async def main() -> None:
-        await node.attempts.restore()
-        early = await node.ask(Request.ENTER_PLUGIN)
+        await waiting.registered()
+        await waiting.enter_job(wrapper.pid)
+        early = await waiting.ask(Request.ENTER_PLUGIN)
         assert early.fd is not None
         os.close(early.fd)
-        assert node.controller.phases == [], "the exit hook has not said a word"
-        assert await node.ask(Request.STAGE_OUT) == OK
-        plugin = await node.ask(Request.ENTER_PLUGIN)
-        assert node.controller.phases == [Phase.STAGE_OUT]
+        assert waiting.controller.phases == [Phase.RUN], "the job runs"
+        wrapper.kill()
+        wrapper.wait()
+        plugin = await waiting.ask(Request.ENTER_PLUGIN)
+        assert waiting.controller.phases == [Phase.RUN, Phase.STAGE_OUT]
         assert plugin.fd is not None
         os.close(plugin.fd)
         await asyncio.sleep(1.5 * PAUSE)
-        assert node.controller.phases == [Phase.STAGE_OUT]
-        await node.attempts.shut_down()
+        assert waiting.controller.phases == [Phase.RUN, Phase.STAGE_OUT]
+        await waiting.attempts.shut_down()
 
     asyncio.run(main())
 
@@ -301,7 +436,6 @@ def test_a_starter_that_ends_soon_costs_no_phase(
 ) -> None:
     async def main() -> None:
         await node.attempts.restore()
-        assert await node.ask(Request.STAGE_OUT) == OK
         starter.kill()
         async with asyncio.timeout(10):
             await node.controller.deleted.wait()
