@@ -3,7 +3,8 @@
 What it leaves in LIBEXEC (docs/interfaces.md section 3), all root-owned and writable by nobody else:
 
     lark-job            0755, file capability cap_sys_admin+ep     lark-job-wrapper, lark-plugin -> it
-    lark-hook           0755, the same program without capability  lark-hook-prepare, lark-hook-exit, lark-ping -> it
+    lark-hook           0755, the same program without capability  lark-hook-prepare, lark-ping -> it
+                        (and lark-hook-exit, which configurations of an older Lark name)
     lark-socket         one line: the agent's socket
     lark-attach         one word: how jobs get into their networks (capability, userns, starter)
     plugins/NAME        -> ../lark-job: the wrapped file-transfer plugin

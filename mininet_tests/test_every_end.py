@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,10 +220,14 @@ def inner(ends: Ends, pattern: str) -> list[int]:
     return [int(pid) for pid in said.split()]
 
 
+def wrapper_process(ends: Ends, attempt: str) -> int:
+    """What HTCondor takes for the job: it waits for it."""
+    return int(ends.site.worker.need("pgrep", "-P", str(ends.starter_of(attempt)), "-x", "lark-job-waits"))
+
+
 def job_process(ends: Ends, attempt: str) -> int:
     """The job's own process."""
-    children = ends.site.worker.need("pgrep", "-P", str(ends.starter_of(attempt))).split()
-    return int(children[0])
+    return int(ends.site.worker.need("pgrep", "-P", str(wrapper_process(ends, attempt))))
 
 
 # --- how a job can end ------------------------------------------------------------------------------------------------
@@ -251,13 +255,42 @@ def test_after_a_command_that_ends_the_job_nothing_is_left(ends: Ends, tool: str
         job.remove()
 
 
-def test_after_kill_9_of_the_job_nothing_is_left(ends: Ends) -> None:
+@pytest.mark.parametrize("victim", [job_process, wrapper_process], ids=["itself", "its wrapper"])
+def test_after_kill_9_of_the_job_nothing_is_left(ends: Ends, victim: Callable[[Ends, str], int]) -> None:
     job = staying(ends)
     attempt = ends.running(job)
     with ends.ending(attempt):
-        ends.kill(job_process(ends, attempt))
+        ends.kill(victim(ends, attempt))
     ad = job.wait(JobStatus.COMPLETED)
-    assert ad.get("ExitBySignal") is True
+    assert (ad.get("ExitBySignal"), ad.get("ExitSignal")) == (True, 9)
+
+
+def test_a_job_that_catches_the_signal_of_its_removal_hears_it(ends: Ends) -> None:
+    """HTCondor sends it to the process that it has started, which is the wrapper."""
+    script = "#!/bin/sh\ntrap 'echo heard > @HERE@/heard; exit 1' USR2\n: > @HERE@/live\nwhile :; do sleep 0.1; done\n"
+    job = run_job(ends.site, ALICE, script, lines={"kill_sig": "SIGUSR2"}, name="heard")
+    wait_until("it runs", lambda: (job.directory / "live").exists(), 60, 0.2)
+    with ends.ending(ends.running(job)):
+        ends.site.pool.command("condor_rm", job.id, user=ALICE).need()
+    assert job.said("heard") == "heard\n"
+    job.remove()
+
+
+def test_a_job_that_ends_for_its_checkpoint_has_its_network_when_it_is_started_again(ends: Ends) -> None:
+    """One starter, two runs of the job: the first one's end is not the attempt's."""
+    script = (
+        "#!/bin/sh\nexec >> @HERE@/live\nreadlink /proc/self/ns/net\n"
+        f"nc -z -w 5 {FILE_SERVER} {FILE_PORT} && echo open\n"
+        "[ -e step ] && exit 0\n: > step\nexit 85\n"
+    )
+    lines = {"checkpoint_exit_code": "85", "transfer_checkpoint_files": "step", "transfer_output_files": "step"}
+    job = run_job(ends.site, ALICE, script, lines=lines, name="again")
+    job.wait(JobStatus.COMPLETED)
+    first, *more = job.said("live").splitlines()
+    assert first.startswith("net:[")
+    assert first != ends.site.node_network()
+    assert more == ["open", first, "open"], "the same network in both runs, and it carries"
+    assert job.ad().get("NumJobStarts") == 1, "control: it was one starter's"
 
 
 def test_after_kill_9_of_the_starter_nothing_is_left(ends: Ends) -> None:
@@ -340,17 +373,13 @@ def test_the_jobs_ad_says_at_the_end_what_went_through_its_network(ends: Ends, e
         else:
             ends.site.pool.command(end, job.id, user=BOB).need()
     wanted = {"exit": JobStatus.COMPLETED, "condor_rm": JobStatus.REMOVED, "condor_hold": JobStatus.HELD}[end]
-    ad = job.wait(wanted)
-    if ends.site.condor == "23":
-        # The shadow tells the schedd when it ends, which may be after the starter's end.
-        with suppress(SiteError):
-            wait_until("the ad has the counts", lambda: "NetworkIncoming" in job.ad(), 15, 0.5)
-        ad = job.ad()
-        job.remove()
-        agrees(ad, job)
-    else:  # there is no exit hook: nobody tells the agent before the starter has sent its last update
-        job.remove()
-        assert "NetworkIncoming" not in ad
+    job.wait(wanted)
+    # The shadow tells the schedd when it ends, which may be after the starter's end.
+    with suppress(SiteError):
+        wait_until("the ad has the counts", lambda: "NetworkIncoming" in job.ad(), 15, 0.5)
+    ad = job.ad()
+    job.remove()
+    agrees(ad, job)
 
 
 def test_the_jobs_ad_says_what_its_rate_dropped(ends: Ends) -> None:
@@ -361,11 +390,6 @@ def test_the_jobs_ad_says_what_its_rate_dropped(ends: Ends) -> None:
     with ends.ending(attempt):
         job.let_go()
     job.wait(JobStatus.COMPLETED)
-    if ends.site.condor != "23":  # no exit hook, as above
-        ad = job.ad()
-        job.remove()
-        assert "NetworkOutgoingDropped" not in ad
-        return
     with suppress(SiteError):
         wait_until("the ad has the counts", lambda: "NetworkIncoming" in job.ad(), 15, 0.5)
     told: dict[str, Any] = job.ad()
@@ -380,8 +404,8 @@ def test_the_jobs_ad_says_what_its_rate_dropped(ends: Ends) -> None:
     assert 0 < received <= told["NetworkOutgoingPackets"] - told["NetworkOutgoingDroppedPackets"] + 20
 
 
-def test_where_no_hook_runs_the_agents_log_alone_has_the_counts(ends: Ends) -> None:
-    """The starter is killed; and what the ad says, a job could have said: the log has the truth."""
+def test_where_the_starter_is_killed_the_agents_log_alone_has_the_counts(ends: Ends) -> None:
+    """And what the ad says, a job could have said: the log has the truth."""
     job, attempt = talking(ends, "counts-killed")
     with ends.ending(attempt):
         ends.kill(ends.starter_of(attempt))

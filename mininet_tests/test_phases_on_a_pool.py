@@ -69,11 +69,6 @@ def staged(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield site
 
 
-def output(site: Site) -> int:
-    """The port that output may reach. On 25 no hook tells of the job's exit: output is under the policy of the run."""
-    return OUT if site.condor == "23" else RUN
-
-
 def url(port: int, name: str) -> str:
     return f"http://{FILE_SERVER}:{port}/{name}"
 
@@ -93,7 +88,7 @@ def test_input_job_and_output_each_reach_what_is_granted_in_their_phase_and_noth
         {
             "transfer_input_files": f"probe.py, {url(IN, 'input')}",
             "transfer_output_files": "result",
-            "transfer_output_remaps": f'"result = {url(output(staged), "result")}"',
+            "transfer_output_remaps": f'"result = {url(OUT, "result")}"',
         },
     )
     wait_for_file(job)
@@ -126,7 +121,7 @@ def test_input_is_not_fetched_nor_output_put_where_only_another_phase_may_go(sta
             "transfer_output_files": "result",
             "transfer_output_remaps": f'"result = {url(port, f"late-{port}")}"',
         }
-        for port in {IN, RUN, OUT} - {output(staged)}
+        for port in (IN, RUN)
     }
     too_early = {port: submit(staged, f"too-early-{port}", lines) for port, lines in early.items()}
     too_late = {port: submit(staged, f"too-late-{port}", lines) for port, lines in late.items()}
