@@ -135,9 +135,9 @@ class Victim:
         self.pid = self.rig.job(self.starter, "/bin/readlink", "/proc/self/ns/net")
 
     def stage_out(self) -> None:
-        self.starter, self.pid = running(self.rig)
+        self.starter, job = running(self.rig)
         self.doom()
-        self.starter.ask(do="signal", pid=self.pid, signal=15)
+        self.starter.ask(do="signal", pid=job, signal=15)
 
     def end(self) -> None:
         self.starter, _ = running(self.rig)
@@ -196,7 +196,7 @@ class Victim:
             assert "HookStatusCode" not in said.out or self.case.step in IN_DOUBT
             assert self.case.scenario is not Scenario.REFUSED, "a job that the policy refuses must not run"
             starter = self.starter  # never without a policy in force; of the phase the controller may hear later
-            wait_until("phase run", lambda: self.rig.attempt_of(starter)["phase"] == "run", 10)
+            wait_until("its phase is told", lambda: self.rig.attempt_of(starter)["phase"] != "stage-in", 10)
         else:
             assert "HookStatusCode" in said.out, said.text + job.text
 
