@@ -322,11 +322,15 @@ def test_chirp_reaches_the_starter(rig: FallbackRig, attach: str) -> None:
 def test_a_second_entry_is_refused(rig: FallbackRig, attach: str) -> None:
     """What condor_ssh_to_job would be."""
     starter = began(rig)
-    first = run(starter, attach, "/bin/echo", "got-in")
-    assert first.out == "got-in\n", first.text
+    first = job(starter, attach, "/bin/sh", "-c", "echo got-in; exec sleep 60")
+    wait_until("attached", lambda: rig.attempt_of(starter)["phase"] == "run", 5)
     second = run(starter, attach, "/bin/echo", "got-in")
     assert second.out == ""
     assert "has its network already" in second.err, second.text
+    starter.ask(do="signal", pid=first, signal=15)
+    said = starter.wait(first)
+    assert said is not None
+    assert said.out == "got-in\n", said.text
     starter.kill()
     other = began(rig)
     again = run(other, attach, "/bin/sh", "-c", f"exec {WRAPPER} /bin/echo got-in-again")
