@@ -86,9 +86,11 @@ def attributes(counts: Counts, refused: int | None, dropped: Dropped | None = No
 
 
 def proxy_in(directory: str) -> Proxy | None:
-    """From the job's directory, such as `/proc/PID/cwd`. None: no such file, or not one that a starter writes."""
-    found = PROXY.fullmatch(_start_of(f"{directory}/{PROXY_FILE}", 512).decode("ascii", "replace"))
-    return Proxy(found[1], int(found[2]), found[3]) if found else None
+    """From the job's directory, such as `/proc/PID/cwd`, or beside it. None: there is none that a starter writes."""
+    for place in (directory, f"{directory}/../user"):  # since HTCondor 25
+        if found := PROXY.fullmatch(_start_of(f"{place}/{PROXY_FILE}", 512).decode("ascii", "replace")):
+            return Proxy(found[1], int(found[2]), found[3])
+    return None
 
 
 def comes_again(directory: str) -> bool:

@@ -71,6 +71,17 @@ def test_what_is_no_plain_file_is_not_read_and_stops_nobody(kind: str, tmp_path:
     assert counts.proxy_in(str(tmp_path)) is None
 
 
+def test_the_starters_file_lies_in_the_jobs_directory_or_since_25_beside_it(tmp_path: Path) -> None:
+    scratch, beside = tmp_path / "scratch", tmp_path / "user"
+    scratch.mkdir()
+    beside.mkdir()
+    assert counts.proxy_in(str(scratch)) is None
+    (beside / counts.PROXY_FILE).write_text(f"127.0.0.1 34568 {COOKIE}\n")
+    assert counts.proxy_in(str(scratch)) == Proxy("127.0.0.1", 34568, COOKIE)
+    (scratch / counts.PROXY_FILE).write_text(f"127.0.0.1 34567 {COOKIE}\n")
+    assert counts.proxy_in(str(scratch)) == Proxy("127.0.0.1", 34567, COOKIE)
+
+
 @pytest.mark.parametrize(
     ("ad", "again"),
     [
