@@ -260,6 +260,7 @@ class Departures:
                         if not waits:
                             self.free(id)
                     elif stored is not None and waits != leaving.stored:
+                        pending: Pending
                         if waits:
                             pending = records.put_stored(replace(stored, leaving=waits, awaits=()))
                         else:

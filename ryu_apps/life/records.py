@@ -9,7 +9,7 @@ Invariant: `stored` is what the store holds, or will when the writes begun so fa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ryu_apps.fabric import REALISED, Ticket, TicketResult
@@ -97,13 +97,13 @@ class Records:
         if not self.shared:
             return self.write([PutAttempt(row) for row in rows])
         asking = [asking_as(row, self.stored.get(row.id)) for row in rows]
-        return _AllOf(self, [(row.id, self.put_stored(row)) for row in asking if row != self.stored.get(row.id)])
+        return _AllOf(self, [self.put_stored(row) for row in asking if row != self.stored.get(row.id)])
 
-    def put_stored(self, row: AttemptRow) -> Pending:
+    def put_stored(self, row: AttemptRow) -> Conditional:
         """Begin to replace the row that is stored."""
         before = self.stored.get(row.id)
         self.stored[row.id] = row
-        return _Conditional(self, row.id, before, row, self.write([PutAttempt(row, before)]))
+        return Conditional(self, row.id, before, row, self.write([PutAttempt(row, before)]))
 
     def drop_stored(self, id: str) -> Pending:
         """Begin to remove the row that is stored."""
@@ -111,7 +111,7 @@ class Records:
         self._dropped[id] = before.number
         if len(self._dropped) > DROPPED_KEPT:
             del self._dropped[next(iter(self._dropped))]
-        return _Conditional(self, id, before, None, self.write([DropAttempt(id, before)]))
+        return Conditional(self, id, before, None, self.write([DropAttempt(id, before)]))
 
     def dropped(self, row: AttemptRow) -> bool:
         """Is this heard only after we have removed it? Two policies to and fro leave a row as it was, so a removal can
@@ -147,34 +147,43 @@ class Records:
 
     # --- without the lock ---------------------------------------------------------------------------------------------
 
-    def not_stored(self, id: str) -> None:
-        """Another policy's row of an attempt did not get into the store."""
+    def not_stored(self, ids: Iterable[str]) -> None:
+        """Another policy's rows of these attempts did not get into the store."""
         with self._present.lock:
-            self.lost.add(id)
+            self.lost.update(ids)
 
-    def undone(self, id: str, before: AttemptRow | None, after: AttemptRow | None, error: StoreError) -> None:
-        """A write of a row did not take place, or is not known to have: what does the store hold?"""
-        if after is None:
-            with self._present.lock:
-                self._dropped.pop(id, None)
-        if not isinstance(error, StoreConflict):
-            with self._present.lock:
-                if self.stored.get(id) is after:
-                    if before is None:
-                        self.stored.pop(id, None)
+    def undone(self, failed: Sequence[tuple[Conditional, StoreError]]) -> None:
+        """Writes of rows did not take place, or are not known to have: what does the store hold?
+
+        The others are heard once for all of them: two controllers that read the same new policy at the same moment
+        lose some thousand such races, and each hearing takes a good tenth of a second.
+        """
+        conflicts: list[Conditional] = []
+        with self._present.lock:
+            for one, error in failed:
+                if one.after is None:
+                    self._dropped.pop(one.id, None)
+                if isinstance(error, StoreConflict):
+                    conflicts.append(one)
+                elif self.stored.get(one.id) is one.after:
+                    if one.before is None:
+                        self.stored.pop(one.id, None)
                     else:
-                        self.stored[id] = before
+                        self.stored[one.id] = one.before
+        if not conflicts:
             return
         # In their order: what is heard twice, or late, would undo what came after it.
         with contextlib.suppress(StoreError):
             self.catch_up()
         with self._present.lock:
-            if self.stored.get(id) is not after:
-                return
-        # Nobody else has written it: it was a write of our own whose answer was lost.
-        found = {row.id: row for row in self.store.load().attempts}.get(id)
+            ours = [one.id for one in conflicts if self.stored.get(one.id) is one.after]
+        if not ours:
+            return
+        # Nobody else has written them: they were writes of our own whose answers were lost.
+        found = {row.id: row for row in self.store.load().attempts}
         with self._present.lock:
-            self.read_again(id, found)
+            for id in ours:
+                self.read_again(id, found.get(id))
 
     def write_at_start(self, changes: Sequence[Change]) -> None:
         """What reading everything back has changed. Raises StoreError."""
@@ -202,7 +211,7 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
-class _Conditional:
+class Conditional:
     """A write of one row among several controllers. If it fails, we look at what the store holds."""
 
     records: Records
@@ -215,7 +224,7 @@ class _Conditional:
         try:
             self.pending.wait(deadline)
         except StoreError as error:
-            self.records.undone(self.id, self.before, self.after, error)
+            self.records.undone([(self, error)])
             raise
 
 
@@ -224,19 +233,22 @@ class _AllOf:
     """Writes of many rows; those that do not take place are in `lost` afterwards."""
 
     records: Records
-    writes: Sequence[tuple[str, Pending]]
+    writes: Sequence[Conditional]
 
     def wait(self, deadline: float) -> None:
-        problem: StoreError | None = None
-        for id, pending in self.writes:
+        failed: list[tuple[Conditional, StoreError]] = []
+        for one in self.writes:
             try:
-                pending.wait(deadline)
+                one.pending.wait(deadline)
             except StoreError as error:
-                self.records.not_stored(id)
-                if not isinstance(error, StoreConflict):
-                    problem = error
-        if problem is not None:
-            raise problem
+                failed.append((one, error))
+        if not failed:
+            return
+        self.records.undone(failed)
+        self.records.not_stored(one.id for one, _ in failed)
+        problems = [error for _, error in failed if not isinstance(error, StoreConflict)]
+        if problems:
+            raise problems[-1]
 
 
 def _nothing_to_catch_up() -> None:

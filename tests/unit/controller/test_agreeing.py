@@ -317,3 +317,34 @@ def test_bridges_of_mates_that_only_the_others_policy_knows_of_prolong_the_quara
         leaving = a.controller._departures.known[aid(n, "wn2")].tickets
         # The control: who is in no slice has its own bridge alone.
         assert leaving.keys() == ({"br1", "br2"} if n == 5 else {"br2"})
+
+
+def test_a_policy_that_loses_every_race_hears_the_other_controller_once_and_not_for_each_row() -> None:
+    a, b = new_pair()
+    for n in range(4, 9):
+        a.controller.register(aid(n), spec(n, LarkGroup="other"))
+    settle(a, b)
+    heard: list[int] = []
+
+    def hear() -> None:
+        heard.append(1)
+        a.hear()
+
+    a.controller.follow(hear)
+    # The first write reserves or stores numbers, where the policy needs any; the other comes just before the rows.
+    policy = POLICIES[2]
+    rows = len(a.store.attempts)
+    before = a.controller.world.policy
+
+    def other() -> None:
+        b.hear()
+        b.controller.reload(policy)
+
+    a.store.meanwhile = [other]
+    a.controller.reload(policy)
+    assert rows == len(a.controller.world.attempts) >= 9
+    assert before != a.controller.world.policy
+    assert sum(heard) == 1, "the control: it has lost races"
+    settle(a, b)
+    assert {row.digest for row in a.store.attempts.values()} == {policy.digest}
+    assert a.numbers() == b.numbers()
