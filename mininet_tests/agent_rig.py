@@ -116,15 +116,17 @@ class Rig:
     """STARTD_JOB_ATTRS."""
     source: Path = REPOSITORY
     """The checkout that the agent runs from."""
+    keep_unused: bool = False
+    """False: every lane goes with its attempt, which most tests wait for."""
 
     @classmethod
-    def build(cls) -> Rig:
+    def build(cls, **how: Any) -> Rig:
         root = Path(tempfile.mkdtemp(prefix="lkag-"))
         root.chmod(0o755)
         shutil.copytree("/etc", root / "etc", symlinks=True, ignore_dangling_symlinks=True)
         machine = Machine("lkag", root)
         machine.start()
-        rig = cls(machine, OpenVSwitch(machine))
+        rig = cls(machine, OpenVSwitch(machine), **how)
         try:
             rig._fill()
         except BaseException:
@@ -164,7 +166,7 @@ class Rig:
             "bridge: {name: br-lark, uplink: up0, datapath-type: netdev}\n"
             f"condor: {{config: /dev/null, sbin: {SBIN}}}\n"
             f"libexec: {LIBEXEC}\n"
-            "pool: {warm: 2, connections: 1000}\n"
+            f"pool: {{warm: 2, connections: 1000{'' if self.keep_unused else ', keep-unused: false'}}}\n"
             'guard: {uids: ["21000-21099"], loopback: [tcp/9618]}\n'
         )
         self.write_slots()

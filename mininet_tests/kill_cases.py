@@ -24,6 +24,7 @@ class Scenario(enum.StrEnum):
     RUN = "the job enters its network"
     STAGE_OUT = "the job exits"
     END = "the starter ends"
+    END_UNUSED = "the starter of a job that used nothing ends"
     END_ALONE = "the starter ends while the controller is away"
     ATTACH = "the job brings its network"
     ATTACHED_END = "the starter of a job that brought its network ends"
@@ -73,6 +74,10 @@ _STEPS: dict[Scenario, tuple[Step | tuple[Step, int], ...]] = {
     Scenario.RUN: (*_PHASE, S.JOB_RELAYED, S.JOB_OPENED, S.ANSWERED),
     Scenario.STAGE_OUT: (*_PHASE, S.JOB_COUNTED, S.ANSWERED),
     Scenario.END: (S.END_SEEN, *_END),
+    Scenario.END_UNUSED: (
+        *(S.END_UNRELAYED, S.END_UNUSED, S.END_TORN, S.END_DELETED, S.END_FLUSHED, S.RECORD_UNLINKED),
+        *(S.END_STRUCK, S.END_KEPT),
+    ),
     Scenario.END_ALONE: (*(S.END_SEEN, S.END_UNRELAYED, *_DEMOLITION, S.END_UNPLUGGED, S.END_TORN),),
     Scenario.ATTACH: (
         *(*_PHASE, S.ATTACH_NOTED, S.ATTACH_NAMED, S.ATTACH_MOVED, S.ATTACH_CONFIGURED, S.ATTACH_RELAYED, S.ANSWERED),

@@ -105,7 +105,7 @@ class KillRig(Rig):
 
     @classmethod
     def of(cls, attach: str) -> KillRig:
-        rig = cls.build()
+        rig = cls.build(keep_unused=True)
         assert isinstance(rig, KillRig)
         try:
             rig._finish(attach)
@@ -220,6 +220,10 @@ class KillRig(Rig):
         new = self.home / "die.new"
         new.write_text(json.dumps({"step": step.name, "nth": nth, "order": time.monotonic_ns()}))
         new.rename(self.home / "die")
+
+    def runs(self) -> bool:
+        assert self.agent is not None
+        return self.agent.running()
 
     def wait_for_death(self, timeout: float = 20) -> None:
         agent = self.agent

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -103,6 +104,7 @@ class Victim:
             Scenario.STAGE_OUT: self.stage_out,
             Scenario.END: self.end,
             Scenario.ATTACHED_END: self.end,
+            Scenario.END_UNUSED: self.end_unused,
             Scenario.END_ALONE: self.end_alone,
         }
         scenes[self.case.scenario]()
@@ -143,6 +145,20 @@ class Victim:
         self.starter, _ = running(self.rig)
         self.doom()
         self.kill_starter()
+
+    def end_unused(self) -> None:
+        """A lane is kept of a job that is over soon, if nothing else was just being done: of one of the first."""
+        rig = self.rig
+        for _ in range(5):
+            self.starter, self.dead = rig.starter(), False
+            said = self.starter.begin()
+            assert "HookStatusCode" not in said.out, said.text
+            self.starter.wait(rig.job(self.starter, "/bin/true"))
+            self.doom()
+            self.kill_starter()
+            wait_until("its end", lambda: not rig.runs() or len(rig.records()) == 1, 20)
+            if not re.search(rf"torn down: attempt=lkag~\w+~{self.starter.slot}~.* lane=gone", rig.log()):
+                break
 
     def end_alone(self) -> None:
         self.starter, _ = running(self.rig)

@@ -10,6 +10,7 @@ Order of what is done, and why a kill at any point leaves nothing open and nothi
   exit      the wrapper's pidfd closes                                 stage-out follows: with the first plugin, or soon
   end       processes, device, namespace, port go → DELETE until confirmed → conntrack zone → record goes
             → the lane's number may be used again (where that takes long, or the starter lives: ledger(closing) beside)
+            (a lane that is as it was made stays, if the controller confirms soon, for the next job of the uid)
 
 Invariants: nothing is answered "ok" before the controller said the policy is in force. The end of an attempt is the end
 of its starter, seen by pidfd, whatever hooks did or did not run. One attempt never waits for another's tear-down, and
@@ -31,7 +32,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ovs_agent import counts, fallback, life, netlink, plan, trust
+from ovs_agent import counts, fallback, life, netlink, plan, trust, unused
 from ovs_agent.chirp import Relays
 from ovs_agent.config import AgentConfig
 from ovs_agent.conntrack import Conntrack
@@ -44,7 +45,7 @@ from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import Request, State
 from ovs_agent.ovsdb import Ovsdb
 from ovs_agent.plan import Lane
-from ovs_agent.pool import NoLane, Pool
+from ovs_agent.pool import NoLane, Outcome, Pool
 from ovs_agent.standing import Standing
 from ovs_agent.startd import NotLiteral, SlotAd, Startd, StartdError
 from ovs_agent.steps import Step, reached
@@ -84,6 +85,8 @@ RUN_PAUSE = 1.0
 """Seconds until the controller hears that a job runs, where that changes nothing. Who ends before costs no phase."""
 LASTING = 15.0
 """Seconds for which "the same in all phases" is believed: the policy may have been replaced since."""
+KEEP_PATIENCE = 1.0
+"""Seconds that the controller may take to confirm a deletion before the lane goes that could have been kept."""
 LABEL_PAUSE = 3.0
 """Seconds until a port is labelled with its attempt: for people, and the switch looks at all its ports each time. Most
 jobs that only try something have ended by then."""
@@ -148,8 +151,12 @@ class Attempt:
     """Its tear-down."""
     mark: Mark | None = None
     """Of its connections, as the controller last answered. Not in the ledger: a new agent asks again."""
-    sent_before: int | None = None
-    """Packets that had left its lane before it was the attempt's: the kernel's own. None: not known."""
+    before: counts.Counts | None = None
+    """What had gone through its lane before it was the attempt's: the kernel's own. None: not known."""
+    labelled: bool = False
+    """The switch's port names it, or may."""
+    holders: list[int] = field(default_factory=list)
+    """Pidfds of those who were handed its namespace."""
     lasting_until: float = 0.0
     """Until then (monotonic clock) the controller's word counts that no phase gives the job anything else, unless it
     has said since that another policy is in force, or says nothing at all."""
@@ -305,7 +312,7 @@ class Attempts:
                 if attempt.counted is not None:  # what the starter hears before it goes on is in the job's ad
                     await asyncio.wait([attempt.counted])
                 return OK
-            return await self._namespace(attempt, request)
+            return await self._namespace(attempt, request, peer)
 
     def _lasts(self, attempt: Attempt) -> bool:
         """Does the job get nothing else in its run than it has, by all that the controller has said until now?"""
@@ -415,7 +422,7 @@ class Attempts:
         finally:
             os.close(fd)
 
-    async def _namespace(self, attempt: Attempt, request: Request) -> Reply:
+    async def _namespace(self, attempt: Attempt, request: Request, peer: trust.Peer) -> Reply:
         if request is Request.ENTER_JOB and not attempt.ending:
             await attempt.relays.open(attempt.record.namespaces[-1])
             reached(Step.JOB_RELAYED)
@@ -427,6 +434,8 @@ class Attempts:
             log.error("attempt=%s job=%s has lost its namespace: %s", attempt.id, attempt.label, e)
             return hold(HOLD_NETWORK, f"the job network of attempt {attempt.id} is damaged; see the agent's log")
         reached(Step.JOB_OPENED)
+        _close_dead(attempt.holders)
+        attempt.holders.append(os.dup(peer.pidfd))
         return Reply("ok", fd)
 
     # -- begin ----------------------------------------------------------------------------------------------------
@@ -565,7 +574,7 @@ class Attempts:
         if blind := self._standing.blind():
             raise Unfit(blind)
         with attempt.part("lane"):
-            lane = await self._pool.acquire(LANE_WAIT)
+            lane = await self._pool.acquire(LANE_WAIT, attempt.record.uid)
         reached(Step.BEGIN_LANE)
         order = self._drain.order()  # no record comes after it: who drains waits for the last
         if attempt.ending or order:
@@ -624,6 +633,7 @@ class Attempts:
         await asyncio.sleep(LABEL_PAUSE)
         if attempt.ending:
             return
+        attempt.labelled = True
         with contextlib.suppress(AgentError):
             await self._db.label(attempt.record.port, attempt.id)
             reached(Step.BEGIN_LABELLED)
@@ -741,10 +751,11 @@ class Attempts:
         if found is None:
             why = f"{port} is gone"
         elif proxy is not None:
+            own = counts.since(found, attempt.before)
             # Nothing of who sent and received nothing was refused or dropped: it costs the controller no question.
-            silent = found.outgoing_packets == attempt.sent_before and not found.incoming_packets
+            silent = not own.outgoing_packets and not own.incoming_packets
             refused, dropped = (0, None) if silent else await self._refused(attempt)
-            said = counts.attributes(found, refused, dropped)
+            said = counts.attributes(own, refused, dropped)
             why = await counts.tell(attempt.record.starter_pid, proxy, said)
         reached(Step.JOB_COUNTED)
         if why:
@@ -755,10 +766,11 @@ class Attempts:
         if attempt.record.job_pid is None:
             return
         if (found := await netlink.in_thread(lambda: counts.read(port))) is not None:
+            own = counts.since(found, attempt.before)
             log.info(
                 "counted: attempt=%s job=%s uid=%d incoming=%d B/%d packets outgoing=%d B/%d packets",
                 *(attempt.id, attempt.label, attempt.record.uid),
-                *(found.incoming, found.incoming_packets, found.outgoing, found.outgoing_packets),
+                *(own.incoming, own.incoming_packets, own.outgoing, own.outgoing_packets),
             )
 
     async def _refused(self, attempt: Attempt) -> tuple[int | None, Dropped | None]:
@@ -812,7 +824,9 @@ class Attempts:
         if self._all.pop(attempt.id, None) is None:
             return
         self._let_go_of_job(attempt)
-        os.close(attempt.starter_pidfd)
+        for fd in (attempt.starter_pidfd, *attempt.holders):
+            os.close(fd)
+        attempt.holders.clear()
 
     async def _tear_down(self, attempt: Attempt, record: Record) -> None:
         """Everything goes at once; the number comes back when the controller has confirmed."""
@@ -823,10 +837,10 @@ class Attempts:
         closing = record.model_copy(update={"state": State.CLOSING})
         remembering = asyncio.create_task(self._remember(attempt, closing, over, patience))
         try:
-            await self._take_down(attempt, record, began)
+            kept = await self._take_down(attempt, record, began)
             reached(Step.END_TORN)
             if attempt.told:
-                await self._delete(attempt.id)
+                kept = await self._delete_or_destroy(attempt, record, kept)
             reached(Step.END_DELETED)
             # Only now do no flows of it remember connections any more. (Without its port they carried nothing before.)
             await self._forget_connections(attempt, record.zone)
@@ -837,8 +851,13 @@ class Attempts:
         attempt.told = False
         await self._strike(attempt)
         reached(Step.END_STRUCK)
-        self._pool.release(record.lane)
         attempt.torn = True
+        if kept:
+            if await self._pool.keep(record.lane, record.uid):
+                reached(Step.END_KEPT)
+                return
+            await self._destroy(attempt, record)
+        self._pool.release(record.lane)
         reached(Step.END_RELEASED)
         await self._pool.unlimit(record.zone)
         reached(Step.END_UNLIMITED)
@@ -876,29 +895,29 @@ class Attempts:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LEDGER_PAUSE_LONGEST)
 
-    async def _take_down(self, attempt: Attempt, record: Record, began: float) -> None:
-        """What the attempt has on this node goes; insists."""
+    async def _take_down(self, attempt: Attempt, record: Record, began: float) -> bool:
+        """What the attempt has on this node goes; insists. Says whether its lane is kept, as it was made."""
         await attempt.relays.close()
         reached(Step.END_UNRELAYED)
         await self._log_counts(attempt, record.port)
-        killed: list[int] = []
-        while True:
-            try:
-                killed += await self._pool.destroy(record.port, record.namespaces)
-                break
-            except (AgentError, OSError) as e:
-                log.error("not yet torn down: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
-                await asyncio.sleep(1)
+        outcome = await self._leave(attempt, record)
+        killed = list(outcome.killed)
         if self._alone(attempt):
             prefix = plan.namespace_prefix(self._config.node)
             killed += await netlink.in_thread(
                 lambda: netlink.kill_strays(record.uid, prefix, lambda: self._alone(attempt))
             )
         log.info(
-            "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s ms=%.0f",
+            "torn down: attempt=%s job=%s node=%s bridge=%s port=%s killed=%s lane=%s ms=%.0f",
             *(attempt.id, attempt.label, self._config.node, self._config.bridge.name, record.port),
-            *(",".join(map(str, killed)) or "none", (time.monotonic() - began) * 1000),
+            *(
+                ",".join(map(str, killed)) or "none",
+                "kept" if outcome.kept else f"gone ({outcome.why})",
+                (time.monotonic() - began) * 1000,
+            ),
         )
+        if outcome.kept:
+            return True
         async with attempt.lock:
             # What was on its way to the controller, or to the disk, has arrived: the deletion cannot be overtaken. And
             # what was still being made (a sealed namespace, a relay) when the starter ended goes now.
@@ -906,6 +925,39 @@ class Attempts:
             names = [name for name in attempt.record.namespaces if netlink.named(name)]
             if names:
                 await netlink.in_thread(functools.partial(netlink.demolish, None, names))
+        return False
+
+    async def _leave(self, attempt: Attempt, record: Record) -> Outcome:
+        """Destroy the lane, unless nobody can ever tell that the attempt had it. In doubt it goes; insists."""
+        if not (why := _doubt(attempt, record)):
+            async with attempt.lock:  # who asks from now on sees that it is over
+                await attempt.relays.close()
+                (name,) = record.namespaces
+                try:
+                    return await self._pool.leave(record.lane, record.port, name, attempt.holders)
+                except (AgentError, OSError) as e:
+                    why = str(e)
+        return Outcome(tuple(await self._destroy(attempt, record)), why)
+
+    async def _destroy(self, attempt: Attempt, record: Record) -> list[int]:
+        while True:
+            try:
+                return await self._pool.destroy(record.port, record.namespaces)
+            except (AgentError, OSError) as e:
+                log.error("not yet torn down: attempt=%s job=%s: %s", attempt.id, attempt.label, e)
+                await asyncio.sleep(1)
+
+    async def _delete_or_destroy(self, attempt: Attempt, record: Record, kept: bool) -> bool:
+        """Insist on the deletion. A lane that is kept does not wait for it long: then it goes. Says if it is there."""
+        deletion = asyncio.create_task(self._delete(attempt.id))
+        try:
+            if kept and not (await asyncio.wait([deletion], timeout=KEEP_PATIENCE))[0]:
+                await self._destroy(attempt, record)
+                kept = False
+            await deletion
+        finally:
+            deletion.cancel()
+        return kept
 
     async def _forget_connections(self, attempt: Attempt, zone: int) -> None:
         try:
@@ -1072,14 +1124,19 @@ class Attempts:
             await netlink.in_thread(functools.partial(self._ledger.save, attempt.record))
 
     async def _save_first(self, attempt: Attempt) -> None:
-        """And see what has left the lane before it was anybody's, while a thread is at hand."""
+        """And see what has gone through the lane before it was anybody's, while a thread is at hand."""
+        record = attempt.record
+        unseen = self._pool.unseen(record.lane)
 
-        def note() -> counts.Counts | None:
-            self._ledger.save(attempt.record)
-            return counts.read(attempt.record.port)
+        def note() -> tuple[counts.Counts | None, unused.Reading | None]:
+            self._ledger.save(record)
+            so_far = counts.read(record.port)
+            return so_far, unused.read([unseen])[0] if unseen is not None else None
 
-        if not attempt.ending and (so_far := await netlink.in_thread(note)) is not None:
-            attempt.sent_before = so_far.outgoing_packets
+        if not attempt.ending:
+            attempt.before, reading = await netlink.in_thread(note)
+            if reading is not None:
+                self._pool.seen(record.lane, reading)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -1091,6 +1148,24 @@ class Attempts:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the agent failed", exc_info=task.exception())
+
+
+def _doubt(attempt: Attempt, record: Record) -> str:
+    """Why the lane of an attempt is not kept, whatever the kernel says of it."""
+    if not attempt.ending or attempt.failed:
+        return "the attempt failed"
+    if record.sealed or len(record.namespaces) != 1:
+        return "its job had another network"
+    if attempt.labelled:
+        return "its port was labelled"
+    # Whoever holds the lock may be making something in there, and perhaps waits for the controller.
+    return "something was still being done for it" if attempt.lock.locked() else ""
+
+
+def _close_dead(pidfds: list[int]) -> None:
+    for fd in [fd for fd in pidfds if not trust.alive(fd)]:
+        pidfds.remove(fd)
+        os.close(fd)
 
 
 def _exited_pidfd() -> int:

@@ -161,6 +161,8 @@ class PoolSection(Section):
     """Job networks kept ready."""
     connections: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
     """Connections that one job may have at a time, those not yet timed out included; 0: no limit."""
+    keep_unused: bool = True
+    """A job network that its job never used goes to the next job of the same user, and is not made anew."""
 
 
 class GuardSection(Section):

@@ -65,6 +65,18 @@ def read(port: str) -> Counts | None:
     return Counts(to_job, from_job, to_job_packets, from_job_packets)
 
 
+def since(now: Counts, before: Counts | None) -> Counts:
+    """What came after. `before` None: all (after a restart of the agent, with what the kernel sent of its own)."""
+    if before is None:
+        return now
+    return Counts(
+        now.incoming - before.incoming,
+        now.outgoing - before.outgoing,
+        now.incoming_packets - before.incoming_packets,
+        now.outgoing_packets - before.outgoing_packets,
+    )
+
+
 def attributes(counts: Counts, refused: int | None, dropped: Dropped | None = None) -> dict[str, int]:
     """What the job's ad will say. The first two names are those of the first Lark (2012). `dropped`: by its rate."""
     said = {

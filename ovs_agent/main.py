@@ -51,7 +51,7 @@ class Agent:
         self._ledger = Ledger(config.state_dir)
         self._db = Ovsdb(config.bridge.ovsdb, config.bridge.rundir)
         self._conntrack = Conntrack(config.bridge.rundir, config.pool.connections)
-        self._pool = Pool(self._db, self._conntrack, config.bridge.name, config.pool.warm)
+        self._pool = Pool(self._db, self._conntrack, config.bridge.name, config.pool)
         self._startd = Startd(config.condor.config, config.condor.query_timeout)
         self._tls = ControllerTls(config.controller)
         token = None if config.controller.token_file is None else read_token(config.controller.token_file)

@@ -84,11 +84,13 @@ class Step(enum.StrEnum):
     DEMOLISH_KILLED = "its processes are dead"
     DEMOLISH_DEVICE = "its device is gone"
     DEMOLISH_NAMESPACES = "its namespaces are gone"
+    END_UNUSED = "its lane was found as it was made"
     END_UNPLUGGED = "its port is gone from the switch"
     END_FLUSHED = "its connections are forgotten"
     END_TORN = "nothing of it is left on the node"
     END_DELETED = "the controller and every bridge have let go of it"
     END_STRUCK = "its record is gone"
+    END_KEPT = "its lane waits for the next job of its user"
     END_RELEASED = "its number may be used again"
     END_UNLIMITED = "the limit of its connections is lifted"
 

@@ -34,3 +34,14 @@ def test_a_flood_of_jobs_does_not_make_the_pool_grow_without_end_and_a_rush_is_f
     for number in range(50):
         demand.took(REMEMBERED + number / 100)
     assert demand.target(REMEMBERED + 0.5, 60_000) == 8
+
+
+def test_lanes_that_waited_for_their_users_make_the_pool_no_larger_and_as_many_may_wait() -> None:
+    demand = Demand(8)
+    demand.waited(0.0)
+    for number in range(30):
+        demand.took(number / 10, new=number < 10)
+    assert demand.target(3.0, 4000) == 10
+    assert demand.waiting(3.0, 4000) == 30
+    assert demand.waiting(3.0 + RECENT, 4000) == 8, "as many as are kept ready, when jobs come slowly"
+    assert not demand.idle(2.9 + IDLE - 1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ovs_agent import netlink, pool
+from ovs_agent.config import PoolSection
 from ovs_agent.pace import Pace
 from ovs_agent.pool import BATCH, Pool
 
@@ -60,7 +61,7 @@ def test_lanes_that_end_in_a_rush_are_taken_down_together_and_the_first_at_once(
     switch: Any = Switch()
 
     async def main() -> float:
-        lanes = Pool(switch, switch, "br", 4)
+        lanes = Pool(switch, switch, "br", PoolSection(warm=4))
         running = asyncio.create_task(lanes.run())
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -90,7 +91,7 @@ def test_more_than_one_batch_does_not_wait_between_batches(monkeypatch: pytest.M
     switch: Any = Switch()
 
     async def main() -> None:
-        lanes = Pool(switch, switch, "br", 4)
+        lanes = Pool(switch, switch, "br", PoolSection(warm=4))
         running = asyncio.create_task(lanes.run())
         async with asyncio.timeout(4):
             await asyncio.gather(*(lanes.destroy(f"lj{n}", [f"ns{n}"]) for n in range(BATCH * 3)))

@@ -22,6 +22,7 @@ from ovs_agent.conntrack import Conntrack
 from ovs_agent.drain import Drain
 from ovs_agent.ledger import Ledger, Record
 from ovs_agent.life import Request, State
+from ovs_agent.pool import Outcome
 from ovs_agent.standing import Standing
 from policies.wire import AttemptSpec, AttemptStatus, Phase, PortSpec
 
@@ -87,6 +88,9 @@ class Lanes:
 
     async def destroy(self, port: str, namespaces: Any) -> list[int]:
         return []
+
+    async def leave(self, number: int, port: str, namespace: str, holders: Any) -> Outcome:
+        return Outcome((), "gone")
 
     async def unlimit(self, zone: int) -> None: ...
 
