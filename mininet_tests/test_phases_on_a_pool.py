@@ -152,6 +152,8 @@ def test_input_is_not_fetched_nor_output_put_where_only_another_phase_may_go(sta
         assert "output" in reason.lower(), reason
         assert str(port) in reason, reason
         assert not (staged.machines["fs"].root / "staged" / f"late-{port}").exists()
+    # The starter of a job whose output failed waits for its shadow when the job is held already.
+    staged.worker.run(["kill", "-9", *staged.worker.need("pgrep", "-x", "condor_starter").split()])
     for job in (*too_early.values(), *too_late.values()):
         wait_for_log(staged, f" job={job.id} ", "refused: no-grant")
         job.remove()
