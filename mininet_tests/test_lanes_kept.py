@@ -37,7 +37,7 @@ with socket.socket(socket.AF_UNIX) as s:
     socket.send_fds(s, [b"keep"], [made.fileno()] if made else [])
     assert s.recv(2) == b"ok"
 """
-UNTOLD = ("nobody knows how it was made", "its port was labelled", "something was still being done for it")
+UNTOLD = ("nobody knows", "its port was labelled", "something was still being done for it")
 """Why a lane goes whatever its job did: the machine was slow. Such a job shows nothing."""
 
 

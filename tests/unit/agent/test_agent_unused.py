@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -75,16 +74,16 @@ def looks(*each: list[int | None]) -> Callable[[], list[int | None]]:
 
 
 def test_a_network_is_empty_after_two_complete_looks_in_a_row() -> None:
-    assert unused.uninhabited({7, 8}, looks([1, 2])) == {7, 8}
-    assert unused.uninhabited({7, 8}, looks([1], [1, 7], [1])) == {8}, "seen by the second look only"
-    assert unused.uninhabited({7}, looks([None], [1], [1])) == {7}, "the first was not complete"
-    assert unused.uninhabited({7}, looks([1, None], [1], [None], [7])) == set()
+    assert unused.uninhabited({7, 8}, looks([1, 2])) == ({7, 8}, set())
+    assert unused.uninhabited({7, 8}, looks([1], [1, 7], [1])) == ({8}, set()), "seen by the second look only"
+    assert unused.uninhabited({7}, looks([None], [1], [1])) == ({7}, set()), "the first was not complete"
+    assert unused.uninhabited({7}, looks([1, None], [1], [None], [7])) == (set(), set()), "seen at last"
 
 
 def test_where_no_look_is_complete_nobody_knows() -> None:
-    assert unused.uninhabited({7}, looks([1, None])) == set()
+    assert unused.uninhabited({7}, looks([1, None])) == (set(), {7})
     alternating: list[list[int | None]] = [[1], [1, None]] * unused.LOOKS
-    assert unused.uninhabited({7}, looks(*alternating)) == set()
+    assert unused.uninhabited({7}, looks(*alternating)) == (set(), {7})
 
 
 def test_a_thread_is_seen_that_stayed_behind_when_its_process_went_to_another_network() -> None:
@@ -105,8 +104,8 @@ def test_a_thread_is_seen_that_stayed_behind_when_its_process_went_to_another_ne
         }
         (behind,) = networks - {leader}
         assert {leader, behind} <= set(unused.threads_networks())
+        assert behind not in {inode for _, inode in netlink.networks()}, "the control: not where its process is"
         process.kill()
-    assert not {leader, behind} & set(unused.threads_networks()), "the control: they are dead"
 
 
 # -- a real namespace -------------------------------------------------------------------------------------------------
@@ -123,35 +122,29 @@ def place() -> Iterator[Place]:
         netlink.delete_namespace(name)
 
 
-def in_thread(work: Callable[[], Any]) -> Any:
-    box: list[Any] = []
-    thread = threading.Thread(target=lambda: box.append(work()))
-    thread.start()
-    thread.join()
-    return box[0]
-
-
 def test_a_lane_is_not_kept_while_somebody_lives_who_was_handed_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unused, "moved", lambda made, now: "")
+    monkeypatch.setattr(unused, "uninhabited", lambda inodes: (set(inodes), set()))
     with subprocess.Popen(["/bin/sleep", "60"]) as helper:
         pidfd = os.pidfd_open(helper.pid)
         try:
-            assert "handed" in in_thread(lambda: unused.as_made([Suspect(place, MADE, (pidfd,))]))[0]
+            assert "handed" in unused.as_made([Suspect(place, MADE, (pidfd,))])[0]
             helper.kill()
             helper.wait()
-            assert in_thread(lambda: unused.as_made([Suspect(place, MADE, (pidfd,))])) == [""]
+            assert unused.as_made([Suspect(place, MADE, (pidfd,))]) == [""]
         finally:
             os.close(pidfd)
 
 
 def test_a_lane_that_cannot_be_read_is_not_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unused, "moved", lambda made, now: "")
+    monkeypatch.setattr(unused, "uninhabited", lambda inodes: (set(inodes), set()))
     strange = [Suspect(replace(place, port="lj0-none"), MADE, ()), Suspect(place, MADE, ())]
-    assert in_thread(lambda: unused.as_made(strange)) == ["it cannot be read", ""]
+    assert unused.as_made(strange) == ["it cannot be read", ""]
     gone = Suspect(replace(place, namespace="lark-none"), MADE, ())
-    assert "process is in it, or may be" in in_thread(lambda: unused.as_made([gone]))[0]
+    assert unused.as_made([gone]) == ["it is gone"]
 
 
 # -- the pool ---------------------------------------------------------------------------------------------------------
