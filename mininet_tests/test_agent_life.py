@@ -193,6 +193,26 @@ def test_an_ad_of_the_job_before_is_not_believed(rig: Rig) -> None:
         old.kill()
 
 
+def test_a_starter_that_ends_while_the_startd_is_asked_leaves_nothing_and_the_controller_hears_of_nothing(
+    rig: Rig,
+) -> None:
+    before = rig.job_ports()
+    asked = [len(rig.requests(method, "/attempts/")) for method in ("PUT", "DELETE")]
+    late = rig.starter(meta={"JobId": "9.9", "GlobalJobId": "old", "JobStart": int(time.time()) - 3600})
+    late.spawn("lark-hook-prepare", exe=f"{LIBEXEC}/lark-hook-prepare")
+    wait_until("its lane is written down", lambda: [r["state"] for r in rig.records()] == ["registering"], 5)
+    number = rig.records()[0]["lane"]
+    assert f"lj{number}" in before
+    late.kill()
+    rig.gone(f"lj{number}", number, 10)
+    wait_until("its record is gone", lambda: not rig.records(), 10)
+    assert [len(rig.requests(method, "/attempts/")) for method in ("PUT", "DELETE")] == asked
+    following = rig.starter()
+    assert "HookStatusCode" not in following.begin().out, "positive control"
+    assert len(rig.requests("PUT", "/attempts/")) == asked[0] + 1
+    following.kill()
+
+
 def test_controller_away_holds_the_job_with_102_and_its_return_lets_it_run(rig: Rig) -> None:
     rig.stop_controller()
     starter = rig.starter()
