@@ -52,7 +52,7 @@ def test_a_job_that_starts_meanwhile_waits_and_runs_without_a_hold_if_the_contro
 ) -> None:
     job = reaching(away)
     job.wait(JobStatus.RUNNING, timeout=40)
-    time.sleep(3)
+    time.sleep(1)
     ad = job.ad()
     assert ad["JobStatus"] == JobStatus.RUNNING, "its starter waits; the job itself has not begun"
     assert not job.said("live")
