@@ -424,7 +424,8 @@ class Attempts:
 
     async def _namespace(self, attempt: Attempt, request: Request, peer: trust.Peer) -> Reply:
         if request is Request.ENTER_JOB and not attempt.ending:
-            await attempt.relays.open(attempt.record.namespaces[-1])
+            if not attempt.relays.there:  # a starter opens its one port before it asks for its job's network
+                await attempt.relays.open(attempt.record.namespaces[-1])
             reached(Step.JOB_RELAYED)
         if attempt.ending:
             raise trust.Refused("this attempt has ended")
@@ -842,8 +843,10 @@ class Attempts:
             if attempt.told:
                 kept = await self._delete_or_destroy(attempt, record, kept)
             reached(Step.END_DELETED)
-            # Only now do no flows of it remember connections any more. (Without its port they carried nothing before.)
-            await self._forget_connections(attempt, record.zone)
+            # Only now do no flows of it remember connections any more. (Without its port they carried nothing before. And
+            # through a lane that is kept none ever went.)
+            if not kept:
+                await self._forget_connections(attempt, record.zone)
             reached(Step.END_FLUSHED)
         finally:
             over.set()

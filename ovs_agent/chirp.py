@@ -97,6 +97,11 @@ class Relays:
         self._connects = Bucket(CONNECT_BURST, CONNECTS_PER_SECOND, now)
         self._lines = Bucket(LOG_BURST, LOG_PER_SECOND, now)
 
+    @property
+    def there(self) -> bool:
+        """Something of the starter's is relayed."""
+        return bool(self._listeners)
+
     async def open(self, namespace: str) -> list[Endpoint]:
         """Listen inside the namespace on every port of the starter that is not relayed yet."""
         for endpoint in listeners_of(self._starter):  # a fraction of a millisecond: a thread would cost more

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ovs_agent.errors import AgentError
-from ovs_agent.pace import Pace
 
 log = logging.getLogger(__name__)
 QUERY: tuple[str, ...] = (sys.executable, "-m", "ovs_agent.startd_query")
-TOGETHER = 0.12
-"""Seconds between two questions: the startd works everything out anew for each, 8 ms of CPU with 20 slots. A starter
-takes about as long until its hook asks, so that in a rush most find the answer there."""
+SPARED, SPARED_LONGEST = 2.0, 0.5
+"""For how many times as long as its last answer took the startd is left alone after it, and for how many seconds at the
+most: it works out all of its slots anew for each question (5 to 8 ms of CPU with 20 slots), and has jobs to start."""
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 """Seconds by which a process may be younger than its start time says, which is cut to clock ticks."""
 KEPT = 1.0
@@ -119,7 +118,7 @@ class Startd:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.questions = 0
-        self._pace = Pace(TOGETHER)
+        self._spare_until = float("-inf")
 
     async def attributes(self, *, again: bool = False) -> list[str]:
         """STARTD_JOB_ATTRS of the configuration. `again`: read the configuration anew."""
@@ -145,10 +144,11 @@ class Startd:
     async def _serve(self) -> None:
         try:
             while self._waiting:
-                await self._pace.turn()
+                if (spare := self._spare_until - asyncio.get_running_loop().time()) > 0:
+                    await asyncio.sleep(spare)
                 while (ahead := min(since for since, _ in self._waiting) - _since_boot()) >= 0:
                     await asyncio.sleep(ahead + 0.001)
-                asked = _since_boot()
+                began, asked = asyncio.get_running_loop().time(), _since_boot()
                 reply: Mapping[str, Any] | StartdError
                 try:
                     self.questions += 1
@@ -157,6 +157,8 @@ class Startd:
                     reply = e
                 else:
                     self._keep(asked, reply)
+                ended = asyncio.get_running_loop().time()
+                self._spare_until = ended + min(SPARED * (ended - began), SPARED_LONGEST)
                 served = [future for since, future in self._waiting if since < asked]
                 self._waiting = [(since, future) for since, future in self._waiting if since >= asked]
                 for future in served:

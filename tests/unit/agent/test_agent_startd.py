@@ -170,14 +170,12 @@ def behaviour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_those_who_come_soon_after_another_share_a_question_and_the_first_does_not_wait(
-    behaviour: Path, monkeypatch: pytest.MonkeyPatch
+    behaviour: Path,
 ) -> None:
-    monkeypatch.setattr(startd, "TOGETHER", 0.2)
-
     async def main() -> tuple[float, int]:
         client = Startd(None, 5)
         await client.slots()  # the child is there
-        await asyncio.sleep(startd.TOGETHER)
+        await asyncio.sleep(startd.SPARED_LONGEST)
         loop = asyncio.get_running_loop()
         began, before = loop.time(), client.questions
         asking = [asyncio.create_task(client.slots())]
@@ -185,18 +183,33 @@ def test_those_who_come_soon_after_another_share_a_question_and_the_first_does_n
         alone = loop.time() - began
         for _ in range(4):
             asking.append(asyncio.create_task(client.slots()))
-            await asyncio.sleep(startd.TOGETHER / 20)
+            await asyncio.sleep(0.01)
         await asyncio.gather(*asking)
         await client.close()
         return alone, client.questions - before
 
     alone, questions = asyncio.run(main())
     assert questions == 2
-    assert alone < startd.TOGETHER
+    assert alone < startd.SPARED * 0.1, "which an answer takes here"
+
+
+def test_a_startd_that_takes_its_time_is_left_alone_for_longer_than_it_took(behaviour: Path) -> None:
+    async def main() -> int:
+        client = Startd(None, 5)
+        await client.slots()  # the child is there
+        loop = asyncio.get_running_loop()
+        before, end = client.questions, loop.time() + 1.5
+        while loop.time() < end:
+            await client.slots()
+        await client.close()
+        return client.questions - before
+
+    taking = 0.1
+    assert 2 <= asyncio.run(main()) <= 1 + 1.5 / (taking * (1 + startd.SPARED))
 
 
 def test_one_question_serves_all_who_wait(behaviour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startd, "TOGETHER", 0.0)
+    monkeypatch.setattr(startd, "SPARED", 0.0)
 
     async def main() -> tuple[int, int]:
         client = Startd(None, 5)
@@ -232,7 +245,7 @@ def test_an_answer_serves_whose_starter_was_there_before_the_question_and_nobody
         await client.slots(later)
         assert now() > later, "nor is a question put too early for who comes with a starter that is just being made"
         running = asyncio.create_task(client.slots(before := now()))
-        await asyncio.sleep(startd.TOGETHER + 0.05)
+        await asyncio.sleep(startd.SPARED_LONGEST + 0.05)
         asked = client.questions
         await client.slots(before)
         assert client.questions == asked, "it was under way"
