@@ -101,10 +101,18 @@ def rig(shared: Rig) -> Iterator[Rig]:
     assert "Traceback" not in shared.log(), shared.log()
 
 
-@pytest.fixture
-def starter(rig: Rig) -> Iterator[Starter]:
+def running(rig: Rig) -> Starter:
+    """One whose job sleeps. (What a test runs besides enters the job's network as an ssh session does.)"""
     made = rig.starter()
     assert "HookStatusCode" not in made.begin().out
+    made.job("/bin/sleep", "600")
+    wait_until("the job runs", lambda: rig.attempt_of(made)["phase"] == "run", 10)
+    return made
+
+
+@pytest.fixture
+def starter(rig: Rig) -> Iterator[Starter]:
+    made = running(rig)
     yield made
     made.kill()
 
@@ -305,9 +313,7 @@ def connections(rig: Rig, zone: object) -> int:
 
 
 def test_a_flood_of_connections_stops_no_other_job(rig: Rig) -> None:
-    flooder, other = rig.starter(), rig.starter()
-    for made in (flooder, other):
-        assert "HookStatusCode" not in made.begin().out
+    flooder, other = running(rig), running(rig)
     one, two = rig.attempt_of(flooder), rig.attempt_of(other)
     before = rig.machine.need("ovs-appctl", "dpctl/ct-get-maxconns").strip()
     rig.machine.need("ovs-appctl", "dpctl/ct-set-maxconns", str(TABLE))

@@ -193,7 +193,7 @@ def test_a_jobs_wrapper_cannot_be_traced_by_the_job(rig: Rig, starter: Starter) 
         "own=subprocess.Popen(['/bin/sleep','60'])\n"
         "for pid in (own.pid, os.getppid()):\n"
         "    print(libc.ptrace(16, pid, 0, 0), ctypes.get_errno(), flush=True)\n"
-        "    if pid == own.pid: own.kill()\n"
+        "    if pid == own.pid: os.kill(pid, 9)\n"  # (Popen.kill takes a child that stops for one that has ended)
     )
     done = starter.wait(starter.job(PYTHON, "-c", code))
     assert done is not None

@@ -396,7 +396,8 @@ def test_the_jobs_ad_says_what_its_rate_dropped(ends: Ends) -> None:
     job.remove()
     received, sent = map(int, job.said("live").split())
     assert sent >= 1000, "positive control"
-    assert told["NetworkOutgoingPackets"] >= sent
+    # While the kernel looks for the neighbour, it may drop some of what waits for it.
+    assert told["NetworkOutgoingPackets"] >= sent - 20
     # 128 KiB and what 1 Mbit/s lets on while it sends: some two hundred of thousand.
     assert 500 <= told["NetworkOutgoingDroppedPackets"] < sent
     assert told["NetworkOutgoingDropped"] >= 1442 * 500

@@ -64,7 +64,7 @@ def end(rig: Rig, starter: Starter) -> str:
     return found[1]
 
 
-def fate(rig: Rig, *argv: str, uid: int = JOB_UID) -> tuple[int, str]:
+def fate(rig: Rig, *argv: str, uid: int = JOB_UID, untold: tuple[str, ...] = UNTOLD) -> tuple[int, str]:
     """The lane of a job that does this, and what becomes of it."""
     number, said = 0, ""
     for _ in range(6):
@@ -77,7 +77,7 @@ def fate(rig: Rig, *argv: str, uid: int = JOB_UID) -> tuple[int, str]:
         assert done is not None
         assert done.code == 0, done.text
         said = end(rig, starter)
-        if not any(text in said for text in UNTOLD):
+        if not any(text in said for text in untold):
             break
     return number, said
 
@@ -136,7 +136,9 @@ def test_a_lane_goes_that_something_went_through(rig: Rig, code: str, why: str) 
 )
 def test_a_lane_goes_of_which_another_process_keeps_a_socket(rig: Rig, made: str) -> None:
     try:
-        assert "1 sockets" in fate(rig, *python(PASS), KEEPER, made)[1]
+        # The kernel's first reports of a new lane may be late.
+        late = (*UNTOLD, "went through eth0")
+        assert "1 sockets" in fate(rig, *python(PASS), KEEPER, made, untold=late)[1]
     finally:
         rig.machine.need(*python(PASS.replace("keep", "drop")), KEEPER, "None")
     assert fate(rig, *python(PASS), KEEPER, "None")[1] == "kept", "the control: it talked to the same process"

@@ -33,6 +33,7 @@ def older() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def rig() -> Iterator[KillRig]:
     built = KillRig.of("capability")
+    built.kept = 2  # of two jobs at a time
     yield built
     built.destroy()
 
@@ -108,6 +109,6 @@ def whole_life(rig: KillRig) -> None:
     starter.wait(job)
     starter.stage_out()
     rig.in_phase(starter, "stage-out")
-    number = rig.attempt_of(starter)["port"]["name"].removeprefix("lj")
+    lane = int(rig.attempt_of(starter)["port"]["name"].removeprefix("lj"))
     starter.kill()
-    rig.gone(f"lj{number}", int(number), 5)
+    wait_until("its number is free", lambda: lane not in [record["lane"] for record in rig.records()], 10)

@@ -843,8 +843,8 @@ class Attempts:
             if attempt.told:
                 kept = await self._delete_or_destroy(attempt, record, kept)
             reached(Step.END_DELETED)
-            # Only now do no flows of it remember connections any more. (Without its port they carried nothing before. And
-            # through a lane that is kept none ever went.)
+            # Only now do no flows of it remember connections any more. (Without its port they carried nothing before.)
+            # Through a lane that is kept nothing ever went.
             if not kept:
                 await self._forget_connections(attempt, record.zone)
             reached(Step.END_FLUSHED)

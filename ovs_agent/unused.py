@@ -32,8 +32,10 @@ from ovs_agent.errors import AgentError
 LOOKS = 20
 """Looks at the node's processes (half a millisecond each) until two in a row were complete; after these it is not known
 whether anybody is in. On a node that starts a hundred processes a second one in five is not complete."""
-SETTLE = 0.02
-"""Seconds after which the kernel has freed what was just closed (netlink sockets go with a grace period)."""
+SETTLE = 0.05
+"""Seconds after which the kernel has freed what was just closed (netlink sockets go with a grace period), and has sent
+the reports that it owes of multicast groups joined or left (two of its ticks, unless the machine is very busy: then a
+report may leave in the next job's time, which the policy refuses as it would have)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def as_made(suspects: Sequence[Suspect]) -> list[str]:
     """
     said = ["somebody who was handed it lives" if any(map(trust.alive, s.holders)) else "" for s in suspects]
     inodes = {i: netlink.namespace_inode(s.place.namespace) for i, s in enumerate(suspects) if not said[i]}
+    time.sleep(SETTLE)
     empty, unknown = uninhabited({inode for inode in inodes.values() if inode is not None})
     for i, inode in inodes.items():
         if inode in unknown:
