@@ -712,12 +712,13 @@ def _signals(numbers: Sequence[int]) -> Iterator[Any]:
         # It is the signal's number: one that Python handles for somebody else is no reason to stop.
         while True:
             eventlet.hubs.trampoline(read, read=True)
-            if set(os.read(read, 64)) & set(numbers):
+            if came := set(os.read(read, 64)) & set(numbers):
+                LOG.info("signal %s", ", ".join(signal.Signals(number).name for number in sorted(came)))
                 event.set()
                 return
 
     def note(number: int, frame: FrameType | None) -> None:
-        LOG.info("signal %s", signal.Signals(number).name)
+        """Called wherever the interpreter is, also where a greenlet ends: no place to do anything, nor to log."""
 
     # In this order: a signal that is noted before there is where to write it would be lost.
     before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
